@@ -1,0 +1,44 @@
+"""Argument checks shared by the operations: one clear message with shapes before anything runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int | str, ...]) -> None:
+    """Raise unless `tensor` has `dtype` and `shape`; in `shape` a string stands for any size and is only shown.
+
+    Raises
+    ------
+    TypeError
+        Another dtype.
+    ValueError
+        Another number of dimensions or another size.
+    """
+    wanted = f"{name}: expected {str(dtype).removeprefix('torch.')} [{', '.join(map(str, shape))}]"
+    got = f"got {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    if tensor.dtype != dtype:
+        raise TypeError(f"{wanted}, {got}")
+    fits = tensor.dim() == len(shape) and all(
+        isinstance(want, str) or size == want for size, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{wanted}, {got}")
+
+
+def check_index(name: str, index: Tensor, upper: int) -> None:
+    """Raise `ValueError` unless every entry of `index` lies in 0 … upper − 1."""
+    if index.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(index))
+    if low < 0 or high >= upper:
+        raise ValueError(f"{name}: entries must lie in 0..{upper - 1}, got {low}..{high}")
+
+
+def check_same_device(**tensors: Tensor) -> None:
+    """Raise `ValueError` if the named tensors do not live on one device."""
+    devices = {name: str(tensor.device) for name, tensor in tensors.items()}
+    if len(set(devices.values())) > 1:
+        listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"all tensors must live on one device, got {listed}")
