@@ -1,0 +1,184 @@
+"""The bank: K occluders for one model and one input size, in a safetensors file with a JSON header.
+
+The file holds `occluders`, float32 [K, H, W, 3] in pixel units, `fitted` and `held_out`, int64 keys of the training
+pictures that were used (`picture_key`), and, under the metadata key `gfo`, the header below as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels.occluder_step import NORMS
+from .classifier import FrozenClassifier
+from .errors import InputError
+from .files import atomic_path
+from .preprocessing import Preprocessing
+
+# Rounding of the last projection, relative to ε.
+_BALL_SLACK = 1e-4
+
+
+@dataclass(frozen=True)
+class BankHeader:
+    """What a bank was made for and how. `class_ids` are the model's output indices, in row order."""
+
+    model: str
+    weights: str
+    weights_hash: str
+    preprocessing: Preprocessing
+    epsilon: float
+    norm: str
+    class_ids: tuple[int, ...]
+    folders: tuple[str, ...]
+    objective: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    gfo_version: str = field(default_factory=lambda: version("gfo"))
+    schema: int = 1
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps({**dataclasses.asdict(self), "preprocessing": self.preprocessing.to_dict()}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> BankHeader:
+        """Inverse of `to_json`; raises `ValueError`, `TypeError`, `KeyError` or `InputError` on anything else."""
+        data = json.loads(text)
+        data["preprocessing"] = Preprocessing.from_dict(data["preprocessing"])
+        data["class_ids"] = tuple(int(i) for i in data["class_ids"])
+        data["folders"] = tuple(str(f) for f in data["folders"])
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class OccluderBank:
+    """K occluders, float32 [K, H, W, 3] in pixel units (0 … 255), with their header."""
+
+    occluders: Tensor
+    header: BankHeader
+    fitted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    held_out: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+    @property
+    def class_ids(self) -> tuple[int, ...]:
+        """Model output index of each row."""
+        return self.header.class_ids
+
+    @property
+    def epsilon(self) -> float:
+        """Radius of the ball, pixel units."""
+        return self.header.epsilon
+
+    @property
+    def norm(self) -> str:
+        """`linf` or `l2`."""
+        return self.header.norm
+
+    @cached_property
+    def hash(self) -> str:
+        """`sha256:…` over the header and the occluders."""
+        digest = hashlib.sha256(self.header.to_json().encode())
+        digest.update(self.occluders.contiguous().numpy().tobytes())
+        return f"sha256:{digest.hexdigest()}"
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        from safetensors.torch import save_file
+
+        tensors = {"occluders": self.occluders, "fitted": self.fitted, "held_out": self.held_out}
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        with atomic_path(path) as partial:
+            save_file(tensors, partial, metadata={"gfo": self.header.to_json()})
+
+    @classmethod
+    def load(cls, path: Path | str) -> OccluderBank:
+        """Read and validate a bank.
+
+        Raises
+        ------
+        InputError
+            Not there, not a bank, NaN or infinite values, values outside the ball, a header that does not match.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such bank; gfo-train writes one")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: not a readable safetensors file ({error}); train or copy the bank again") from error
+        if "gfo" not in metadata or "occluders" not in tensors:
+            raise InputError(f"{path}: safetensors, but not an occluder bank; gfo-train writes one")
+        try:
+            header = BankHeader.from_json(metadata["gfo"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}: bank header is not valid ({error}); train the bank again") from error
+        bank = cls(header=header, **{k: v for k, v in tensors.items() if k in ("occluders", "fitted", "held_out")})
+        bank._validate(path)
+        return bank
+
+    def _validate(self, path: Path) -> None:
+        d, header = self.occluders, self.header
+        size = header.preprocessing.input_size
+        wanted = (len(header.class_ids), size, size, 3)
+        if d.dtype != torch.float32 or tuple(d.shape) != wanted or len(header.folders) != wanted[0] or wanted[0] == 0:
+            raise InputError(
+                f"{path}: occluders are {d.dtype} {list(d.shape)} but the header says float32 {list(wanted)} for "
+                f"{len(header.folders)} folders; train the bank again"
+            )
+        if len(set(header.class_ids)) != wanted[0]:
+            raise InputError(f"{path}: a class id appears twice; train the bank again")
+        if not bool(torch.isfinite(d).all()):
+            row = int((~torch.isfinite(d)).flatten(1).any(1).nonzero()[0])
+            raise InputError(f"{path}: the occluder of {header.folders[row]} holds NaN or infinity; train it again")
+        if header.norm not in NORMS:
+            raise InputError(f"{path}: norm {header.norm!r} is none of {', '.join(NORMS)}; train the bank again")
+        rows = d.flatten(1)
+        radius = float((rows.abs().amax(1) if header.norm == "linf" else rows.norm(dim=1)).max())
+        if radius > header.epsilon * (1 + _BALL_SLACK):
+            raise InputError(f"{path}: an occluder reaches {radius:g} but ε is {header.epsilon:g}; train the bank again")
+
+    def check_fits(self, classifier: FrozenClassifier, path: Path | str) -> None:
+        """Raise `InputError` if the bank was made for another model, other weights or another preprocessing."""
+        ours, theirs = self.header, classifier
+        for what, mine, wanted in (
+            ("model", ours.model, theirs.model),
+            ("weights", ours.weights_hash, theirs.weights_hash),
+            ("preprocessing", ours.preprocessing.to_dict(), theirs.preprocessing.to_dict()),
+        ):
+            if mine != wanted:
+                raise InputError(
+                    f"{path}: bank was made for {what} {_differences(mine, wanted)}; train a bank for this model "
+                    "or name the one it was made for"
+                )
+        if max(self.class_ids) >= theirs.num_classes or min(self.class_ids) < 0:
+            raise InputError(
+                f"{path}: bank has class id {max(self.class_ids)}, the model has {theirs.num_classes} outputs"
+            )
+
+
+def _differences(mine: str | dict[str, Any], wanted: str | dict[str, Any]) -> str:
+    if isinstance(mine, dict) and isinstance(wanted, dict):
+        pairs = [f"{key} {mine[key]}, not {wanted[key]}" for key in mine if mine[key] != wanted[key]]
+        return "; ".join(pairs)
+    return f"{str(mine)[:40]}, not {str(wanted)[:40]}"
+
+
+def picture_key(path: str) -> int:
+    """The first 8 bytes of SHA-256 of a picture's path relative to its data root, as a signed integer.
+
+    A bank remembers the pictures it used by these keys: 10 MB for all of ImageNet, where the paths would be 50.
+    """
+    return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "little", signed=True)

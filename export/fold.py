@@ -1,0 +1,93 @@
+"""Folding BatchNorm into the convolution before it, for networks that `torch.fx` cannot trace.
+
+    w' = w · γ / √(σ² + ε),   b' = (b − μ) · γ / √(σ² + ε) + β
+
+Which convolution feeds which BatchNorm is watched in one real forward pass, so it holds for torchvision, timm and any
+user's module alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+# Relative to the largest logit; folding reorders float32 rounding and nothing else.
+_TOLERANCE = 1e-3
+
+
+@torch.no_grad()
+def fold_batchnorm(network: nn.Module, example: Tensor, name: str) -> nn.Module:
+    """A copy of `network` with each BatchNorm that follows a convolution folded into it.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode.
+    example
+        An input that the network accepts, to watch one pass and to prove the result equal.
+    name
+        For the warning.
+
+    Returns
+    -------
+    nn.Module
+        The folded copy; the network as it was, with a warning, if folding would change its output (a convolution whose
+        result is also read by something else).
+    """
+    folded = copy.deepcopy(network)
+    for bn_name, conv_name in _conv_before_bn(folded, example).items():
+        conv, bn = folded.get_submodule(conv_name), folded.get_submodule(bn_name)
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(bn, nn.BatchNorm2d)
+        folded.set_submodule(conv_name, fuse_conv_bn_eval(conv, bn))
+        folded.set_submodule(bn_name, _what_follows(bn))
+    before, after = network(example), folded(example)
+    if float((before - after).abs().max()) > _TOLERANCE * float(before.abs().max()):
+        warnings.warn(f"{name}: BatchNorm left unfolded, folding would change the output", stacklevel=2)
+        return network
+    return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _what_follows(bn: nn.BatchNorm2d) -> nn.Module:
+    """timm's BatchNormAct2d holds a dropout and an activation; they stay."""
+    parts = (getattr(bn, part, None) for part in ("drop", "act"))
+    kept = [part for part in parts if isinstance(part, nn.Module) and not isinstance(part, nn.Identity)]
+    return kept[0] if len(kept) == 1 else nn.Sequential(*kept) if kept else nn.Identity()
+
+
+def _conv_before_bn(network: nn.Module, example: Tensor) -> dict[str, str]:
+    """{BatchNorm's name: its convolution's name}, for pairs where each is called exactly once."""
+    calls: Counter[str] = Counter()
+    produced: dict[int, tuple[str, Tensor]] = {}  # holds the tensors, so that no id is used twice
+    found: dict[str, str] = {}
+    handles = []
+
+    def watch_conv(name: str, conv: nn.Module) -> None:
+        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            calls[name] += 1
+            produced[id(output)] = (name, output)
+
+        handles.append(conv.register_forward_hook(hook))
+
+    def watch_bn(name: str, bn: nn.Module) -> None:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            calls[name] += 1
+            if id(inputs[0]) in produced:
+                found[name] = produced[id(inputs[0])][0]
+
+        handles.append(bn.register_forward_pre_hook(hook))
+
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            watch_conv(name, module)
+        elif isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+            watch_bn(name, module)
+    network(example)
+    for handle in handles:
+        handle.remove()
+    return {bn: conv for bn, conv in found.items() if calls[bn] == calls[conv] == 1}

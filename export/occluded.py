@@ -1,0 +1,44 @@
+"""The occluded classifier: pictures, a pair list and a bank in, logits out. The object that training differentiates,
+the torch engine runs and every export freezes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.occlude import occlude
+from .classifier import DTYPES, FrozenClassifier
+
+
+class OccludedClassifier(nn.Module):
+    """images uint8 [B, S, S, 3], image_index int64 [P], occluder_index int64 [P] → logits float32 [P, C].
+
+    Occluder index 0 is clean, j is row j − 1 of the bank: float32 [K, S, S, 3] in pixel units, embedded here or given
+    with each call.
+    """
+
+    def __init__(self, classifier: FrozenClassifier, precision: str = "fp32", bank: Tensor | None = None) -> None:
+        super().__init__()
+        self.network = classifier.network_as(precision)
+        self.dtype = DTYPES[precision]
+        self.scale = list(classifier.preprocessing.scale)
+        self.shift = list(classifier.preprocessing.shift)
+        self.register_buffer("bank", bank)
+
+    def forward(
+        self, images: Tensor, image_index: Tensor, occluder_index: Tensor, bank: Tensor | None = None
+    ) -> Tensor:
+        """Logits of each pair, differentiable with respect to `bank`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `occlude`; no bank given and none embedded.
+        """
+        bank = self.bank if bank is None else bank
+        if bank is None:
+            raise ValueError("no bank: give one with the call or embed one")
+        inputs = occlude(
+            images, bank, image_index, occluder_index, scale=self.scale, shift=self.shift, dtype=self.dtype
+        )
+        return self.network(inputs).to(torch.float32)

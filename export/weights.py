@@ -1,0 +1,124 @@
+"""Weights: from a library's own store or a file, never unpickled, and fitted to a model with a clear word if they do not."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .classifier import ModelSpec
+
+_SUFFIXES = (".safetensors", ".pth", ".pt")
+
+
+def fetch_state(spec: ModelSpec, download: Callable[[], Mapping[str, Tensor]] | None) -> dict[str, Tensor] | None:
+    """The state dict that `spec.weights` names; None for `random`.
+
+    `download` gets the library's own weights where `spec.weights` names such; None where it names none.
+
+    Raises
+    ------
+    InputError
+        An unknown name, an unreadable file, a download that fails.
+    """
+    if spec.weights == "random":
+        return None
+    if download is None:
+        return read_state(Path(spec.weights), spec.model)
+    try:
+        return dict(download())
+    except (URLError, OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"--weights {spec.weights}: {spec.model} could not be downloaded ({reason}); "
+            "give a .safetensors or .pth file instead"
+        ) from error
+
+
+def read_state(path: Path, model: str) -> dict[str, Tensor]:
+    """Read a state dict from a `.safetensors` or `.pth` file without running any code in it.
+
+    Raises
+    ------
+    InputError
+        Not a file, not a state dict, or a pickle with more in it than tensors.
+    """
+    if path.suffix not in _SUFFIXES:
+        raise InputError(
+            f"--weights {path}: not a weights name of {model} nor a {', '.join(_SUFFIXES)} file; "
+            "use default, random, a torchvision weights name or a file"
+        )
+    if not path.is_file():
+        raise InputError(f"--weights {path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"--weights {path}: holds more than tensors and is not loaded; save its state_dict()") from error
+    except Exception as error:  # safetensors and torch each raise their own kinds for a broken file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"--weights {path}: unreadable ({reason}); copy or convert it again") from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"--weights {path}: not a state dict of tensors; save the model's state_dict()")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def fit_state(
+    build: Callable[..., nn.Module], state: Mapping[str, Tensor], spec: ModelSpec, *, any_outputs: bool = True
+) -> nn.Module:
+    """Build the model and load the weights strictly.
+
+    With `any_outputs`, `build(num_classes=n)` is asked for as many outputs as fine-tuned weights have.
+
+    Raises
+    ------
+    InputError
+        Keys or shapes that differ; the first three are named.
+    """
+    network = build()
+    outputs = _other_output_count(network.state_dict(), state) if any_outputs else None
+    if outputs is not None:
+        network = build(num_classes=outputs)
+    differing = _differing(network.state_dict(), state)
+    if differing:
+        listed = "; ".join(differing[:3])
+        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise InputError(f"--weights {spec.weights}: does not fit {spec.model}: {listed}{more}; give this model's weights")
+    network.load_state_dict(dict(state))
+    return network
+
+
+def _other_output_count(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> int | None:
+    """The number of outputs of fine-tuned weights: all that differs is the first size of the last layer."""
+    if set(wanted) != set(state):
+        return None
+    differing = [key for key in wanted if wanted[key].shape != state[key].shape]
+    if not differing or any(wanted[key].shape[1:] != state[key].shape[1:] for key in differing):
+        return None
+    counts: set[Any] = {(wanted[key].shape[0], state[key].shape[0]) for key in differing}
+    return counts.pop()[1] if len(counts) == 1 and len(differing) <= 2 else None
+
+
+def _differing(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    missing = [f"{key} is missing" for key in wanted if key not in state]
+    foreign = [f"{key} is not in the model" for key in state if key not in wanted]
+    shapes = [
+        f"{key} is {list(state[key].shape)}, the model has {list(wanted[key].shape)}"
+        for key in wanted
+        if key in state and wanted[key].shape != state[key].shape
+    ]
+    return shapes + missing + foreign
