@@ -19,6 +19,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
-        os.replace(partial, path)
+        # safetensors makes its files readable by the owner alone; a group that shares a bank wants the usual mode.
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,0 +1,95 @@
+"""What the commands share: options that mean the same everywhere, and errors as one line with an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...export.errors import EngineUnavailable, InputError
+
+if TYPE_CHECKING:
+    from ...export.classifier import ModelSpec
+
+BAD_INPUT, UNAVAILABLE, INTERRUPTED = 2, 3, 130
+
+Model = Annotated[
+    str, typer.Option(help="torchvision/<name>, timm/<name>, gfo/digits-resnet, gfo/digits-vgg or python:module:function.")
+]
+Weights = Annotated[
+    str, typer.Option(help="default, a torchvision name such as IMAGENET1K_V1, random, or a .safetensors/.pth state dict.")
+]
+Data = Annotated[Path, typer.Option(help="Folder that holds train/<class>/* or val/<class>/*.")]
+ClassMap = Annotated[
+    Path | None, typer.Option(help="JSON {folder: model output}; else DATA/classes.json, else WordNet ids.")
+]
+InputSize = Annotated[int | None, typer.Option(help="Pixels; the short side is resized in the model's own crop ratio.")]
+Resize = Annotated[int | None, typer.Option(help="Short side in pixels before the centre crop.")]
+Interpolation = Annotated[str | None, typer.Option(help="bilinear or bicubic.")]
+Channels = Annotated[str | None, typer.Option(help="Three numbers for values in 0..1, as 0.485,0.456,0.406.")]
+Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Loader = Annotated[str, typer.Option(help="auto or pillow.")]
+BatchSize = Annotated[int, typer.Option(help="Pairs in a pass through the network.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
+
+
+def model_spec(
+    model: str,
+    weights: str,
+    input_size: int | None,
+    resize: int | None,
+    interpolation: str | None,
+    mean: str | None,
+    std: str | None,
+    seed: int,
+) -> ModelSpec:
+    """The options that name a model, as one object."""
+    from ...export.classifier import ModelSpec
+
+    return ModelSpec(
+        model, weights, input_size, resize, interpolation, _three("--mean", mean), _three("--std", std), seed
+    )
+
+
+def _three(option: str, text: str | None) -> tuple[float, float, float] | None:
+    if text is None:
+        return None
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"{option} {text}: expected three numbers separated by commas") from error
+    return red, green, blue
+
+
+def run(app: typer.Typer, name: str) -> None:
+    """Run a command and leave with its exit code: 0, 2 bad input, 3 engine unavailable, 130 interrupted.
+
+    Bad input is one line on standard error, without a traceback. A defect keeps its traceback and exits with 1.
+    """
+    try:
+        code = app(prog_name=name, standalone_mode=False)
+    except (InputError, EngineUnavailable) as error:
+        _leave(name, str(error), UNAVAILABLE if isinstance(error, EngineUnavailable) else BAD_INPUT)
+    except (KeyboardInterrupt, typer.Abort):
+        _leave(name, "interrupted; what is finished is kept, the same command resumes", INTERRUPTED)
+    except OSError as error:
+        where = error.filename or "input or output"
+        _leave(name, f"{where}: {error.strerror or error}; check the path, its permissions and the free space", BAD_INPUT)
+    except Exception as error:
+        # typer's usage errors: they carry their exit code and a message, and their class is not public.
+        if not hasattr(error, "format_message"):
+            raise
+        _leave(name, f"{error.format_message()} (see {name} --help)", BAD_INPUT)  # type: ignore[attr-defined]
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave(name: str, message: str, code: int) -> None:
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    sys.stderr.flush()
+    if code == INTERRUPTED:
+        os._exit(code)  # decoding threads would be waited for
+    sys.exit(code)

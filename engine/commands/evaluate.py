@@ -1,0 +1,86 @@
+"""`gfo-eval`: every occluder of a bank on every picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import _options as options
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def evaluate(
+    model: options.Model,
+    occluders: Annotated[Path, typer.Option(help="A bank that gfo-train wrote for this model.")],
+    data: options.Data,
+    split: Annotated[str, typer.Option(help="train or val.")],
+    out: Annotated[Path, typer.Option(help="The RUN: predictions.zarr and summary.json.")],
+    weights: options.Weights = "default",
+    engine: Annotated[str, typer.Option(help="auto or torch.")] = "auto",
+    precision: options.Precision = "fp32",
+    classes: Annotated[
+        str | None, typer.Option(help="Other pictures than those of the bank's classes: A,B,…, all or random:N.")
+    ] = None,
+    class_map: options.ClassMap = None,
+    pictures: Annotated[str, typer.Option(help="all, or by the bank's use of them: fitted, held-out, unseen.")] = "all",
+    per_class: Annotated[int | None, typer.Option(help="At most so many pictures of each class, a seeded draw.")] = None,
+    batch_size: options.BatchSize = 64,
+    device: options.Device = "auto",
+    loader: options.Loader = "auto",
+    input_size: options.InputSize = None,
+    resize: options.Resize = None,
+    interpolation: options.Interpolation = None,
+    mean: options.Channels = None,
+    std: options.Channels = None,
+    seed: options.Seed = 0,
+) -> None:
+    """Evaluate all pairs of DATA/SPLIT. Finished blocks are kept; the same command resumes."""
+    from ..evaluation import evaluate as evaluate_pairs
+    from ..progress import TerminalProgress
+
+    summary = evaluate_pairs(
+        options.model_spec(model, weights, input_size, resize, interpolation, mean, std, seed),
+        occluders,
+        data,
+        split,
+        out,
+        engine=engine,
+        precision=precision,
+        device=device,
+        classes=classes,
+        class_map=class_map,
+        pictures=pictures,
+        per_class=per_class,
+        batch_size=batch_size,
+        loader=loader,
+        seed=seed,
+        progress=TerminalProgress(),
+    )
+    print("\n".join(_lines(summary)))
+    print(f"{out / 'summary.json'}")
+
+
+def _lines(summary: dict[str, Any]) -> list[str]:
+    """The cells that have pictures, a line each, with the interval over classes."""
+    cells = ("clean", "matched", "unmatched", "permuted", "noise", "clean_other", "unmatched_other")
+    found = [(name, summary[name], "accuracy") for name in cells if summary[name]]
+    found += [(name, ratio, "value") for name, ratio in summary["ratios"].items() if ratio]
+    found += [("fooling rate", summary["fooling_rate"], "value")] if summary["fooling_rate"] else []
+    lines = [f"{name:16} {cell[key]:.4f}  {_interval(cell['ci95_classes'])}" for name, cell, key in found]
+    if summary["quarantined_count"]:
+        first = summary["quarantined"][0]
+        lines.append(f"{summary['quarantined_count']} quarantined, the first: {first['path']} ({first['reason']})")
+    return lines
+
+
+def _interval(bounds: list[float] | None) -> str:
+    return f"95% over classes {bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else ""
+
+
+def main() -> None:
+    """Console script."""
+    options.run(app, "gfo-eval")

@@ -1,0 +1,66 @@
+"""The reference engine: PyTorch, eager, on CPU or CUDA."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...export.classifier import PRECISIONS, FrozenClassifier
+from ...export.errors import EngineUnavailable, InputError
+from ...export.occluded import OccludedClassifier
+from .base import Engine
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is a GPU, else the CPU.
+
+    Raises
+    ------
+    InputError
+        Not a device of PyTorch.
+    EngineUnavailable
+        CUDA is asked for and there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"--device {device}: expected auto, cpu, cuda or cuda:N") from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise EngineUnavailable(f"--device {device}: PyTorch {torch.__version__} finds no CUDA GPU or driver here; use cpu")
+    if resolved.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {device}: expected auto, cpu, cuda or cuda:N")
+    return resolved
+
+
+class TorchEngine(Engine):
+    """Kernels around the bare network: `occlude` → network → logits, in eager PyTorch."""
+
+    name: ClassVar[str] = "torch"
+    precisions: ClassVar[tuple[str, ...]] = PRECISIONS
+
+    def __init__(self, classifier: FrozenClassifier, precision: str, device: str = "auto") -> None:
+        super().__init__(classifier, precision)
+        self._device = resolve_device(device)
+        self.device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+
+    def open(self) -> None:
+        """Convert the network once to the precision, on the device."""
+        self._model = OccludedClassifier(self.classifier, self.precision).to(self._device).eval()
+
+    def load_bank(self, occluders: Tensor) -> None:
+        """See `Engine.load_bank`."""
+        self._bank = occluders.to(self._device)
+
+    @torch.inference_mode()
+    def infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
+        """See `Engine.infer`."""
+        device = self._device
+        return self._model(images.to(device), image_index.to(device), occluder_index.to(device), self._bank)
+
+    def close(self) -> None:
+        """Drop the network and the bank."""
+        del self._model, self._bank

@@ -1,0 +1,296 @@
+"""All pairs: every picture under clean, every occluder of the bank and one noise row, into a store, then the summary."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..export.bank import OccluderBank, picture_key
+from ..export.classifier import FrozenClassifier, ModelSpec, load_classifier
+from ..export.errors import InputError
+from ..export.files import atomic_path
+from ..kernels.score import Score
+from .engines import open_engine
+from .engines.base import Engine
+from .folders import SPLITS, ClassFolder, class_name, list_classes
+from .metrics import summarize
+from .pictures import Block, open_source
+from .progress import Progress, no_progress
+from .runtime import worker_count
+from .store import FIT_FITTED, FIT_HELD_OUT, FIT_UNSEEN, RunStore
+
+PICTURES = ("all", "fitted", "held-out", "unseen")
+
+
+def evaluate(
+    model: ModelSpec | FrozenClassifier,
+    occluders: Path,
+    data: Path,
+    split: str,
+    out: Path,
+    *,
+    engine: str = "auto",
+    precision: str = "fp32",
+    device: str = "auto",
+    classes: str | Sequence[str] | None = None,
+    class_map: Path | None = None,
+    pictures: str = "all",
+    per_class: int | None = None,
+    batch_size: int = 64,
+    loader: str = "auto",
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Run every occluder of a bank on every picture and write `out/predictions.zarr` and `out/summary.json`.
+
+    Parameters
+    ----------
+    occluders
+        A bank of this model, these weights and this preprocessing.
+    data, split
+        Pictures are `data/<split>/<folder>/*`.
+    classes
+        None reads the bank's own classes; `all`, `random:N` or names read others.
+    pictures, per_class
+        Which training pictures: `all`, those the bank was `fitted` on, those `held-out`, or `unseen` ones; and how many of
+        each class at most, a seeded draw.
+    batch_size
+        Pairs in a pass through the network.
+    seed
+        Of the noise row, the permutation, the draws and the bootstrap.
+
+    Returns
+    -------
+    dict
+        The contents of `summary.json`.
+
+    Raises
+    ------
+    InputError
+        Bad input, or `out` holds a run of another configuration; what differs is named.
+    EngineUnavailable
+        The engine or device is not there.
+    KeyboardInterrupt
+        Finished blocks stay; the same call resumes.
+    """
+    _check(split, pictures, per_class, batch_size)
+    bank = OccluderBank.load(occluders)
+    classifier = load_classifier(model) if isinstance(model, ModelSpec) else model
+    bank.check_fits(classifier, occluders)
+    folders = _folders(bank, occluders, classifier, data, split, classes, class_map, seed)
+    images = _select(folders, bank, pictures, per_class, seed)
+    source = open_source(loader, data, classifier.preprocessing, worker_count())
+    opened, why = open_engine(engine, classifier, precision, device)
+    progress.say(f"engine {opened.name} on {opened.device}, {precision}: {why}; loader {source.name}")
+    run = {
+        "gfo_version": version("gfo"),
+        "model": classifier.model,
+        "num_classes": classifier.num_classes,
+        "weights": classifier.weights,
+        "weights_hash": classifier.weights_hash,
+        "bank": str(Path(occluders).resolve()),
+        "bank_hash": bank.hash,
+        "epsilon": bank.epsilon,
+        "norm": bank.norm,
+        "split": split,
+        "engine": opened.name,
+        "device": opened.device,
+        "precision": precision,
+        "loader": source.name,
+        "seed": seed,
+        "data_root": str(data.resolve()),
+        "preprocessing": classifier.preprocessing.to_dict(),
+        "class_ids": list(bank.class_ids),
+        "class_names": _names(bank, folders, classifier.num_classes),
+        "folders": _folder_names(bank, folders),
+        "pictures": pictures,
+        "per_class": per_class,
+    }
+    store = _open_store(out, run, images, bank)
+    with opened as engine_:
+        seconds, pairs = _all_pairs(engine_, store, bank, source.blocks, batch_size, seed, progress)
+    return _summary(out, store, seconds, pairs)
+
+
+def _check(split: str, pictures: str, per_class: int | None, batch_size: int) -> None:
+    if split not in SPLITS:
+        raise InputError(f"--split {split}: expected one of {', '.join(SPLITS)}")
+    if pictures not in PICTURES:
+        raise InputError(f"--pictures {pictures}: expected one of {', '.join(PICTURES)}")
+    for option, value in (("--per-class", per_class), ("--batch-size", batch_size)):
+        if value is not None and value < 1:
+            raise InputError(f"{option} {value}: must be at least 1")
+
+
+def _folders(
+    bank: OccluderBank,
+    bank_path: Path,
+    classifier: FrozenClassifier,
+    data: Path,
+    split: str,
+    classes: str | Sequence[str] | None,
+    class_map: Path | None,
+    seed: int,
+) -> list[ClassFolder]:
+    own = list(bank.header.folders)
+    missing = [folder for folder in own if not (data / split / folder).is_dir()]
+    if classes is None and missing and (data / split).is_dir():
+        raise InputError(
+            f"{bank_path}: its class {missing[0]} has no folder in {data / split}; evaluate on data with the bank's "
+            "classes, or say which with --classes"
+        )
+    folders = list_classes(
+        data,
+        split,  # type: ignore[arg-type] (checked by _check)
+        classes=own if classes is None else classes,
+        model_outputs=classifier.num_classes,
+        class_map=class_map,
+        seed=seed,
+    )
+    trained_as = dict(zip(own, bank.class_ids, strict=True))
+    for folder in folders:
+        if trained_as.get(folder.folder, folder.class_id) != folder.class_id:
+            raise InputError(
+                f"{bank_path}: was trained with {folder.folder} as class {trained_as[folder.folder]}, here it is "
+                f"{folder.class_id}; use the same class map"
+            )
+    return folders
+
+
+def _select(
+    folders: Sequence[ClassFolder], bank: OccluderBank, pictures: str, per_class: int | None, seed: int
+) -> list[tuple[str, int, int]]:
+    """(path, class id, fit) of the pictures to evaluate, class by class."""
+    fitted, held_out = set(bank.fitted.tolist()), set(bank.held_out.tolist())
+    wanted = {"fitted": FIT_FITTED, "held-out": FIT_HELD_OUT, "unseen": FIT_UNSEEN}.get(pictures)
+    chosen: list[tuple[str, int, int]] = []
+    for folder in folders:
+        keys = [picture_key(path) for path in folder.paths]
+        fits = [FIT_FITTED if k in fitted else FIT_HELD_OUT if k in held_out else FIT_UNSEEN for k in keys]
+        kept = [
+            (path, folder.class_id, fit)
+            for path, fit in zip(folder.paths, fits, strict=True)
+            if wanted is None or fit == wanted
+        ]
+        if not kept:
+            raise InputError(f"--pictures {pictures}: class folder of {folder.paths[0]} has none; choose others")
+        if per_class is not None and len(kept) > per_class:
+            order = np.random.default_rng([seed, folder.class_id]).permutation(len(kept))[:per_class]
+            kept = [kept[i] for i in sorted(order)]
+        chosen += kept
+    return chosen
+
+
+def _names(bank: OccluderBank, folders: Sequence[ClassFolder], outputs: int) -> dict[str, str]:
+    ids = dict.fromkeys([*bank.class_ids, *(f.class_id for f in folders)])
+    return {str(i): class_name(outputs, i) for i in ids}
+
+
+def _folder_names(bank: OccluderBank, folders: Sequence[ClassFolder]) -> dict[str, str]:
+    return {str(i): folder for i, folder in zip(bank.class_ids, bank.header.folders, strict=True)} | {
+        str(f.class_id): f.folder for f in folders
+    }
+
+
+def _open_store(
+    out: Path, run: dict[str, Any], images: Sequence[tuple[str, int, int]], bank: OccluderBank
+) -> RunStore:
+    """The run's store, new or to be resumed; `InputError` if it is another run's."""
+    paths, labels, fit = ([image[i] for image in images] for i in range(3))
+    if not (out / "predictions.zarr").exists():
+        return RunStore.create(out, run, paths=paths, labels=labels, fit=fit, class_ids=bank.class_ids)  # type: ignore[arg-type]
+    store = RunStore.open(out, writable=True)
+    movable = ("gfo_version", "weights", "bank", "data_root")  # hashes and paths below say what they are
+    differing = [key for key in run if key not in movable and store.run.get(key) != run[key]]
+    if differing:
+        listed = "; ".join(f"{k} {str(store.run.get(k))[:60]}, not {str(run[k])[:60]}" for k in differing[:3])
+        raise InputError(f"{out}: holds a run of another configuration ({listed}); use another --out or remove it")
+    if store.paths != paths:
+        raise InputError(f"{out}: holds a run over other pictures; use another --out or remove it")
+    return store
+
+
+def noise_row(epsilon: float, norm: str, size: int, seed: int) -> Tensor:
+    """The control: one occluder of seeded random signs on the ε sphere, float32 [S, S, 3] in pixel units."""
+    signs = torch.randint(0, 2, (size, size, 3), generator=torch.Generator().manual_seed(seed)).float() * 2 - 1
+    return signs * (epsilon if norm == "linf" else epsilon / signs.norm())
+
+
+def _all_pairs(
+    engine: Engine,
+    store: RunStore,
+    bank: OccluderBank,
+    read_blocks: Any,
+    batch_size: int,
+    seed: int,
+    progress: Progress,
+) -> tuple[float, int]:
+    """Evaluate the blocks that are not done; seconds and pairs of this call."""
+    noise = noise_row(bank.epsilon, bank.norm, bank.occluders.shape[1], seed)
+    engine.load_bank(torch.cat([bank.occluders, noise[None]]))
+    rows, pending = len(store.occluders), store.pending()
+    done = len(store) - sum(min(store.block, len(store) - start) for start in pending)
+    if done:
+        progress.say(f"resuming: {done} of {len(store)} pictures are done")
+    started, pairs = time.perf_counter(), 0
+    with progress.task("all pairs", len(store) * rows, done * rows) as bar:
+        for block in read_blocks(store.paths, store.block, pending):
+            labels = torch.from_numpy(store.labels[block.start : block.start + len(block.images)]).long()
+            store.write(block.start, _score_block(engine, block, labels, rows, batch_size), block.quarantined)
+            pairs += len(block.readable) * rows
+            rate = pairs / (time.perf_counter() - started)
+            bar.advance(len(block.images) * rows, f"{rate:.0f} pairs/s")
+    return time.perf_counter() - started, pairs
+
+
+def _score_block(engine: Engine, block: Block, labels: Tensor, rows: int, batch_size: int) -> Score:
+    """Every readable picture of a block under every row, as a pair list in pieces: each part [n · rows]."""
+    pairs = len(block.images) * rows
+    whole = Score(
+        torch.full((pairs,), -1), torch.full((pairs,), -1), torch.full((pairs,), float("nan"))
+    )
+    position = (block.readable[:, None] * rows + torch.arange(rows)).flatten()
+    for piece in position.split(batch_size):
+        verdict = engine.score(block.images, piece // rows, piece % rows, labels)
+        if bool((verdict.prediction < 0).any()):
+            raise InputError(
+                f"--precision {engine.precision}: the network gave NaN on {engine.name}; use bf16 or fp32"
+            )
+        for target, part in zip(whole, verdict, strict=True):
+            target[piece] = part
+    return whole
+
+
+def _summary(out: Path, store: RunStore, seconds: float, pairs: int) -> dict[str, Any]:
+    quarantined = store.quarantined()
+    codes = {"unseen": FIT_UNSEEN, "fitted": FIT_FITTED, "held_out": FIT_HELD_OUT}
+    summary = {
+        "schema": 1,
+        "complete": not store.pending(),
+        **store.run,
+        "read": len(store) - len(quarantined),
+        "quarantined_count": len(quarantined),
+        "quarantined": quarantined,
+        "fit": {name: int((store.fit == code).sum()) for name, code in codes.items()},
+        **summarize(store, seed=store.run["seed"]),
+        **_speed(out, seconds, pairs),
+    }
+    with atomic_path(out / "summary.json") as partial:
+        partial.write_text(json.dumps(summary, indent=1, allow_nan=False))
+    return summary
+
+
+def _speed(out: Path, seconds: float, pairs: int) -> dict[str, Any]:
+    """Of this call; of the last one that did something, where this one had nothing left to do."""
+    if not pairs and (out / "summary.json").is_file():
+        before = json.loads((out / "summary.json").read_text())
+        return {key: before[key] for key in ("pairs", "seconds", "pairs_per_second")}
+    return {"pairs": pairs, "seconds": seconds, "pairs_per_second": pairs / seconds if pairs else None}

@@ -1,0 +1,188 @@
+"""What a training run saves as it goes: `<out>.parts/` with one file a finished class, and the epoch of those in work.
+
+A big bank is never rewritten: parts are joined once, at the end, and removed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..export.bank import BankHeader, OccluderBank, picture_key
+from ..export.errors import InputError
+from ..export.files import atomic_path
+
+Splits = Mapping[int, tuple[Sequence[str], Sequence[str]]]
+
+
+@dataclass(frozen=True)
+class EpochState:
+    """Classes in work after `epoch` epochs: occluders and momentum, float32 [G, S, S, 3]."""
+
+    occluders: Tensor
+    momentum: Tensor
+    epoch: int
+
+
+class TrainingParts:
+    """The parts of one bank. `splits` maps class ids to (fitted, held out) paths."""
+
+    def __init__(self, out: Path, header: BankHeader, splits: Splits) -> None:
+        self.out = out
+        self.folder = out.with_name(out.name + ".parts")
+        self._header = header
+        self._splits = splits
+        self.precision = ""
+
+    def finished_bank(self) -> OccluderBank | None:
+        """The bank at `out` if it is the result of the same configuration; None if there is none.
+
+        Raises
+        ------
+        InputError
+            `out` is a bank of another configuration; what differs is named.
+        """
+        if not self.out.exists():
+            return None
+        bank = OccluderBank.load(self.out)
+        self._compare(self.out, json.loads(bank.header.to_json()), bank.fitted, bank.held_out)
+        return bank
+
+    def open(self, asked: str, choose_precision: Callable[[], str]) -> None:
+        """Start, or resume what is there with the precision that it was started with.
+
+        Raises
+        ------
+        InputError
+            Parts of another configuration; what differs is named.
+        """
+        config = self.folder / "config.json"
+        if config.is_file():
+            try:
+                stored = json.loads(config.read_text())
+                header, self.precision = stored["header"], stored["precision"]
+                keys = (torch.tensor(stored[name], dtype=torch.int64) for name in ("fitted", "held_out"))
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{config}: not readable ({error}); remove {self.folder} to start over") from error
+            self._compare(self.folder, header, *keys)
+            if asked not in ("auto", self.precision):
+                raise InputError(
+                    f"{self.folder}: was started with precision {self.precision}, not {asked}; "
+                    "use that, another --out, or remove it"
+                )
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)  # before anything is measured: it fails early on a read-only disk
+        self.precision = choose_precision()
+        fitted, held_out = self._keys()
+        stored = {"header": json.loads(self._header.to_json()), "precision": self.precision}
+        with atomic_path(config) as partial:
+            partial.write_text(json.dumps({**stored, "fitted": fitted.tolist(), "held_out": held_out.tolist()}))
+
+    def _compare(self, where: Path, theirs: dict[str, object], fitted: Tensor, held_out: Tensor) -> None:
+        ours = json.loads(self._header.to_json())
+        volatile = ("gfo_version", "weights")  # the hash says what the weights are; where they lie may change
+        theirs = {**theirs, "objective": {k: v for k, v in theirs["objective"].items() if k in ours["objective"]}}  # type: ignore[attr-defined]
+        differing = [key for key in ours if key not in volatile and ours[key] != theirs.get(key)]
+        if differing:
+            listed = "; ".join(_difference(key, theirs.get(key), ours[key]) for key in differing[:3])
+            raise InputError(f"{where}: was made with another configuration ({listed}); use another --out or remove it")
+        if not all(torch.equal(a, b) for a, b in zip(self._keys(), (fitted, held_out), strict=True)):
+            raise InputError(f"{where}: was made with other training pictures; use another --out or remove it")
+
+    def _keys(self) -> tuple[Tensor, Tensor]:
+        fitted, held_out = (
+            torch.tensor(sorted(picture_key(p) for split in self._splits.values() for p in split[i]), dtype=torch.int64)
+            for i in (0, 1)
+        )
+        return fitted, held_out
+
+    def _part(self, class_id: int) -> Path:
+        return self.folder / f"{class_id}.safetensors"
+
+    def has(self, class_id: int) -> bool:
+        """Whether the class is finished."""
+        return self._part(class_id).is_file()
+
+    def save(self, class_id: int, occluder: Tensor) -> None:
+        """A finished class: float32 [S, S, 3]."""
+        with atomic_path(self._part(class_id)) as partial:
+            save_file({"occluder": occluder.contiguous()}, partial)
+
+    def note_quarantined(self, class_id: int, quarantined: Sequence[Mapping[str, str]]) -> None:
+        """Remember the pictures of a class that could not be read."""
+        if quarantined:
+            with atomic_path(self.folder / f"{class_id}.quarantined.json") as partial:
+                partial.write_text(json.dumps(list(quarantined)))
+
+    def save_epoch(self, class_ids: Sequence[int], occluders: Tensor, momentum: Tensor, epoch: int) -> None:
+        """The classes in work, after an epoch."""
+        with atomic_path(self.folder / "epoch.safetensors") as partial:
+            tensors = {"occluders": occluders.contiguous(), "momentum": momentum.contiguous()}
+            save_file(tensors, partial, metadata={"ids": json.dumps(list(class_ids)), "epoch": str(epoch)})
+
+    def load_epoch(self, class_ids: Sequence[int]) -> EpochState | None:
+        """Where these classes stopped; None if they have not begun, or not in this company."""
+        from safetensors import safe_open
+
+        path = self.folder / "epoch.safetensors"
+        if not path.is_file():
+            return None
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            if json.loads(metadata["ids"]) != list(class_ids):
+                return None
+            return EpochState(file.get_tensor("occluders"), file.get_tensor("momentum"), int(metadata["epoch"]))
+
+    def drop_epoch(self) -> None:
+        """The classes in work are finished."""
+        (self.folder / "epoch.safetensors").unlink(missing_ok=True)
+
+    def join(self, say: Callable[[str], None]) -> OccluderBank:
+        """Write the bank from its parts, and remove them.
+
+        Raises
+        ------
+        InputError
+            A part that is damaged; it is removed, so that the same command trains it again.
+        """
+        rows = [self._read_part(class_id) for class_id in self._header.class_ids]
+        quarantined = [
+            item
+            for class_id in self._header.class_ids
+            for file in [self.folder / f"{class_id}.quarantined.json"]
+            if file.is_file()
+            for item in json.loads(file.read_text())
+        ]
+        objective = {**self._header.objective, "precision": self.precision, "quarantined": quarantined}
+        fitted, held_out = self._keys()
+        bank = OccluderBank(torch.stack(rows), replace(self._header, objective=objective), fitted, held_out)
+        bank.save(self.out)
+        shutil.rmtree(self.folder)
+        if quarantined:
+            say(f"{len(quarantined)} pictures could not be read and were left out, the first: {quarantined[0]['path']}")
+        return bank
+
+    def _read_part(self, class_id: int) -> Tensor:
+        part = self._part(class_id)
+        try:
+            return load_file(part)["occluder"]
+        except (SafetensorError, KeyError, OSError) as error:
+            part.unlink(missing_ok=True)
+            raise InputError(f"{part}: damaged ({error}) and removed; run the same command again to train it") from error
+
+
+def _difference(key: str, stored: object, asked: object) -> str:
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        inner = [k for k in asked if asked[k] != stored.get(k)]
+        return "; ".join(f"{k} {stored.get(k)}, not {asked[k]}" for k in inner[:2])
+    if isinstance(stored, list) and isinstance(asked, list):
+        return f"{len(stored)} {key.replace('_', ' ')}, not the {len(asked)} asked for"
+    return f"{key} {str(stored)[:30]}, not {str(asked)[:30]}"

@@ -1,0 +1,76 @@
+"""What the work tells whoever runs it: lines, and bars with a running figure. The API is silent, the commands use rich."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Protocol
+
+
+class Bar(Protocol):
+    """One running task."""
+
+    def advance(self, amount: int, note: str = "") -> None:
+        """`amount` more of the total is done; `note` is shown beside the bar."""
+        ...
+
+
+class Progress(Protocol):
+    """Where progress goes."""
+
+    def say(self, line: str) -> None:
+        """One line for the user."""
+        ...
+
+    def task(self, title: str, total: int, done: int = 0) -> contextlib.AbstractContextManager[Bar]:
+        """A bar for `total` units, of which `done` are done already."""
+        ...
+
+
+class _Silent:
+    def say(self, line: str) -> None:
+        pass
+
+    def advance(self, amount: int, note: str = "") -> None:
+        pass
+
+    @contextlib.contextmanager
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
+        yield self
+
+
+no_progress: Progress = _Silent()
+
+
+class TerminalProgress:
+    """rich's bar on standard error, so that standard output stays clean."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False)
+
+    def say(self, line: str) -> None:
+        """See `Progress.say`."""
+        self._console.print(line, soft_wrap=True, markup=False)
+
+    @contextlib.contextmanager
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """See `Progress.task`."""
+        from rich import progress as rich_progress
+
+        columns = [
+            rich_progress.TextColumn("{task.description}"),
+            rich_progress.BarColumn(),
+            rich_progress.TaskProgressColumn(),
+            rich_progress.TimeRemainingColumn(),
+            rich_progress.TextColumn("{task.fields[note]}"),
+        ]
+        with rich_progress.Progress(*columns, console=self._console) as bars:
+            task = bars.add_task(title, total=total, completed=done, note="")
+
+            class _Bar:
+                def advance(self, amount: int, note: str = "") -> None:
+                    bars.update(task, advance=amount, **({"note": note} if note else {}))
+
+            yield _Bar()

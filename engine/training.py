@@ -1,0 +1,331 @@
+"""Training a bank: for each class, the one occluder that takes its evidence out of every picture of the class.
+
+    minimise over d_c in the ε ball   Σ_pictures max(z_c − max_{j ≠ c} z_j, −κ)   at clamp(x + d_c, 0, 255)
+
+A few classes are in work at a time and share each batch; a pair list says which occluder a picture takes. A finished
+class is saved at once as a part beside the output, the classes in work after every epoch; the same command resumes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..export.bank import BankHeader, OccluderBank, picture_key
+from ..export.classifier import PRECISIONS, FrozenClassifier, ModelSpec, load_classifier
+from ..export.errors import InputError
+from ..export.occluded import OccludedClassifier
+from ..kernels.margin_loss import margin_loss
+from ..kernels.occluder_step import NORMS, occluder_step
+from .engines.torch_engine import resolve_device
+from .folders import ClassFolder, list_classes
+from .parts import TrainingParts
+from .pictures import PictureSource, open_source
+from .progress import Progress, no_progress
+from .runtime import keep_freed_memory, measured_precision, worker_count
+
+# fp16 gradients of a deep network underflow; the step divides by the gradient's size, so any factor may stand here.
+_LOSS_SCALE = {"fp32": 1.0, "bf16": 1.0, "fp16": 1024.0}
+_READ_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a bank is trained. Pixel units are 0 … 255.
+
+    Attributes
+    ----------
+    epsilon, norm
+        Radius of the ball in pixel units: of every pixel (`linf`), or ‖d‖₂ of the occluder (`l2`).
+    kappa
+        Confidence of the margin, ≥ 0, in logit units: pictures wrong by more no longer pull.
+    epochs
+        Passes over each class's pictures.
+    batch_size, classes_together
+        Pictures in a batch, and over how many classes they are spread.
+    step, momentum
+        First step as a share of ε, falling to 0 along half a cosine; decay μ of the momentum.
+    pictures_per_class, held_out
+        Training pictures to fit (None: all), and to set aside for choosing ε or anything else; a seeded draw each.
+    """
+
+    epsilon: float
+    norm: str = "linf"
+    kappa: float = 10.0
+    epochs: int = 8
+    batch_size: int = 64
+    classes_together: int = 4
+    step: float = 0.1
+    momentum: float = 0.9
+    pictures_per_class: int | None = None
+    held_out: int = 0
+    seed: int = 0
+
+    def check(self, input_size: int) -> None:
+        """Raise `InputError` for a number out of range."""
+        if self.norm not in NORMS:
+            raise InputError(f"--norm {self.norm}: expected one of {', '.join(NORMS)}")
+        largest = 255.0 if self.norm == "linf" else 255.0 * math.sqrt(3) * input_size
+        for option, value, low, high in (
+            ("--epsilon", self.epsilon, math.ulp(0.0), largest),
+            ("--kappa", self.kappa, 0.0, 1e6),
+            ("--epochs", self.epochs, 1, 10**6),
+            ("--batch-size", self.batch_size, 1, 10**5),
+            ("--classes-together", self.classes_together, 1, 10**5),
+            ("--step", self.step, math.ulp(0.0), 2.0),
+            ("--momentum", self.momentum, 0.0, math.nextafter(1.0, 0.0)),
+            ("--per-class", self.pictures_per_class or 1, 1, 10**9),
+            ("--held-out", self.held_out, 0, 10**9),
+        ):
+            if not low <= value <= high:
+                above = "above 0" if low == math.ulp(0.0) else f"at least {low:g}"
+                raise InputError(f"{option} {value}: must be {above} and at most {high:g}")
+
+
+@dataclass(frozen=True)
+class _ClassInWork:
+    """One class's pictures in memory: uint8 [n, S, S, 3]."""
+
+    folder: ClassFolder
+    images: Tensor
+
+    def order(self, epoch: int, pictures: int, seed: int) -> Tensor:
+        """Which of its pictures an epoch takes, int64 [pictures]: seeded permutations, as many as it needs."""
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + self.folder.class_id * 1009 + epoch)
+        rounds = math.ceil(pictures / len(self.images))
+        return torch.cat([torch.randperm(len(self.images), generator=generator) for _ in range(rounds)])[:pictures]
+
+
+def split_pictures(paths: Sequence[str], class_id: int, config: TrainConfig) -> tuple[list[str], list[str]]:
+    """A class's pictures (fitted, held out): a draw seeded by class.
+
+    Raises
+    ------
+    InputError
+        Fewer pictures than are to be held out, or none left to fit.
+    """
+    order = np.random.default_rng([config.seed, class_id]).permutation(len(paths))
+    shuffled = [paths[i] for i in order]
+    held_out, rest = shuffled[: config.held_out], shuffled[config.held_out :]
+    if not rest:
+        raise InputError(f"--held-out {config.held_out}: class folder of {paths[0]} has only {len(paths)} pictures")
+    return sorted(rest[: config.pictures_per_class]), sorted(held_out)
+
+
+def train(
+    model: ModelSpec | FrozenClassifier,
+    data: Path,
+    out: Path,
+    config: TrainConfig,
+    *,
+    classes: str | Sequence[str] = "all",
+    class_map: Path | None = None,
+    precision: str = "auto",
+    device: str = "auto",
+    loader: str = "auto",
+    progress: Progress = no_progress,
+) -> OccluderBank:
+    """Train one occluder per class on `data/train/<folder>/*` and write the bank to `out`.
+
+    Parameters
+    ----------
+    model
+        What to train against: a specification that is loaded here, or a frozen classifier.
+    classes, class_map
+        As `folders.list_classes`.
+    precision
+        Of the network; the occluders stay float32. `auto` measures which is fastest and says so.
+    progress
+        Is told what happens; see `progress`.
+
+    Returns
+    -------
+    OccluderBank
+        As saved. If `out` already holds the result of the same call, it is read and nothing is trained.
+
+    Raises
+    ------
+    InputError
+        Bad input, or parts of another configuration beside `out`.
+    KeyboardInterrupt
+        What is finished stays; the same call resumes.
+
+    Source: Wu et al., CVPR 2020, supplementary S1; Carlini and Wagner 2017 for the margin.
+    """
+    if precision not in ("auto", *PRECISIONS):
+        raise InputError(f"--precision {precision}: expected auto or one of {', '.join(PRECISIONS)}")
+    torch_device = resolve_device(device)
+    classifier = load_classifier(model) if isinstance(model, ModelSpec) else model
+    config.check(classifier.preprocessing.input_size)
+    folders = list_classes(
+        data, "train", classes=classes, model_outputs=classifier.num_classes, class_map=class_map, seed=config.seed
+    )
+    splits = {f.class_id: split_pictures(f.paths, f.class_id, config) for f in folders}
+    source = open_source(loader, data, classifier.preprocessing, worker_count())
+    header = _header(classifier, config, folders, source)
+    parts = TrainingParts(out, header, splits)
+    finished = parts.finished_bank()
+    if finished is not None:
+        progress.say(f"{out}: already trained with this configuration")
+        return finished
+    keep_freed_memory()
+    parts.open(precision, lambda: _choose_precision(classifier, precision, torch_device, config, progress))
+    network = OccludedClassifier(classifier, parts.precision).to(torch_device)
+    todo = [f for f in folders if not parts.has(f.class_id)]
+    share = max(1, config.batch_size // min(config.classes_together, len(folders)))
+    if len(todo) < len(folders):
+        progress.say(f"resuming: {len(folders) - len(todo)} of {len(folders)} classes are done")
+    with progress.task("training", len(folders) * config.epochs, done=(len(folders) - len(todo)) * config.epochs) as bar:
+        for start in range(0, len(todo), config.classes_together):
+            group = todo[start : start + config.classes_together]
+            work = [_read_class(f, splits[f.class_id][0], source, parts) for f in group]
+            _train_group(network, work, config, share, parts, torch_device, bar.advance)
+    return parts.join(progress.say)
+
+
+def _header(
+    classifier: FrozenClassifier, config: TrainConfig, folders: Sequence[ClassFolder], source: PictureSource
+) -> BankHeader:
+    objective = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("epsilon", "norm", "seed")}
+    return BankHeader(
+        model=classifier.model,
+        weights=classifier.weights,
+        weights_hash=classifier.weights_hash,
+        preprocessing=classifier.preprocessing,
+        epsilon=float(config.epsilon),
+        norm=config.norm,
+        class_ids=tuple(f.class_id for f in folders),
+        folders=tuple(f.folder for f in folders),
+        objective={"loss": "carlini-wagner-margin", **objective, "loader": source.name},
+        seed=config.seed,
+    )
+
+
+def _read_class(
+    folder: ClassFolder, paths: Sequence[str], source: PictureSource, parts: TrainingParts
+) -> _ClassInWork:
+    images, quarantined = [], []
+    for block in source.blocks(paths, _READ_BLOCK):
+        images.append(block.images[block.readable])
+        quarantined += [{"path": paths[block.start + i], "reason": why} for i, why in block.quarantined.items()]
+    if sum(len(part) for part in images) == 0:
+        raise InputError(
+            f"{Path(paths[0]).parent}: none of its {len(paths)} pictures could be read "
+            f"({quarantined[0]['reason']}); mend the folder or leave the class out"
+        )
+    parts.note_quarantined(folder.class_id, quarantined)
+    return _ClassInWork(folder, torch.cat(images))
+
+
+def _train_group(
+    network: OccludedClassifier,
+    work: Sequence[_ClassInWork],
+    config: TrainConfig,
+    share: int,
+    parts: TrainingParts,
+    device: torch.device,
+    advance: Callable[[int, str], None],
+) -> None:
+    """Train the occluders of the classes in work, from the last epoch that was saved; `share` pictures of each a step."""
+    ids = [c.folder.class_id for c in work]
+    state = parts.load_epoch(ids)
+    occluders = torch.zeros(len(work), *work[0].images.shape[1:]) if state is None else state.occluders
+    momentum = torch.zeros_like(occluders) if state is None else state.momentum
+    first = 0 if state is None else state.epoch
+    occluders, momentum = occluders.to(device), momentum.to(device)
+    advance(first * len(work), "")
+    for epoch in range(first, config.epochs):
+        fooled = pictures = 0
+        count = _steps_per_epoch(work, share)
+        for i, (images, occluder_index, labels) in enumerate(_batches(work, share, epoch, config.seed)):
+            gradient, wrong = _gradient(network, images.to(device), occluder_index.to(device), labels.to(device), occluders, config)
+            done = (epoch + i / count) / config.epochs
+            occluder_step(
+                occluders,
+                momentum,
+                gradient,
+                step=_step_size(config, done),
+                decay=config.momentum,
+                epsilon=config.epsilon,
+                norm=config.norm,  # type: ignore[arg-type] (checked by TrainConfig.check)
+            )
+            fooled, pictures = fooled + wrong, pictures + len(labels)
+        advance(len(work), f"fooling rate {fooled / pictures:.2f}")
+        if epoch + 1 < config.epochs:
+            parts.save_epoch(ids, occluders.cpu(), momentum.cpu(), epoch + 1)
+    for class_id, occluder in zip(ids, occluders.cpu(), strict=True):
+        parts.save(class_id, occluder)
+    parts.drop_epoch()
+
+
+def _step_size(config: TrainConfig, done: float) -> float:
+    """α in pixel units after the share `done` of all steps: half a cosine from step · ε to 0."""
+    return config.step * config.epsilon * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _steps_per_epoch(work: Sequence[_ClassInWork], share: int) -> int:
+    return math.ceil(max(len(c.images) for c in work) / share)
+
+
+def _batches(
+    work: Sequence[_ClassInWork], share: int, epoch: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Pictures uint8 [P, S, S, 3], occluder_index int64 [P] (1 … G) and labels int64 [P], the classes side by side.
+
+    Every class gives the same number of pictures to each batch; a class with fewer than the largest starts over.
+    """
+    count = _steps_per_epoch(work, share)
+    orders = [c.order(epoch, count * share, seed) for c in work]
+    occluder_index = torch.arange(1, len(work) + 1).repeat_interleave(share)
+    labels = torch.tensor([c.folder.class_id for c in work]).repeat_interleave(share)
+    for i in range(count):
+        chosen = [c.images[order[i * share : (i + 1) * share]] for c, order in zip(work, orders, strict=True)]
+        yield torch.cat(chosen), occluder_index, labels
+
+
+def _gradient(
+    network: OccludedClassifier,
+    images: Tensor,
+    occluder_index: Tensor,
+    labels: Tensor,
+    occluders: Tensor,
+    config: TrainConfig,
+) -> tuple[Tensor, int]:
+    """∂ Σ loss / ∂ occluders, float32 [G, S, S, 3], and how many pictures the model now gets wrong."""
+    occluders = occluders.detach().requires_grad_(True)
+    logits = network(images, torch.arange(len(images), device=images.device), occluder_index, occluders)
+    loss = margin_loss(logits, labels, config.kappa).sum() * _LOSS_SCALE[_precision_of(network)]
+    (gradient,) = torch.autograd.grad(loss, occluders)
+    return gradient, int((logits.detach().argmax(dim=1) != labels).sum())
+
+
+def _precision_of(network: OccludedClassifier) -> str:
+    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[network.dtype]
+
+
+def _choose_precision(
+    classifier: FrozenClassifier, precision: str, device: torch.device, config: TrainConfig, progress: Progress
+) -> str:
+    """`auto`: time a few steps on noise at fp32 and bf16 and take the faster."""
+    if precision != "auto":
+        return precision
+    size = classifier.preprocessing.input_size
+    images = torch.randint(0, 256, (config.batch_size, size, size, 3), dtype=torch.uint8, device=device)
+    index = torch.ones(len(images), dtype=torch.int64, device=device)
+    occluders = torch.zeros(1, size, size, 3, device=device)
+
+    def steps(candidate: str) -> Callable[[], Any]:
+        network = OccludedClassifier(classifier, candidate).to(device)
+        return lambda: _gradient(network, images, index, torch.zeros_like(index), occluders, config)
+
+    chosen, reason = measured_precision({name: steps(name) for name in ("fp32", "bf16")}, device)
+    progress.say(f"precision {chosen}: {reason}")
+    return chosen

@@ -1,0 +1,215 @@
+"""All pairs against a brute-force loop through the unfolded network in float64; selection, resuming, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from gfo.engine import evaluation
+from gfo.engine.evaluation import evaluate, noise_row
+from gfo.engine.store import RunStore
+from gfo.export.bank import BankHeader, OccluderBank, picture_key
+from gfo.export.classifier import FrozenClassifier
+from gfo.export.errors import InputError
+from gfo.export.preprocessing import Preprocessing
+
+SIZE, EPSILON = 12, 30.0
+IDS = {"ant": 0, "bee": 3, "cat": 1, "dog": 2}
+PREPROCESSING = Preprocessing(SIZE, SIZE, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5, bias=False)
+        ).eval()
+        nn.init.normal_(model[1].running_mean, std=0.5)  # type: ignore[arg-type]
+    return model
+
+
+@pytest.fixture(scope="module")
+def classifier() -> FrozenClassifier:
+    return FrozenClassifier.from_module(network(), PREPROCESSING)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for folder, count in zip(IDS, (9, 12, 8, 5), strict=True):
+        (root / "val" / folder).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "val" / folder / f"{i:02d}.png")
+    (root / "classes.json").write_text(json.dumps(IDS))
+    return root
+
+
+@pytest.fixture
+def bank(classifier: FrozenClassifier, tmp_path: Path) -> Path:
+    folders = ("ant", "bee", "cat")
+    header = BankHeader(
+        model=classifier.model,
+        weights=classifier.weights,
+        weights_hash=classifier.weights_hash,
+        preprocessing=PREPROCESSING,
+        epsilon=EPSILON,
+        norm="linf",
+        class_ids=tuple(IDS[f] for f in folders),
+        folders=folders,
+    )
+    occluders = (torch.rand(3, SIZE, SIZE, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1) * EPSILON
+    fitted = torch.tensor([picture_key(f"val/bee/{i:02d}.png") for i in range(4)])
+    held_out = torch.tensor([picture_key(f"val/{f}/08.png") for f in ("ant", "bee")])
+    path = tmp_path / "bank.safetensors"
+    OccluderBank(occluders, header, fitted, held_out).save(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gfo.engine.store._BLOCK_PAIRS", 0)  # 8 pictures a block
+
+
+def brute_force(root: Path, paths: list[str], bank: OccluderBank, seed: int) -> np.ndarray:
+    """Top-1 of every pair, one picture at a time, in float64 with BatchNorm as it is."""
+    model = network().double()
+    noise = noise_row(EPSILON, "linf", SIZE, seed).double()
+    rows = [torch.zeros_like(noise), *bank.occluders.double(), noise]
+    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (PREPROCESSING.mean, PREPROCESSING.std))
+    answers = []
+    for path in paths:
+        x = torch.from_numpy(np.array(Image.open(root / path))).double()
+        inputs = torch.stack([((x + d).clamp(0, 255) / 255 - mean) / std for d in rows]).permute(0, 3, 1, 2)
+        answers.append(model(inputs).argmax(1).tolist())
+    return np.array(answers)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_every_pair_equals_brute_force(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, batch_size: int
+) -> None:
+    summary = evaluate(classifier, bank, pictures, "val", tmp_path / "run", batch_size=batch_size, seed=5)
+    store = RunStore.open(tmp_path / "run")
+    assert store.paths == sorted(f"val/{f}/{p.name}" for f in ("ant", "bee", "cat") for p in (pictures / "val" / f).iterdir())
+    wanted = brute_force(pictures, store.paths, OccluderBank.load(bank), 5)
+    np.testing.assert_array_equal(store.predictions(0, len(store)), wanted)
+    assert len(np.unique(wanted)) > 2  # the case says something
+    assert summary["complete"]
+    assert summary["read"] == 29
+    assert summary["pairs"] == 29 * 5
+    right = wanted[:, 0] == store.labels
+    by_class = [right[store.labels == i].mean() for i in (0, 3, 1)]
+    assert summary["clean"]["accuracy"] == pytest.approx(np.mean(by_class), abs=1e-6)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+
+
+def test_classes_beyond_the_bank_go_into_cells_of_their_own(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path
+) -> None:
+    own = evaluate(classifier, bank, pictures, "val", tmp_path / "own")
+    every = evaluate(classifier, bank, pictures, "val", tmp_path / "all", classes="all")
+    assert own["clean_other"] is own["unmatched_other"] is None
+    assert every["clean_other"]["pictures"] == 5
+    for cell in ("clean", "matched", "unmatched", "noise"):
+        assert every[cell]["accuracy"] == own[cell]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("selection", "count"), [("all", 29), ("fitted", 4), ("held-out", 2), ("unseen", 23)]
+)
+def test_pictures_by_what_the_bank_used_them_for(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, selection: str, count: int
+) -> None:
+    classes = {"fitted": "bee", "held-out": "ant,bee"}.get(selection)
+    summary = evaluate(classifier, bank, pictures, "val", tmp_path / "run", pictures=selection, classes=classes)
+    assert summary["read"] == count
+    assert sum(summary["fit"].values()) == count
+    if selection != "all":
+        assert summary["fit"][selection.replace("-", "_")] == count
+
+
+def test_per_class_is_a_seeded_draw(classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path) -> None:
+    paths = []
+    for i, seed in enumerate((0, 0, 1)):
+        evaluate(classifier, bank, pictures, "val", tmp_path / str(i), per_class=3, seed=seed)
+        paths.append(RunStore.open(tmp_path / str(i)).paths)
+    assert paths[0] == paths[1] != paths[2]
+    assert len(paths[0]) == 9
+
+
+class _Stopped(BaseException):
+    """Stands for a kill at any moment."""
+
+
+def test_a_stopped_run_keeps_its_blocks_and_resumes(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(classifier, bank, pictures, "val", tmp_path / "whole")
+    original, blocks = evaluation._score_block, []
+
+    def stop_at_third(*args: object) -> object:
+        if len(blocks) == 2:
+            raise _Stopped
+        blocks.append(args)
+        return original(*args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "_score_block", stop_at_third)
+        with pytest.raises(_Stopped):
+            evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    assert RunStore.open(tmp_path / "run").pending() == [16, 24]
+    assert not (tmp_path / "run" / "summary.json").exists()
+    summary = evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    assert summary["pairs"] == 13 * 5  # what was left
+    whole, run = RunStore.open(tmp_path / "whole"), RunStore.open(tmp_path / "run")
+    np.testing.assert_array_equal(run.predictions(0, 29), whole.predictions(0, 29))
+    again = evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    assert again == summary  # nothing left to do: the same numbers, and the speed that was measured
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"seed": 1}, "seed 0, not 1"), ({"precision": "bf16"}, "precision fp32, not bf16"), ({"per_class": 2}, "per_class")],
+)
+def test_another_configuration_into_the_same_run_is_refused(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, change: dict, named: str
+) -> None:
+    before = evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    with pytest.raises(InputError, match=named):
+        evaluate(classifier, bank, pictures, "val", tmp_path / "run", **change)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == before
+
+
+def test_nan_logits_are_an_error_not_an_answer(pictures: Path, tmp_path: Path, bank: Path) -> None:
+    class Overflow(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)[:, :5] * torch.tensor(float("nan") if self.broken else 1.0)
+
+        broken = False
+
+    module = Overflow()
+    frozen = FrozenClassifier.from_module(module, PREPROCESSING)
+    stored = OccluderBank.load(bank)
+    header = BankHeader(**{**vars(stored.header), "weights_hash": frozen.weights_hash})
+    OccluderBank(stored.occluders, header).save(bank)
+    frozen.network.broken = True  # type: ignore[assignment]
+    with pytest.raises(InputError, match="NaN"):
+        evaluate(frozen, bank, pictures, "val", tmp_path / "run")
+
+
+@pytest.mark.parametrize(("epsilon", "norm"), [(4.0, "linf"), (90.0, "l2")])
+def test_noise_is_on_the_sphere_and_seeded(epsilon: float, norm: str) -> None:
+    row = noise_row(epsilon, norm, 16, 3)
+    radius = row.abs() if norm == "linf" else row.norm()
+    torch.testing.assert_close(radius, torch.full_like(radius, epsilon))
+    assert torch.equal(row, noise_row(epsilon, norm, 16, 3))
+    assert not torch.equal(row, noise_row(epsilon, norm, 16, 4))
+    assert abs(float(row.sign().mean())) < 0.1

@@ -1,0 +1,219 @@
+"""Training against a plain loop written from the paper, and what a user may rely on: seeds, resuming, refusals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from gfo.engine import training
+from gfo.engine.progress import no_progress
+from gfo.engine.training import TrainConfig, split_pictures, train
+from gfo.export.bank import OccluderBank, picture_key
+from gfo.export.classifier import FrozenClassifier
+from gfo.export.errors import InputError
+from gfo.export.preprocessing import Preprocessing
+
+SIZE, FOLDERS, PICTURES = 12, ("ant", "bee", "cat"), 6
+PREPROCESSING = Preprocessing(SIZE, SIZE, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+CONFIG = TrainConfig(epsilon=6.0, kappa=5.0, epochs=3, batch_size=6, classes_together=2)
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.Tanh(), nn.Conv2d(8, 8, 3, 2, 1), nn.Tanh(), nn.Flatten(), nn.Linear(72, 4)
+        )
+
+
+@pytest.fixture(scope="module")
+def classifier() -> FrozenClassifier:
+    return FrozenClassifier.from_module(network(), PREPROCESSING)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for folder in FOLDERS:
+        (root / "train" / folder).mkdir(parents=True)
+        for i in range(PICTURES):
+            pixels = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "train" / folder / f"{i}.png")
+    (root / "classes.json").write_text('{"ant": 0, "bee": 3, "cat": 1}')
+    return root
+
+
+def plain_loop(root: Path, folder: str, label: int, config: TrainConfig) -> Tensor:
+    """One class, as the paper has it: float64, autograd through the whole formula, whole-class order from the seed."""
+    model = network().double()
+    files = sorted((root / "train" / folder).iterdir())
+    images = torch.stack([torch.from_numpy(np.array(Image.open(f))) for f in files]).double()
+    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (PREPROCESSING.mean, PREPROCESSING.std))
+    d = torch.zeros(SIZE, SIZE, 3, dtype=torch.float64)
+    v = torch.zeros_like(d)
+    share = config.batch_size // config.classes_together
+    per_epoch = math.ceil(len(images) / share)
+    for step in range(config.epochs * per_epoch):
+        epoch, batch = divmod(step, per_epoch)
+        g = torch.Generator().manual_seed(config.seed * 1_000_003 + label * 1009 + epoch)
+        order = torch.cat([torch.randperm(len(images), generator=g) for _ in range(2)])
+        x = images[order[batch * share : (batch + 1) * share]]
+        d.requires_grad_(True)
+        inputs = ((x + d).clamp(0, 255) / 255 - mean) / std
+        logits = model(inputs.permute(0, 3, 1, 2))
+        others = logits.clone()
+        others[:, label] = -math.inf
+        loss = (logits[:, label] - others.amax(1)).clamp(min=-config.kappa).sum()
+        (gradient,) = torch.autograd.grad(loss, d)
+        v = config.momentum * v + gradient / gradient.abs().mean()
+        alpha = config.step * config.epsilon * 0.5 * (1 + math.cos(math.pi * step / (config.epochs * per_epoch)))
+        d = (d.detach() - alpha * v.sign()).clamp(-config.epsilon, config.epsilon)
+    return d
+
+
+def test_equals_the_plain_loop(classifier: FrozenClassifier, pictures: Path, tmp_path: Path) -> None:
+    bank = train(classifier, pictures, tmp_path / "bank.safetensors", CONFIG, classes="ant,bee", precision="fp32")
+    assert bank.class_ids == (0, 3)
+    for row, (folder, label) in enumerate((("ant", 0), ("bee", 3))):
+        wanted = plain_loop(pictures, folder, label, CONFIG)
+        # A sign step turns rounding into a whole step where the momentum is next to 0; nowhere else may they differ.
+        # (Random pixels hold few exact 0 and 255, where the two clamps differ by design.)
+        same = torch.isclose(bank.occluders[row].double(), wanted, rtol=0, atol=1e-4)
+        assert same.double().mean() > 0.99
+    assert bank.occluders.abs().max() <= CONFIG.epsilon
+
+
+def test_it_takes_the_evidence_away(classifier: FrozenClassifier, pictures: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, epsilon=40.0, epochs=20, norm="linf")
+    bank = train(classifier, pictures, tmp_path / "bank.safetensors", config, precision="fp32")
+    for row, folder in enumerate(bank.header.folders):
+        files = sorted((pictures / "train" / folder).iterdir())
+        x = torch.stack([torch.from_numpy(PREPROCESSING.load_uint8(f).copy()) for f in files]).float()
+        mean, std = torch.tensor(PREPROCESSING.mean), torch.tensor(PREPROCESSING.std)
+
+        @torch.no_grad()
+        def margin(pixels: Tensor, label: int = bank.class_ids[row], mean: Tensor = mean, std: Tensor = std) -> float:
+            logits = network()(((pixels / 255 - mean) / std).permute(0, 3, 1, 2))
+            others = [j for j in range(4) if j != label]
+            return float((logits[:, label] - logits[:, others].amax(1)).mean())
+
+        noise = torch.randint(0, 2, x.shape[1:], generator=torch.Generator().manual_seed(0)) * 80.0 - 40.0
+        occluded = margin((x + bank.occluders[row]).clamp(0, 255))
+        assert occluded < margin(x) - 0.2
+        assert occluded < margin((x + noise).clamp(0, 255)) - 0.2
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_same_seed_gives_the_same_bits_and_another_one_others(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, norm: str
+) -> None:
+    config = replace(CONFIG, norm=norm, epsilon=6.0 if norm == "linf" else 60.0)
+    banks = [
+        train(classifier, pictures, tmp_path / f"{i}.safetensors", replace(config, seed=seed), precision="fp32")
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    assert torch.equal(banks[0].occluders, banks[1].occluders)
+    assert not torch.equal(banks[0].occluders, banks[2].occluders)
+    assert banks[0].hash == banks[1].hash != banks[2].hash
+
+
+class _Stopped(BaseException):
+    """Stands for a kill at any moment."""
+
+
+@pytest.mark.parametrize("steps", [1, 5, 6, 7, 10])
+def test_a_stopped_run_resumes_to_the_same_bits(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    whole = train(classifier, pictures, tmp_path / "whole.safetensors", CONFIG, precision="fp32")
+    out = tmp_path / "stopped.safetensors"
+    original, calls = training.occluder_step, 0
+
+    def stop_after(*args: Tensor, **kwargs: float) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > steps:
+            raise _Stopped
+        original(*args, **kwargs)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "occluder_step", stop_after)
+        with pytest.raises(_Stopped):
+            train(classifier, pictures, out, CONFIG, precision="fp32")
+    assert not out.exists()
+    bank = train(classifier, pictures, out, CONFIG, precision="auto")  # keeps the precision that it was started with
+    assert torch.equal(bank.occluders, whole.occluders)
+    assert not out.with_name(out.name + ".parts").exists()
+
+
+def test_finished_classes_are_not_trained_again(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bank.safetensors"
+    first = train(classifier, pictures, out, CONFIG, precision="fp32")
+
+    def fail(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(training, "_train_group", fail)
+    assert train(classifier, pictures, out, CONFIG, precision="fp32").hash == first.hash
+
+
+def test_pictures_are_split_and_remembered(classifier: FrozenClassifier, pictures: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, held_out=2, pictures_per_class=3, epochs=1)
+    bank = train(classifier, pictures, tmp_path / "bank.safetensors", config, precision="fp32")
+    loaded = OccluderBank.load(tmp_path / "bank.safetensors")
+    assert torch.equal(loaded.fitted, bank.fitted)
+    assert len(bank.fitted) == 3 * len(FOLDERS)
+    assert len(bank.held_out) == 2 * len(FOLDERS)
+    keys = {picture_key(f"train/{folder}/{i}.png") for folder in FOLDERS for i in range(PICTURES)}
+    assert {*bank.fitted.tolist(), *bank.held_out.tolist()} <= keys
+    assert not {*bank.fitted.tolist()} & {*bank.held_out.tolist()}
+    with pytest.raises(InputError, match="--held-out 6"):
+        split_pictures([f"train/ant/{i}.png" for i in range(6)], 0, replace(CONFIG, held_out=6))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"epsilon": 7.0}, "epsilon 6.0, not 7.0"), ({"kappa": 1.0}, "kappa 5.0, not 1.0"), ({"seed": 4}, "seed 0, not 4")],
+)
+def test_another_configuration_is_refused_by_name(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, change: dict[str, float], named: str
+) -> None:
+    out = tmp_path / "bank.safetensors"
+    before = train(classifier, pictures, out, replace(CONFIG, epochs=1), precision="fp32")
+    with pytest.raises(InputError, match=named):
+        train(classifier, pictures, out, replace(CONFIG, epochs=1, **change), precision="fp32")  # type: ignore[arg-type]
+    assert OccluderBank.load(out).hash == before.hash
+
+
+def test_classes_in_work_are_all_that_is_in_memory(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, sizes = training._train_group, []
+
+    def watch(network: object, work: list[training._ClassInWork], *rest: object) -> None:
+        sizes.append([c.folder.folder for c in work])
+        original(network, work, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "_train_group", watch)
+    train(classifier, pictures, tmp_path / "bank.safetensors", CONFIG, precision="fp32", progress=no_progress)
+    assert sizes == [["ant", "bee"], ["cat"]]
+
+
+@pytest.fixture(autouse=True)
+def few_threads() -> Iterator[None]:
+    """Bit-for-bit tests compare runs on one machine; two threads are enough for pictures of 12 pixels."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
