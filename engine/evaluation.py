@@ -1,4 +1,4 @@
-"""All pairs: every picture under clean, every occluder of the bank and one noise row, into a store, then the summary."""
+"""All pairs: every picture clean, under every occluder of the bank and under one noise row; then the summary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .folders import SPLITS, ClassFolder, class_name, list_classes
 from .metrics import summarize
 from .pictures import Block, open_source
 from .progress import Progress, no_progress
-from .runtime import worker_count
+from .runtime import peak_rss_mb, worker_count
 from .store import FIT_FITTED, FIT_HELD_OUT, FIT_UNSEEN, RunStore
 
 PICTURES = ("all", "fitted", "held-out", "unseen")
@@ -60,8 +60,8 @@ def evaluate(
     classes
         None reads the bank's own classes; `all`, `random:N` or names read others.
     pictures, per_class
-        Which training pictures: `all`, those the bank was `fitted` on, those `held-out`, or `unseen` ones; and how many of
-        each class at most, a seeded draw.
+        Which training pictures: `all`, those the bank was `fitted` on, those `held-out`, or `unseen` ones; and how
+        many of each class at most, a seeded draw.
     batch_size
         Pairs in a pass through the network.
     seed
@@ -200,9 +200,7 @@ def _folder_names(bank: OccluderBank, folders: Sequence[ClassFolder]) -> dict[st
     }
 
 
-def _open_store(
-    out: Path, run: dict[str, Any], images: Sequence[tuple[str, int, int]], bank: OccluderBank
-) -> RunStore:
+def _open_store(out: Path, run: dict[str, Any], images: Sequence[tuple[str, int, int]], bank: OccluderBank) -> RunStore:
     """The run's store, new or to be resumed; `InputError` if it is another run's."""
     paths, labels, fit = ([image[i] for image in images] for i in range(3))
     if not (out / "predictions.zarr").exists():
@@ -254,16 +252,12 @@ def _all_pairs(
 def _score_block(engine: Engine, block: Block, labels: Tensor, rows: int, batch_size: int) -> Score:
     """Every readable picture of a block under every row, as a pair list in pieces: each part [n · rows]."""
     pairs = len(block.images) * rows
-    whole = Score(
-        torch.full((pairs,), -1), torch.full((pairs,), -1), torch.full((pairs,), float("nan"))
-    )
+    whole = Score(torch.full((pairs,), -1), torch.full((pairs,), -1), torch.full((pairs,), float("nan")))
     position = (block.readable[:, None] * rows + torch.arange(rows)).flatten()
     for piece in position.split(batch_size):
         verdict = engine.score(block.images, piece // rows, piece % rows, labels)
         if bool((verdict.prediction < 0).any()):
-            raise InputError(
-                f"--precision {engine.precision}: the network gave NaN on {engine.name}; use bf16 or fp32"
-            )
+            raise InputError(f"--precision {engine.precision}: the network gave NaN on {engine.name}; use bf16 or fp32")
         for target, part in zip(whole, verdict, strict=True):
             target[piece] = part
     return whole
@@ -292,5 +286,6 @@ def _speed(out: Path, seconds: float, pairs: int) -> dict[str, Any]:
     """Of this call; of the last one that did something, where this one had nothing left to do."""
     if not pairs and (out / "summary.json").is_file():
         before = json.loads((out / "summary.json").read_text())
-        return {key: before[key] for key in ("pairs", "seconds", "pairs_per_second")}
-    return {"pairs": pairs, "seconds": seconds, "pairs_per_second": pairs / seconds if pairs else None}
+        return {key: before[key] for key in ("pairs", "seconds", "pairs_per_second", "peak_rss_mb")}
+    rate = pairs / seconds if pairs else None
+    return {"pairs": pairs, "seconds": seconds, "pairs_per_second": rate, "peak_rss_mb": peak_rss_mb()}

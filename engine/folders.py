@@ -9,11 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from ..export.errors import InputError
+
+if TYPE_CHECKING:
+    from timm.data.imagenet_info import ImageNetInfo
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -32,8 +35,8 @@ class ClassFolder:
 
 
 @cache
-def _imagenet_info():  # noqa: ANN202 (timm is imported inside only)
-    from timm.data import ImageNetInfo
+def _imagenet_info() -> ImageNetInfo:
+    from timm.data.imagenet_info import ImageNetInfo
 
     return ImageNetInfo("imagenet-1k")
 

@@ -142,7 +142,7 @@ class _Mean:
 
     def estimate(self) -> _Estimate:
         with np.errstate(divide="ignore", invalid="ignore"):
-            return _Estimate(*(np.divide(part[0], part[1]) for part in (self._value, self._pictures, self._classes)))  # type: ignore[arg-type]
+            return _Estimate(*(np.divide(part[0], part[1]) for part in (self._value, self._pictures, self._classes)))
 
 
 class _Tally:
@@ -193,7 +193,7 @@ class _Tally:
         self.pictures.update(clean_other=n, unmatched_other=n)
 
     def _add_own(
-        self, answers: _ClassAnswers, accuracy: Floats, replicates: Floats, weights: NDArray[np.float32]
+        self, answers: _ClassAnswers, accuracy: Floats, replicates: Floats, weights: NDArray[np.floating[Any]]
     ) -> None:
         row, n, right = self.bank.index(answers.class_id), len(answers.predictions), answers.right
         own, draws = row + 1, self._draws[:, row]
@@ -252,7 +252,8 @@ def _class_row(answers: _ClassAnswers, own: int, accuracy: Floats, run: dict[str
     n, matched = len(answers.predictions), answers.predictions[:, own]
     wrong = Counter(matched[matched != answers.class_id].tolist())
     top = wrong.most_common(1)
-    interval = binomtest(n - wrong.total(), n).proportion_ci(method="wilson")
+    matched_wrong = wrong.total()
+    interval = binomtest(n - matched_wrong, n).proportion_ci(method="wilson")
     name = class_name(run["num_classes"], top[0][0]) if top else ""
     return {
         "class_id": answers.class_id,
@@ -262,15 +263,15 @@ def _class_row(answers: _ClassAnswers, own: int, accuracy: Floats, run: dict[str
         "clean": float(accuracy[0]),
         "matched": float(accuracy[own]),
         "matched_wilson95": [float(interval.low), float(interval.high)],
-        "top_wrong_label": {"class_id": top[0][0], "name": name, "share": top[0][1] / wrong.total()} if top else None,
+        "top_wrong_label": {"class_id": top[0][0], "name": name, "share": top[0][1] / matched_wrong} if top else None,
     }
 
 
 def summarize(store: RunStore, *, replicates: int = REPLICATES, seed: int = 0) -> dict[str, Any]:
-    """The numbers of `summary.json` (see DESIGN of the run folder in the README).
+    """The numbers of `summary.json` (described in the README).
 
-    `clean`, `matched`, `unmatched`, `permuted`, `noise` are over the bank's classes, `*_other` over further ones; a cell
-    without pictures is None. `fooling_rate` is the share of pictures that the model has right when clean and wrong
+    `clean`, `matched`, `unmatched`, `permuted`, `noise` are over the bank's classes, `*_other` over further ones; a
+    cell without pictures is None. `fooling_rate` is the share of pictures that the model has right when clean and wrong
     under their class's occluder; `largest_wrong_label_share` the mean over classes of the most frequent wrong answer's
     share of all wrong matched answers.
     """

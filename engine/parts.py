@@ -79,7 +79,9 @@ class TrainingParts:
                     "use that, another --out, or remove it"
                 )
             return
-        self.folder.mkdir(parents=True, exist_ok=True)  # before anything is measured: it fails early on a read-only disk
+        self.folder.mkdir(
+            parents=True, exist_ok=True
+        )  # before anything is measured: it fails early on a read-only disk
         self.precision = choose_precision()
         fitted, held_out = self._keys()
         stored = {"header": json.loads(self._header.to_json()), "precision": self.precision}
@@ -176,7 +178,9 @@ class TrainingParts:
             return load_file(part)["occluder"]
         except (SafetensorError, KeyError, OSError) as error:
             part.unlink(missing_ok=True)
-            raise InputError(f"{part}: damaged ({error}) and removed; run the same command again to train it") from error
+            raise InputError(
+                f"{part}: damaged ({error}) and removed; run the same command again to train it"
+            ) from error
 
 
 def _difference(key: str, stored: object, asked: object) -> str:

@@ -1,4 +1,4 @@
-"""Reading pictures: a source gives uint8 blocks in list order, each picture once; what cannot be read is quarantined."""
+"""Reading pictures: a source gives uint8 blocks in list order, each picture once; broken ones are quarantined."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class PillowSource:
     def _read(self, path: str) -> np.ndarray | str:
         try:
             return self.preprocessing.load_uint8(self.root / path)
-        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, … by file format
+        except Exception as error:  # noqa: BLE001 Pillow raises OSError, SyntaxError, ValueError, struct.error, … by file format
             return f"{type(error).__name__}: {error}".replace(str(self.root), "").splitlines()[0]
 
     def _block(self, start: int, results: Sequence[np.ndarray | str]) -> Block:

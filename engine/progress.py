@@ -1,4 +1,7 @@
-"""What the work tells whoever runs it: lines, and bars with a running figure. The API is silent, the commands use rich."""
+"""What the work tells whoever runs it: lines, and bars with a running figure.
+
+The Python API is silent unless it is given something to tell; the commands use rich.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Protocol
 class Bar(Protocol):
     """One running task."""
 
-    def advance(self, amount: int, note: str = "") -> None:
+    def advance(self, amount: float, note: str = "") -> None:
         """`amount` more of the total is done; `note` is shown beside the bar."""
         ...
 
@@ -22,7 +25,7 @@ class Progress(Protocol):
         """One line for the user."""
         ...
 
-    def task(self, title: str, total: int, done: int = 0) -> contextlib.AbstractContextManager[Bar]:
+    def task(self, title: str, total: float, done: float = 0) -> contextlib.AbstractContextManager[Bar]:
         """A bar for `total` units, of which `done` are done already."""
         ...
 
@@ -31,11 +34,11 @@ class _Silent:
     def say(self, line: str) -> None:
         pass
 
-    def advance(self, amount: int, note: str = "") -> None:
+    def advance(self, amount: float, note: str = "") -> None:
         pass
 
     @contextlib.contextmanager
-    def task(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
+    def task(self, title: str, total: float, done: float = 0) -> Iterator[Bar]:
         yield self
 
 
@@ -55,7 +58,7 @@ class TerminalProgress:
         self._console.print(line, soft_wrap=True, markup=False)
 
     @contextlib.contextmanager
-    def task(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
+    def task(self, title: str, total: float, done: float = 0) -> Iterator[Bar]:
         """See `Progress.task`."""
         from rich import progress as rich_progress
 
@@ -70,7 +73,9 @@ class TerminalProgress:
             task = bars.add_task(title, total=total, completed=done, note="")
 
             class _Bar:
-                def advance(self, amount: int, note: str = "") -> None:
-                    bars.update(task, advance=amount, **({"note": note} if note else {}))
+                def advance(self, amount: float, note: str = "") -> None:
+                    bars.update(task, advance=amount)
+                    if note:
+                        bars.update(task, note=note)
 
             yield _Bar()

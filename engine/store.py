@@ -99,10 +99,15 @@ class RunStore:
         for name, values in coordinates.items():
             dtype = str if name == "path" else values.dtype
             fill = "" if name == "path" else -1
-            group.create_array(name, dtype=dtype, fill_value=fill, chunks=shape[:1], **image)[:] = values  # type: ignore[arg-type]
-        group.create_array("reason", dtype=str, fill_value="", chunks=chunks[:1], **image)  # type: ignore[arg-type]
+            group.create_array(name, dtype=dtype, fill_value=fill, chunks=shape[:1], **image)[:] = values
+        group.create_array("reason", dtype=str, fill_value="", chunks=chunks[:1], **image)
         occluder = group.create_array(
-            "occluder", shape=shape[1:], dtype="int32", fill_value=-3, dimension_names=("occluder",), compressors=_CODECS
+            "occluder",
+            shape=shape[1:],
+            dtype="int32",
+            fill_value=-3,
+            dimension_names=("occluder",),
+            compressors=_CODECS,
         )
         occluder[:] = np.array([CLEAN, *class_ids, NOISE], dtype=np.int32)
         group.attrs.update(
@@ -161,7 +166,10 @@ class RunStore:
             return False
 
     def write(self, start: int, scores: Score, quarantined: Mapping[int, str]) -> None:
-        """Write a whole block: scores of [n, K+2] pairs, row by row; `prediction` last, it says that the block is done."""
+        """Write a whole block: scores of [n, K+2] pairs, row by row.
+
+        `prediction` comes last: it says that the block is done.
+        """
         stop = min(start + self.block, len(self))
         shape = (stop - start, len(self.occluders))
         prediction, rank, margin = (part.reshape(shape).numpy().copy() for part in scores)

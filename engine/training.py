@@ -15,79 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..export.bank import BankHeader, OccluderBank, picture_key
+from ..export.bank import BankHeader, OccluderBank
 from ..export.classifier import PRECISIONS, FrozenClassifier, ModelSpec, load_classifier
 from ..export.errors import InputError
 from ..export.occluded import OccludedClassifier
 from ..kernels.margin_loss import margin_loss
-from ..kernels.occluder_step import NORMS, occluder_step
+from ..kernels.occluder_step import occluder_step
 from .engines.torch_engine import resolve_device
 from .folders import ClassFolder, list_classes
 from .parts import TrainingParts
 from .pictures import PictureSource, open_source
 from .progress import Progress, no_progress
 from .runtime import keep_freed_memory, measured_precision, worker_count
+from .train_config import TrainConfig, split_pictures
 
 # fp16 gradients of a deep network underflow; the step divides by the gradient's size, so any factor may stand here.
 _LOSS_SCALE = {"fp32": 1.0, "bf16": 1.0, "fp16": 1024.0}
 _READ_BLOCK = 256
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a bank is trained. Pixel units are 0 … 255.
-
-    Attributes
-    ----------
-    epsilon, norm
-        Radius of the ball in pixel units: of every pixel (`linf`), or ‖d‖₂ of the occluder (`l2`).
-    kappa
-        Confidence of the margin, ≥ 0, in logit units: pictures wrong by more no longer pull.
-    epochs
-        Passes over each class's pictures.
-    batch_size, classes_together
-        Pictures in a batch, and over how many classes they are spread.
-    step, momentum
-        First step as a share of ε, falling to 0 along half a cosine; decay μ of the momentum.
-    pictures_per_class, held_out
-        Training pictures to fit (None: all), and to set aside for choosing ε or anything else; a seeded draw each.
-    """
-
-    epsilon: float
-    norm: str = "linf"
-    kappa: float = 10.0
-    epochs: int = 8
-    batch_size: int = 64
-    classes_together: int = 4
-    step: float = 0.1
-    momentum: float = 0.9
-    pictures_per_class: int | None = None
-    held_out: int = 0
-    seed: int = 0
-
-    def check(self, input_size: int) -> None:
-        """Raise `InputError` for a number out of range."""
-        if self.norm not in NORMS:
-            raise InputError(f"--norm {self.norm}: expected one of {', '.join(NORMS)}")
-        largest = 255.0 if self.norm == "linf" else 255.0 * math.sqrt(3) * input_size
-        for option, value, low, high in (
-            ("--epsilon", self.epsilon, math.ulp(0.0), largest),
-            ("--kappa", self.kappa, 0.0, 1e6),
-            ("--epochs", self.epochs, 1, 10**6),
-            ("--batch-size", self.batch_size, 1, 10**5),
-            ("--classes-together", self.classes_together, 1, 10**5),
-            ("--step", self.step, math.ulp(0.0), 2.0),
-            ("--momentum", self.momentum, 0.0, math.nextafter(1.0, 0.0)),
-            ("--per-class", self.pictures_per_class or 1, 1, 10**9),
-            ("--held-out", self.held_out, 0, 10**9),
-        ):
-            if not low <= value <= high:
-                above = "above 0" if low == math.ulp(0.0) else f"at least {low:g}"
-                raise InputError(f"{option} {value}: must be {above} and at most {high:g}")
 
 
 @dataclass(frozen=True)
@@ -102,22 +49,6 @@ class _ClassInWork:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + self.folder.class_id * 1009 + epoch)
         rounds = math.ceil(pictures / len(self.images))
         return torch.cat([torch.randperm(len(self.images), generator=generator) for _ in range(rounds)])[:pictures]
-
-
-def split_pictures(paths: Sequence[str], class_id: int, config: TrainConfig) -> tuple[list[str], list[str]]:
-    """A class's pictures (fitted, held out): a draw seeded by class.
-
-    Raises
-    ------
-    InputError
-        Fewer pictures than are to be held out, or none left to fit.
-    """
-    order = np.random.default_rng([config.seed, class_id]).permutation(len(paths))
-    shuffled = [paths[i] for i in order]
-    held_out, rest = shuffled[: config.held_out], shuffled[config.held_out :]
-    if not rest:
-        raise InputError(f"--held-out {config.held_out}: class folder of {paths[0]} has only {len(paths)} pictures")
-    return sorted(rest[: config.pictures_per_class]), sorted(held_out)
 
 
 def train(
@@ -183,7 +114,9 @@ def train(
     share = max(1, config.batch_size // min(config.classes_together, len(folders)))
     if len(todo) < len(folders):
         progress.say(f"resuming: {len(folders) - len(todo)} of {len(folders)} classes are done")
-    with progress.task("training", len(folders) * config.epochs, done=(len(folders) - len(todo)) * config.epochs) as bar:
+    with progress.task(
+        "training", len(folders) * config.epochs, done=(len(folders) - len(todo)) * config.epochs
+    ) as bar:
         for start in range(0, len(todo), config.classes_together):
             group = todo[start : start + config.classes_together]
             work = [_read_class(f, splits[f.class_id][0], source, parts) for f in group]
@@ -209,9 +142,7 @@ def _header(
     )
 
 
-def _read_class(
-    folder: ClassFolder, paths: Sequence[str], source: PictureSource, parts: TrainingParts
-) -> _ClassInWork:
+def _read_class(folder: ClassFolder, paths: Sequence[str], source: PictureSource, parts: TrainingParts) -> _ClassInWork:
     images, quarantined = [], []
     for block in source.blocks(paths, _READ_BLOCK):
         images.append(block.images[block.readable])
@@ -232,9 +163,9 @@ def _train_group(
     share: int,
     parts: TrainingParts,
     device: torch.device,
-    advance: Callable[[int, str], None],
+    advance: Callable[[float, str], None],
 ) -> None:
-    """Train the occluders of the classes in work, from the last epoch that was saved; `share` pictures of each a step."""
+    """Train the occluders of the classes in work, from the last saved epoch; `share` pictures of each a step."""
     ids = [c.folder.class_id for c in work]
     state = parts.load_epoch(ids)
     occluders = torch.zeros(len(work), *work[0].images.shape[1:]) if state is None else state.occluders
@@ -246,7 +177,9 @@ def _train_group(
         fooled = pictures = 0
         count = _steps_per_epoch(work, share)
         for i, (images, occluder_index, labels) in enumerate(_batches(work, share, epoch, config.seed)):
-            gradient, wrong = _gradient(network, images.to(device), occluder_index.to(device), labels.to(device), occluders, config)
+            gradient, wrong = _gradient(
+                network, images.to(device), occluder_index.to(device), labels.to(device), occluders, config
+            )
             done = (epoch + i / count) / config.epochs
             occluder_step(
                 occluders,
@@ -258,7 +191,7 @@ def _train_group(
                 norm=config.norm,  # type: ignore[arg-type] (checked by TrainConfig.check)
             )
             fooled, pictures = fooled + wrong, pictures + len(labels)
-        advance(len(work), f"fooling rate {fooled / pictures:.2f}")
+            advance(len(work) / count, f"fooling rate {fooled / pictures:.2f}")
         if epoch + 1 < config.epochs:
             parts.save_epoch(ids, occluders.cpu(), momentum.cpu(), epoch + 1)
     for class_id, occluder in zip(ids, occluders.cpu(), strict=True):

@@ -1,4 +1,4 @@
-"""What is frozen: preprocessing, the classifier, the bank of occluders and their composition, the occluded classifier."""
+"""What is frozen: preprocessing, the classifier, the bank of occluders, and all three as the occluded classifier."""
 
 from __future__ import annotations
 

@@ -118,7 +118,9 @@ class OccluderBank:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: not a readable safetensors file ({error}); train or copy the bank again") from error
+            raise InputError(
+                f"{path}: not a readable safetensors file ({error}); train or copy the bank again"
+            ) from error
         if "gfo" not in metadata or "occluders" not in tensors:
             raise InputError(f"{path}: safetensors, but not an occluder bank; gfo-train writes one")
         try:
@@ -148,7 +150,9 @@ class OccluderBank:
         rows = d.flatten(1)
         radius = float((rows.abs().amax(1) if header.norm == "linf" else rows.norm(dim=1)).max())
         if radius > header.epsilon * (1 + _BALL_SLACK):
-            raise InputError(f"{path}: an occluder reaches {radius:g} but ε is {header.epsilon:g}; train the bank again")
+            raise InputError(
+                f"{path}: an occluder reaches {radius:g} but ε is {header.epsilon:g}; train the bank again"
+            )
 
     def check_fits(self, classifier: FrozenClassifier, path: Path | str) -> None:
         """Raise `InputError` if the bank was made for another model, other weights or another preprocessing."""

@@ -1,4 +1,4 @@
-"""The frozen classifier: a CNN from torchvision, timm, the demo or the user, ready to be looked through but not changed."""
+"""The frozen classifier: a CNN from torchvision, timm, the demo or the user, to be looked through but not changed."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ class FrozenClassifier:
                 logits = network(example)
             except (RuntimeError, ValueError, TypeError, AssertionError) as error:
                 reason = str(error).splitlines()[0]
-                raise InputError(f"{model}: does not run on a {size}×{size} RGB input ({reason}); set --input-size") from error
+                raise InputError(
+                    f"{model}: does not run on a {size}×{size} RGB input ({reason}); set --input-size"
+                ) from error
         if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise InputError(f"{model}: expected logits [P, C ≥ 2] in evaluation mode, got {got}")
@@ -179,7 +181,7 @@ def _from_torchvision(name: str, spec: ModelSpec) -> tuple[nn.Module, Preprocess
     network = build() if state is None else fit_state(build, state, spec)
     for head in ("aux1", "aux2", "AuxLogits"):
         if getattr(network, head, None) is not None:
-            network.aux_logits = False
+            setattr(network, "aux_logits", False)  # noqa: B010 (nn.Module types its attributes as modules)
             setattr(network, head, None)
     return network, preprocessing_from_torchvision(name, weights_name)
 
@@ -204,7 +206,9 @@ def _from_timm(name: str, spec: ModelSpec) -> tuple[nn.Module, Preprocessing]:
 
 def _from_gfo(name: str, spec: ModelSpec) -> tuple[nn.Module, Preprocessing]:
     if name not in DIGITS_NETWORKS:
-        raise InputError(f"--model {spec.model}: the demo's networks are {', '.join(f'gfo/{n}' for n in DIGITS_NETWORKS)}")
+        raise InputError(
+            f"--model {spec.model}: the demo's networks are {', '.join(f'gfo/{n}' for n in DIGITS_NETWORKS)}"
+        )
     if spec.weights == "default":
         path = digits_weights_path(name)
         if not path.is_file():

@@ -3,6 +3,8 @@ the torch engine runs and every export freezes."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -35,10 +37,10 @@ class OccludedClassifier(nn.Module):
         TypeError, ValueError
             As `occlude`; no bank given and none embedded.
         """
-        bank = self.bank if bank is None else bank
-        if bank is None:
+        chosen: Any = self.bank if bank is None else bank
+        if chosen is None:
             raise ValueError("no bank: give one with the call or embed one")
         inputs = occlude(
-            images, bank, image_index, occluder_index, scale=self.scale, shift=self.shift, dtype=self.dtype
+            images, chosen, image_index, occluder_index, scale=self.scale, shift=self.shift, dtype=self.dtype
         )
         return self.network(inputs).to(torch.float32)

@@ -70,12 +70,13 @@ class Preprocessing:
             A missing or unknown key, or a value out of range.
         """
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+            return cls(**values)
         except TypeError as error:
             raise InputError(f"preprocessing: {error}") from error
 
     def resized(self, input_size: int) -> Preprocessing:
-        """The same crop fraction at another input size: short side to floor(input_size · resize / input_size before)."""
+        """The same crop fraction at another input size: short side to floor(new size · resize / old size)."""
         return dataclasses.replace(self, input_size=input_size, resize=input_size * self.resize // self.input_size)
 
     def load_uint8(self, path: Path | str) -> NDArray[np.uint8]:

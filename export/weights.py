@@ -1,4 +1,4 @@
-"""Weights: from a library's own store or a file, never unpickled, and fitted to a model with a clear word if they do not."""
+"""Weights: from a library's own store or a file, never unpickled; a clear word if they do not fit the model."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def read_state(path: Path, model: str) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(f"--weights {path}: holds more than tensors and is not loaded; save its state_dict()") from error
+        raise InputError(
+            f"--weights {path}: holds more than tensors and is not loaded; save its state_dict()"
+        ) from error
     except Exception as error:  # safetensors and torch each raise their own kinds for a broken file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"--weights {path}: unreadable ({reason}); copy or convert it again") from error
@@ -97,7 +99,9 @@ def fit_state(
     if differing:
         listed = "; ".join(differing[:3])
         more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise InputError(f"--weights {spec.weights}: does not fit {spec.model}: {listed}{more}; give this model's weights")
+        raise InputError(
+            f"--weights {spec.weights}: does not fit {spec.model}: {listed}{more}; give this model's weights"
+        )
     network.load_state_dict(dict(state))
     return network
 

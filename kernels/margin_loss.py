@@ -1,9 +1,11 @@
 """`margin_loss`: the Carlini-Wagner margin with confidence κ, which the occluders minimise.
 
-    loss[p] = max(z_c − max_{j ≠ c} z_j, −κ)
+loss[p] = max(z_c − max_{j ≠ c} z_j, −κ)
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,12 +45,12 @@ def _(grad: Tensor, logits: Tensor, labels: Tensor, kappa: float) -> Tensor:
     return torch.empty_like(logits)
 
 
-def _setup_context(ctx, inputs, output) -> None:  # noqa: ANN001 (torch's own untyped protocol)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     logits, labels, ctx.kappa = inputs
     ctx.save_for_backward(logits, labels)
 
 
-def _backward(ctx, grad: Tensor):  # noqa: ANN001, ANN202 (torch's own untyped protocol)
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return _margin_loss_backward(grad, *ctx.saved_tensors, ctx.kappa), None, None
 
 

@@ -8,6 +8,7 @@ The formula has this one definition; training, the torch engine and every export
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,13 +105,13 @@ def _(
     return torch.empty_like(bank)
 
 
-def _setup_context(ctx, inputs, output) -> None:  # noqa: ANN001 (torch's own untyped protocol)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     images, bank, image_index, occluder_index, scale, _, _ = inputs
     ctx.save_for_backward(images, bank, image_index, occluder_index)
     ctx.scale = scale
 
 
-def _backward(ctx, grad: Tensor):  # noqa: ANN001, ANN202 (torch's own untyped protocol)
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     bank_grad = _occlude_backward(grad, *ctx.saved_tensors, ctx.scale)
     return None, bank_grad, None, None, None, None, None
 

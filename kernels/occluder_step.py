@@ -1,8 +1,8 @@
 """`occluder_step`: one momentum step down the loss and back into the ball of radius ε, in place.
 
-    v ← μ · v + g / mean|g|                      per occluder
-    l∞:  d ← clamp(d − α · sign(v), −ε, ε)
-    l2:  d ← d − α · v / ‖v‖₂, then d · min(1, ε / ‖d‖₂)
+v ← μ · v + g / mean|g|                      per occluder
+l∞:  d ← clamp(d − α · sign(v), −ε, ε)
+l2:  d ← d − α · v / ‖v‖₂, then d · min(1, ε / ‖d‖₂)
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ class Score(NamedTuple):
     rank: Tensor
     """int64 [P], classes ahead of the label: 0 = correct, < 5 = top-5; C where a logit is NaN."""
     margin: Tensor
-    """float32 [P], label's logit minus the best other; ≥ 0 does not imply correct on a tie; NaN where a logit is NaN."""
+    """float32 [P], label's logit minus the best other (0 on a tie, correct or not); NaN where a logit is NaN."""
 
 
 def score(logits: Tensor, labels: Tensor) -> Score:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 BAD_INPUT, UNAVAILABLE, INTERRUPTED = 2, 3, 130
 
 Model = Annotated[
-    str, typer.Option(help="torchvision/<name>, timm/<name>, gfo/digits-resnet, gfo/digits-vgg or python:module:function.")
+    str,
+    typer.Option(help="torchvision/<name>, timm/<name>, gfo/digits-resnet, gfo/digits-vgg or python:module:function."),
 ]
 Weights = Annotated[
-    str, typer.Option(help="default, a torchvision name such as IMAGENET1K_V1, random, or a .safetensors/.pth state dict.")
+    str,
+    typer.Option(help="default, a torchvision name such as IMAGENET1K_V1, random, or a .safetensors/.pth state dict."),
 ]
 Data = Annotated[Path, typer.Option(help="Folder that holds train/<class>/* or val/<class>/*.")]
 ClassMap = Annotated[
@@ -78,7 +80,9 @@ def run(app: typer.Typer, name: str) -> None:
         _leave(name, "interrupted; what is finished is kept, the same command resumes", INTERRUPTED)
     except OSError as error:
         where = error.filename or "input or output"
-        _leave(name, f"{where}: {error.strerror or error}; check the path, its permissions and the free space", BAD_INPUT)
+        _leave(
+            name, f"{where}: {error.strerror or error}; check the path, its permissions and the free space", BAD_INPUT
+        )
     except Exception as error:
         # typer's usage errors: they carry their exit code and a message, and their class is not public.
         if not hasattr(error, "format_message"):
@@ -87,7 +91,7 @@ def run(app: typer.Typer, name: str) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _leave(name: str, message: str, code: int) -> None:
+def _leave(name: str, message: str, code: int) -> NoReturn:
     print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
     sys.stderr.flush()
     if code == INTERRUPTED:

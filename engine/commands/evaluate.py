@@ -27,7 +27,9 @@ def evaluate(
     ] = None,
     class_map: options.ClassMap = None,
     pictures: Annotated[str, typer.Option(help="all, or by the bank's use of them: fitted, held-out, unseen.")] = "all",
-    per_class: Annotated[int | None, typer.Option(help="At most so many pictures of each class, a seeded draw.")] = None,
+    per_class: Annotated[
+        int | None, typer.Option(help="At most so many pictures of each class, a seeded draw.")
+    ] = None,
     batch_size: options.BatchSize = 64,
     device: options.Device = "auto",
     loader: options.Loader = "auto",

@@ -28,7 +28,9 @@ def train(
     classes_together: Annotated[int, typer.Option(help="Classes that share a batch.")] = 4,
     step: Annotated[float, typer.Option(help="First step as a share of epsilon; it falls to 0.")] = 0.1,
     momentum: Annotated[float, typer.Option(help="Decay of the momentum.")] = 0.9,
-    per_class: Annotated[int | None, typer.Option(help="Pictures of each class to fit, a seeded draw; all if not given.")] = None,
+    per_class: Annotated[
+        int | None, typer.Option(help="Pictures of each class to fit, a seeded draw; all if not given.")
+    ] = None,
     held_out: Annotated[int, typer.Option(help="Pictures of each class to set aside, for choosing epsilon.")] = 0,
     precision: Annotated[str, typer.Option(help="Of the network: auto (measured), fp32, bf16 or fp16.")] = "auto",
     device: options.Device = "auto",
@@ -42,7 +44,7 @@ def train(
 ) -> None:
     """Train one occluder per class on DATA/train. Finished classes are kept; the same command resumes."""
     from ..progress import TerminalProgress
-    from ..training import TrainConfig
+    from ..train_config import TrainConfig
     from ..training import train as train_bank
 
     config = TrainConfig(

@@ -61,7 +61,10 @@ class Engine(ABC):
         """
 
     def score(self, images: Tensor, image_index: Tensor, occluder_index: Tensor, labels: Tensor) -> Score:
-        """`infer`, judged where the logits are, so that only the verdict travels. `labels` is int64 [B], one a picture."""
+        """`infer`, judged where the logits are, so that only the verdict travels.
+
+        `labels` is int64 [B], one a picture.
+        """
         logits = self.infer(images, image_index, occluder_index)
         verdict = score(logits, labels[image_index].to(logits.device))
         return Score(*(part.cpu() for part in verdict))

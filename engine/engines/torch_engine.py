@@ -30,7 +30,9 @@ def resolve_device(device: str) -> torch.device:
     except RuntimeError as error:
         raise InputError(f"--device {device}: expected auto, cpu, cuda or cuda:N") from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise EngineUnavailable(f"--device {device}: PyTorch {torch.__version__} finds no CUDA GPU or driver here; use cpu")
+        raise EngineUnavailable(
+            f"--device {device}: PyTorch {torch.__version__} finds no CUDA GPU or driver here; use cpu"
+        )
     if resolved.type not in ("cpu", "cuda"):
         raise InputError(f"--device {device}: expected auto, cpu, cuda or cuda:N")
     return resolved

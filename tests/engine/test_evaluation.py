@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +99,9 @@ def test_every_pair_equals_brute_force(
 ) -> None:
     summary = evaluate(classifier, bank, pictures, "val", tmp_path / "run", batch_size=batch_size, seed=5)
     store = RunStore.open(tmp_path / "run")
-    assert store.paths == sorted(f"val/{f}/{p.name}" for f in ("ant", "bee", "cat") for p in (pictures / "val" / f).iterdir())
+    assert store.paths == sorted(
+        f"val/{f}/{p.name}" for f in ("ant", "bee", "cat") for p in (pictures / "val" / f).iterdir()
+    )
     wanted = brute_force(pictures, store.paths, OccluderBank.load(bank), 5)
     np.testing.assert_array_equal(store.predictions(0, len(store)), wanted)
     assert len(np.unique(wanted)) > 2  # the case says something
@@ -122,9 +125,7 @@ def test_classes_beyond_the_bank_go_into_cells_of_their_own(
         assert every[cell]["accuracy"] == own[cell]["accuracy"]
 
 
-@pytest.mark.parametrize(
-    ("selection", "count"), [("all", 29), ("fitted", 4), ("held-out", 2), ("unseen", 23)]
-)
+@pytest.mark.parametrize(("selection", "count"), [("all", 29), ("fitted", 4), ("held-out", 2), ("unseen", 23)])
 def test_pictures_by_what_the_bank_used_them_for(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, selection: str, count: int
 ) -> None:
@@ -177,10 +178,14 @@ def test_a_stopped_run_keeps_its_blocks_and_resumes(
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"seed": 1}, "seed 0, not 1"), ({"precision": "bf16"}, "precision fp32, not bf16"), ({"per_class": 2}, "per_class")],
+    [
+        ({"seed": 1}, "seed 0, not 1"),
+        ({"precision": "bf16"}, "precision fp32, not bf16"),
+        ({"per_class": 2}, "per_class"),
+    ],
 )
 def test_another_configuration_into_the_same_run_is_refused(
-    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, change: dict, named: str
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, change: dict[str, Any], named: str
 ) -> None:
     before = evaluate(classifier, bank, pictures, "val", tmp_path / "run")
     with pytest.raises(InputError, match=named):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from gfo.engine import training
 from gfo.engine.progress import no_progress
-from gfo.engine.training import TrainConfig, split_pictures, train
+from gfo.engine.train_config import TrainConfig, split_pictures
+from gfo.engine.training import train
 from gfo.export.bank import OccluderBank, picture_key
 from gfo.export.classifier import FrozenClassifier
 from gfo.export.errors import InputError
@@ -143,7 +144,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(
         calls += 1
         if calls > steps:
             raise _Stopped
-        original(*args, **kwargs)  # type: ignore[arg-type]
+        original(*args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "occluder_step", stop_after)
@@ -184,7 +185,11 @@ def test_pictures_are_split_and_remembered(classifier: FrozenClassifier, picture
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"epsilon": 7.0}, "epsilon 6.0, not 7.0"), ({"kappa": 1.0}, "kappa 5.0, not 1.0"), ({"seed": 4}, "seed 0, not 4")],
+    [
+        ({"epsilon": 7.0}, "epsilon 6.0, not 7.0"),
+        ({"kappa": 1.0}, "kappa 5.0, not 1.0"),
+        ({"seed": 4}, "seed 0, not 4"),
+    ],
 )
 def test_another_configuration_is_refused_by_name(
     classifier: FrozenClassifier, pictures: Path, tmp_path: Path, change: dict[str, float], named: str
@@ -192,7 +197,7 @@ def test_another_configuration_is_refused_by_name(
     out = tmp_path / "bank.safetensors"
     before = train(classifier, pictures, out, replace(CONFIG, epochs=1), precision="fp32")
     with pytest.raises(InputError, match=named):
-        train(classifier, pictures, out, replace(CONFIG, epochs=1, **change), precision="fp32")  # type: ignore[arg-type]
+        train(classifier, pictures, out, replace(CONFIG, epochs=1, **change), precision="fp32")
     assert OccluderBank.load(out).hash == before.hash
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -19,13 +20,13 @@ class _ClampWithBounds(torch.autograd.Function):
     """clamp(x, 0, 255) whose gradient counts the bounds in; only the mask differs from torch.clamp."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return x.clamp(0, 255)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (grad,), (x,) = grad_outputs, ctx.saved_tensors
         return torch.where((x < 0) | (x > 255), 0.0, grad)
 
 
@@ -124,7 +125,7 @@ def test_the_gradient_has_the_same_bits_twice() -> None:
         leaf = bank.clone().requires_grad_()
         occlude(images, leaf, image_index, occluder_index, scale=SCALE, shift=SHIFT).square().sum().backward()
         grads.append(leaf.grad)
-    assert torch.equal(*grads)  # type: ignore[arg-type]
+    assert torch.equal(*grads)
 
 
 # opcheck reads .grad of a clone that it made itself.
@@ -148,7 +149,7 @@ def test_opcheck() -> None:
         (lambda a: {**a, "scale": (1.0,)}, ValueError, "scale and shift"),
     ],
 )
-def test_bad_arguments(change: Callable[[dict], dict], error: type[Exception], word: str) -> None:
+def test_bad_arguments(change: Callable[[dict[str, Any]], dict[str, Any]], error: type[Exception], word: str) -> None:
     images, bank, image_index, occluder_index = make(2, 2, 3, 4, 5, 5)
     arguments = change(
         {

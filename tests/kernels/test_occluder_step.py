@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -78,7 +80,7 @@ def test_the_size_of_the_gradient_does_not_matter() -> None:
         ({"momentum": torch.zeros(1, 2, 2, 3, dtype=torch.float64)}, TypeError),
     ],
 )
-def test_bad_arguments(change: dict, error: type[Exception]) -> None:
+def test_bad_arguments(change: dict[str, Any], error: type[Exception]) -> None:
     tensors = {name: torch.zeros(1, 2, 2, 3) for name in ("occluders", "momentum", "gradient")}
     with pytest.raises(error):
         occluder_step(**{**tensors, "step": 1.0, "decay": 0.9, "epsilon": 1.0, **change})
