@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -285,7 +286,8 @@ def _summary(out: Path, store: RunStore, seconds: float, pairs: int) -> dict[str
 def _speed(out: Path, seconds: float, pairs: int) -> dict[str, Any]:
     """Of this call; of the last one that did something, where this one had nothing left to do."""
     if not pairs and (out / "summary.json").is_file():
-        before = json.loads((out / "summary.json").read_text())
-        return {key: before[key] for key in ("pairs", "seconds", "pairs_per_second", "peak_rss_mb")}
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: it is written anew, without a speed
+            before = json.loads((out / "summary.json").read_text())
+            return {key: before[key] for key in ("pairs", "seconds", "pairs_per_second", "peak_rss_mb")}
     rate = pairs / seconds if pairs else None
     return {"pairs": pairs, "seconds": seconds, "pairs_per_second": rate, "peak_rss_mb": peak_rss_mb()}

@@ -143,4 +143,7 @@ def _files(folder: Path, root: Path) -> tuple[str, ...]:
     names = sorted(e.name for e in os.scandir(folder) if not e.name.startswith(".") and not e.is_dir())
     if not names:
         raise InputError(f"{folder}: holds no pictures; fill it or remove the folder")
+    for name in names:
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise InputError(f"{folder}: file name {name!r} is not UTF-8; rename the file")
     return tuple(str((folder / name).relative_to(root)) for name in names)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..export.bank import BankHeader, OccluderBank, picture_key
 from ..export.errors import InputError
-from ..export.files import atomic_path
+from ..export.files import atomic_path, save_tensors
 
 Splits = Mapping[int, tuple[Sequence[str], Sequence[str]]]
 
@@ -36,6 +36,8 @@ class TrainingParts:
     """The parts of one bank. `splits` maps class ids to (fitted, held out) paths."""
 
     def __init__(self, out: Path, header: BankHeader, splits: Splits) -> None:
+        if out.is_dir() or not out.name:
+            raise InputError(f"--out {out}: is a folder; name the bank's file in it, as {out / 'bank.safetensors'}")
         self.out = out
         self.folder = out.with_name(out.name + ".parts")
         self._header = header
@@ -115,8 +117,7 @@ class TrainingParts:
 
     def save(self, class_id: int, occluder: Tensor) -> None:
         """A finished class: float32 [S, S, 3]."""
-        with atomic_path(self._part(class_id)) as partial:
-            save_file({"occluder": occluder.contiguous()}, partial)
+        save_tensors(self._part(class_id), {"occluder": occluder})
 
     def note_quarantined(self, class_id: int, quarantined: Sequence[Mapping[str, str]]) -> None:
         """Remember the pictures of a class that could not be read."""
@@ -126,22 +127,31 @@ class TrainingParts:
 
     def save_epoch(self, class_ids: Sequence[int], occluders: Tensor, momentum: Tensor, epoch: int) -> None:
         """The classes in work, after an epoch."""
-        with atomic_path(self.folder / "epoch.safetensors") as partial:
-            tensors = {"occluders": occluders.contiguous(), "momentum": momentum.contiguous()}
-            save_file(tensors, partial, metadata={"ids": json.dumps(list(class_ids)), "epoch": str(epoch)})
+        metadata = {"ids": json.dumps(list(class_ids)), "epoch": str(epoch)}
+        save_tensors(self.folder / "epoch.safetensors", {"occluders": occluders, "momentum": momentum}, metadata)
 
     def load_epoch(self, class_ids: Sequence[int]) -> EpochState | None:
-        """Where these classes stopped; None if they have not begun, or not in this company."""
+        """Where these classes stopped; None if they have not begun, or not in this company.
+
+        Raises
+        ------
+        InputError
+            The file is damaged; it is removed, so that the same command starts these classes over.
+        """
         from safetensors import safe_open
 
         path = self.folder / "epoch.safetensors"
         if not path.is_file():
             return None
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            if json.loads(metadata["ids"]) != list(class_ids):
-                return None
-            return EpochState(file.get_tensor("occluders"), file.get_tensor("momentum"), int(metadata["epoch"]))
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                if json.loads(metadata["ids"]) != list(class_ids):
+                    return None
+                return EpochState(file.get_tensor("occluders"), file.get_tensor("momentum"), int(metadata["epoch"]))
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            path.unlink()
+            raise InputError(f"{path}: damaged ({error}) and removed; run the same command again") from error
 
     def drop_epoch(self) -> None:
         """The classes in work are finished."""

@@ -7,6 +7,8 @@ occluder, checksummed, and written whole or not at all. Fill value −1 = not do
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ..export.errors import InputError
+from ..export.files import naming
 from ..kernels.score import Score
 
 CLEAN, NOISE = -1, -2
@@ -74,9 +77,27 @@ class RunStore:
         fit: Sequence[int],
         class_ids: Sequence[int],
     ) -> RunStore:
-        """Make an empty store. Raises `OSError` where it cannot be written."""
+        """Make an empty store, whole or not at all. Raises `OSError` where it cannot be written."""
         path = run_dir / "predictions.zarr"
-        run_dir.mkdir(parents=True, exist_ok=True)
+        partial = run_dir / f".{path.name}.{os.getpid()}.partial"
+        with naming(path):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            try:
+                cls._create(partial, run, paths, labels, fit, class_ids)
+                partial.rename(path)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        return cls.open(run_dir, writable=True)
+
+    @staticmethod
+    def _create(
+        path: Path,
+        run: Mapping[str, Any],
+        paths: Sequence[str],
+        labels: Sequence[int],
+        fit: Sequence[int],
+        class_ids: Sequence[int],
+    ) -> None:
         group = zarr.open_group(path, mode="w", zarr_format=3)
         shape = (len(paths), len(class_ids) + 2)
         chunks = (block_size(shape[1]), shape[1])
@@ -116,7 +137,6 @@ class RunStore:
         with warnings.catch_warnings():  # xarray asks for consolidated metadata; zarr warns that v3 has not settled it
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             zarr.consolidate_metadata(group.store)
-        return cls.open(run_dir, writable=True)
 
     @classmethod
     def open(cls, run_dir: Path, *, writable: bool = False) -> RunStore:
@@ -160,31 +180,38 @@ class RunStore:
         return [start for start in starts if not self._done(start)]
 
     def _done(self, start: int) -> bool:
+        stop = min(start + self.block, len(self))
         try:
-            return not bool((self.predictions(start, min(start + self.block, len(self))) == NOT_DONE).any())
-        except InputError:
+            for name in ("rank", "margin", "reason"):
+                self._array(name)[start:stop]  # fails its checksum where it is damaged
+            return not bool((self.predictions(start, stop) == NOT_DONE).any())
+        except (ValueError, RuntimeError):
             return False
 
     def write(self, start: int, scores: Score, quarantined: Mapping[int, str]) -> None:
-        """Write a whole block: scores of [n, K+2] pairs, row by row.
+        """Write a whole block: scores of [n, K+2] pairs, row by row. Raises `OSError` where it cannot be written.
 
         `prediction` comes last: it says that the block is done.
         """
         stop = min(start + self.block, len(self))
         shape = (stop - start, len(self.occluders))
         prediction, rank, margin = (part.reshape(shape).numpy().copy() for part in scores)
+        reasons = np.full(shape[0], "", dtype=object)
         if quarantined:
             rows = list(quarantined)
             prediction[rows], rank[rows], margin[rows] = QUARANTINED, QUARANTINED, np.nan
-            reasons = np.full(shape[0], "", dtype=object)
             reasons[rows] = list(quarantined.values())
-            self._array("reason")[start:stop] = reasons
-        self._array("rank")[start:stop] = rank.astype(np.int32)
-        self._array("margin")[start:stop] = margin
-        self._array("prediction")[start:stop] = prediction.astype(np.int32)
+        with naming(self.path):
+            self._array("reason")[start:stop] = reasons  # all empty: what an earlier attempt left is removed
+            self._array("rank")[start:stop] = rank.astype(np.int32)
+            self._array("margin")[start:stop] = margin
+            self._array("prediction")[start:stop] = prediction.astype(np.int32)
 
     def _reasons(self) -> list[str]:
-        return [str(reason) for reason in self._array("reason")[:]]  # type: ignore[union-attr]
+        try:
+            return [str(reason) for reason in self._array("reason")[:]]  # type: ignore[union-attr]
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"{self.path}: reasons are damaged ({error}); run the same gfo-eval again") from error
 
     def readable(self) -> NDArray[np.bool_]:
         """Which pictures are not quarantined, bool [N]."""

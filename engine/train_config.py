@@ -57,7 +57,7 @@ class TrainConfig:
             ("--classes-together", self.classes_together, 1, 10**5),
             ("--step", self.step, math.ulp(0.0), 2.0),
             ("--momentum", self.momentum, 0.0, math.nextafter(1.0, 0.0)),
-            ("--per-class", self.pictures_per_class or 1, 1, 10**9),
+            ("--per-class", 1 if self.pictures_per_class is None else self.pictures_per_class, 1, 10**9),
             ("--held-out", self.held_out, 0, 10**9),
         ):
             if not low <= value <= high:
@@ -77,5 +77,5 @@ def split_pictures(paths: Sequence[str], class_id: int, config: TrainConfig) -> 
     shuffled: list[str] = [paths[int(i)] for i in order]
     held_out, rest = shuffled[: config.held_out], shuffled[config.held_out :]
     if not rest:
-        raise InputError(f"--held-out {config.held_out}: class folder of {paths[0]} has only {len(paths)} pictures")
+        raise InputError(f"--held-out {config.held_out}: class folder of {paths[0]} has only {len(paths)}; hold out fewer")
     return sorted(rest[: config.pictures_per_class]), sorted(held_out)

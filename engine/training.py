@@ -110,15 +110,15 @@ def train(
     keep_freed_memory()
     parts.open(precision, lambda: _choose_precision(classifier, precision, torch_device, config, progress))
     network = OccludedClassifier(classifier, parts.precision).to(torch_device)
-    todo = [f for f in folders if not parts.has(f.class_id)]
+    # Who shares a batch is fixed and a group is trained whole: a class left over would see other batches on resuming.
+    groups = [folders[i : i + config.classes_together] for i in range(0, len(folders), config.classes_together)]
+    todo = [group for group in groups if not all(parts.has(f.class_id) for f in group)]
+    done = len(folders) - sum(len(group) for group in todo)
     share = max(1, config.batch_size // min(config.classes_together, len(folders)))
-    if len(todo) < len(folders):
-        progress.say(f"resuming: {len(folders) - len(todo)} of {len(folders)} classes are done")
-    with progress.task(
-        "training", len(folders) * config.epochs, done=(len(folders) - len(todo)) * config.epochs
-    ) as bar:
-        for start in range(0, len(todo), config.classes_together):
-            group = todo[start : start + config.classes_together]
+    if done:
+        progress.say(f"resuming: {done} of {len(folders)} classes are done")
+    with progress.task("training", len(folders) * config.epochs, done=done * config.epochs) as bar:
+        for group in todo:
             work = [_read_class(f, splits[f.class_id][0], source, parts) for f in group]
             _train_group(network, work, config, share, parts, torch_device, bar.advance)
     return parts.join(progress.say)

@@ -1,0 +1,61 @@
+"""What only a GPU can show: the torch engine and training on CUDA agree with the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from gfo.engine.engines.torch_engine import TorchEngine
+from gfo.engine.train_config import TrainConfig
+from gfo.engine.training import train
+from gfo.export.classifier import FrozenClassifier
+from gfo.export.preprocessing import Preprocessing
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
+
+SIZE = 32
+
+
+def classifier() -> FrozenClassifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 256, 10)
+        )
+    return FrozenClassifier.from_module(network, Preprocessing(SIZE, SIZE))
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-3), ("fp16", 2e-2), ("bf16", 1e-1)])
+def test_logits_agree_with_the_cpu(precision: str, tolerance: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (5, SIZE, SIZE, 3), dtype=torch.uint8, generator=g)
+    bank = torch.randn(3, SIZE, SIZE, 3, generator=g) * 10
+    image_index, occluder_index = torch.arange(5).repeat(4), torch.arange(4).repeat_interleave(5)
+    logits = []
+    for device, p in (("cpu", "fp32"), ("cuda", precision)):
+        with TorchEngine(classifier(), p, device) as engine:
+            engine.load_bank(bank)
+            logits.append(engine.infer(images, image_index, occluder_index).cpu())
+    torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=tolerance)
+
+
+def test_training_runs_and_repeats_on_cuda(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for folder in ("a", "b"):
+        (tmp_path / "train" / folder).mkdir(parents=True)
+        for i in range(8):
+            pixels = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "train" / folder / f"{i}.png")
+    (tmp_path / "classes.json").write_text('{"a": 0, "b": 1}')
+    config = TrainConfig(epsilon=8.0, epochs=2, batch_size=8, classes_together=2)
+    banks = {
+        device: train(classifier(), tmp_path, tmp_path / f"{device}.safetensors", config, precision="fp32", device=device)
+        for device in ("cpu", "cuda")
+    }
+    same = torch.isclose(banks["cpu"].occluders, banks["cuda"].occluders, rtol=0, atol=1e-3)
+    assert same.float().mean() > 0.95  # sign steps turn rounding into whole steps where the momentum is next to 0
