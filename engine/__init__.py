@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .evaluation import evaluate
-    from .report import report
+    from .reporting import report
     from .train_config import TrainConfig
     from .training import train
 
 __all__ = ["TrainConfig", "evaluate", "report", "train"]
 
-_HOMES = {"TrainConfig": "train_config", "evaluate": "evaluation", "train": "training"}
+_HOMES = {"TrainConfig": "train_config", "evaluate": "evaluation", "report": "reporting", "train": "training"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,36 @@
+# `make demo`, `make test` and `make check` set up .venv on a fresh machine and reinstall only when pyproject.toml changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+FLOORS := kernels export engine bench
+
+.PHONY: demo test check format clean
+
+demo: $(STAMP)
+	$(BIN)/gfo-demo --out runs/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP) $(FLOORS:%=.typing/gfo/%)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .typing .pytest_cache .ruff_cache .hypothesis build dist *.egg-info runs/demo
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	touch $@
+
+# A type checker does not follow the mapping of folders to gfo.*: these links show it the same tree.
+.typing/gfo/%:
+	mkdir -p $(@D)
+	ln -sfn ../../$* $@

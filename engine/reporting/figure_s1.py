@@ -1,0 +1,155 @@
+"""Figure S1 as in the source: occluder magnified, clean pictures that the model gets right, the same ones occluded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ...export.bank import OccluderBank
+from ...export.errors import InputError
+from ...export.preprocessing import Preprocessing
+from ...kernels.occlude import occlude
+from ..folders import class_name
+from ..store import RunStore
+from . import Run
+from .tables import short_hash
+
+_RIGHT, _WRONG = "#1b6e3c", "#b3261e"
+_MOST_TILES: Final = 12  # pictures side by side, before the classes go on below
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture before and after occlusion, uint8 [S, S, 3], and the name that the model gives to each."""
+
+    clean: NDArray[np.uint8]
+    occluded: NDArray[np.uint8]
+    clean_name: str
+    occluded_name: str
+    occluded_right: bool
+
+
+@dataclass(frozen=True)
+class Block:
+    """One class of Figure S1: its occluder magnified, uint8 [S, S, 3], by which factor, and its pictures."""
+
+    name: str
+    occluder: NDArray[np.uint8]
+    factor: float
+    pictures: tuple[Picture, ...]
+
+
+class Moved(Exception):
+    """The bank or a picture is no longer what the RUN saw; the text says which."""
+
+
+def short_name(name: str, most: int = 22) -> str:
+    """The first synonym, cut to `most` characters, safe for matplotlib (a `$` would start a formula)."""
+    name = name.split(",")[0]
+    return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
+
+
+def figure_blocks(run: Run, classes: int, pictures: int) -> list[Block]:
+    """What Figure S1 shows of a RUN: up to `classes` classes with up to `pictures` pictures that are right when clean.
+
+    The classes are evenly spaced over those of the bank that have such pictures, the pictures the first ones: chosen by
+    place, never by how well the occluder does. Predictions are read back, no network runs.
+    """
+    bank = _bank(run)
+    store = RunStore.open(run.directory)
+    right = {entry["class_id"] for entry in run.summary["classes"] if entry["clean"]}
+    eligible = [row for row, class_id in enumerate(bank.class_ids) if class_id in right]
+    if not eligible:
+        raise Moved(f"the model gets no clean picture of {run.directory} right")
+    places = np.linspace(0, len(eligible) - 1, min(classes, len(eligible))).round().astype(int)
+    return [_block(run, store, bank, eligible[place], pictures) for place in places]
+
+
+def _bank(run: Run) -> OccluderBank:
+    try:
+        bank = OccluderBank.load(run.summary["bank"])
+    except (InputError, OSError) as error:
+        raise Moved(f"the bank cannot be read ({error})") from error
+    if bank.hash != run.summary["bank_hash"]:
+        raise Moved(
+            f"{run.summary['bank']} is another bank by now ({short_hash(bank.hash)}, evaluated was "
+            f"{short_hash(run.summary['bank_hash'])})"
+        )
+    return bank
+
+
+def _block(run: Run, store: RunStore, bank: OccluderBank, row: int, pictures: int) -> Block:
+    class_id = bank.class_ids[row]
+    rows = np.flatnonzero(store.labels == class_id)
+    start = int(rows[0])
+    # Pictures of one class lie together. Column 0 is clean, row j of the bank column j + 1.
+    predictions = store.predictions(start, int(rows[-1]) + 1)[:, [0, row + 1]]
+    shown = np.flatnonzero((predictions[:, 0] == class_id) & (predictions[:, 1] >= 0))[:pictures]
+    occluder = bank.occluders[row]
+    preprocessing = Preprocessing.from_dict(run.summary["preprocessing"])
+    found: list[Picture] = []
+    for i in shown:
+        clean = _load(preprocessing, Path(run.summary["data_root"]) / store.paths[start + i])
+        names = [_name(run, int(p)) for p in predictions[i]]
+        found.append(
+            Picture(clean, occluded(clean, occluder), *names, occluded_right=bool(predictions[i, 1] == class_id))
+        )
+    peak = float(occluder.abs().max())
+    return Block(run.name(class_id), magnified(occluder), 127.5 / peak if peak else 1.0, tuple(found))
+
+
+def _load(preprocessing: Preprocessing, path: Path) -> NDArray[np.uint8]:
+    try:
+        return preprocessing.load_uint8(path)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Moved(f"{path} cannot be read any more ({type(error).__name__})") from error
+
+
+def _name(run: Run, class_id: int) -> str:
+    """Also of a class outside the RUN: a wrong answer can be any output of the model."""
+    return run.summary["class_names"].get(str(class_id)) or class_name(run.summary["num_classes"], class_id)
+
+
+def magnified(occluder: torch.Tensor) -> NDArray[np.uint8]:
+    """An occluder [S, S, 3] stretched to the natural image range: d / max|d| from −1 … 1 to 0 … 255, zero is grey."""
+    peak = occluder.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return ((occluder / peak + 1) * 127.5).round().to(torch.uint8).numpy()
+
+
+def occluded(picture: NDArray[np.uint8], occluder: torch.Tensor) -> NDArray[np.uint8]:
+    """clamp(x + d, 0, 255), rounded for display: uint8 [S, S, 3]."""
+    first = torch.zeros(1, dtype=torch.int64)
+    images = torch.from_numpy(picture.copy())[None]
+    out = occlude(images, occluder[None], first, first + 1, scale=(1, 1, 1), shift=(0, 0, 0))
+    return out[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
+
+
+def figure_s1(blocks: Sequence[Block], pictures: int) -> Figure:
+    """The blocks side by side; each has the occluder above, then a row of clean and a row of occluded pictures."""
+    across = min(len(blocks), max(1, _MOST_TILES // pictures))
+    down = -(-len(blocks) // across)
+    figure = Figure(figsize=(1.22 * pictures * across + 0.4, 4.55 * down))
+    panels = np.ravel(figure.subfigures(down, across, wspace=0.04, hspace=0.04, squeeze=False))
+    for panel, block in zip(panels, blocks, strict=False):
+        grid = panel.add_gridspec(3, pictures, left=0.02, right=0.98, top=0.9, bottom=0.01, wspace=0.06, hspace=0.2)
+        panel.suptitle(short_name(block.name, 30), fontsize=11, fontweight="bold", y=0.985)
+        _tile(panel.add_subplot(grid[0, :]), block.occluder, f"occluder × {block.factor:.3g}", "#444444")
+        for column, picture in enumerate(block.pictures):
+            _tile(panel.add_subplot(grid[1, column]), picture.clean, short_name(picture.clean_name, 18), _RIGHT)
+            colour = _RIGHT if picture.occluded_right else _WRONG
+            _tile(panel.add_subplot(grid[2, column]), picture.occluded, short_name(picture.occluded_name, 18), colour)
+    return figure
+
+
+def _tile(axis: Axes, picture: NDArray[np.uint8], title: str, colour: str) -> None:
+    axis.imshow(picture)
+    axis.set_axis_off()
+    axis.set_title(title, fontsize=8, color=colour, pad=2.5)

@@ -1,0 +1,207 @@
+"""The figures: all-pairs matrix, ε trade-off curve, and Figure S1 as in the source. Each is one PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import NDArray
+
+from ..metrics import accuracy_matrix
+from ..store import RunStore
+from . import Run
+from .figure_s1 import Moved, figure_blocks, figure_s1, short_name
+from .tables import Estimate, Row
+
+Kind = Literal["S1", "trade-off", "matrix"]
+_DPI: Final = 150
+_MATCHED, _UNMATCHED = "#b3261e", "#1f5fa8"
+# With more classes than this only every n-th is named, with more than the second no number fits into a cell.
+_MOST_NAMES, _MOST_NUMBERS = 60, 12
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One PNG, what it shows, and which kind of figure it is."""
+
+    kind: Kind
+    path: Path
+    caption: str
+
+
+def draw(rows: Sequence[Row], out: Path, *, classes: int, pictures: int) -> tuple[tuple[Drawn, ...], tuple[str, ...]]:
+    """Write every figure of the rows into `out`.
+
+    Returns
+    -------
+    drawn, left_out
+        The figures, and one sentence for each Figure S1 that could not be made.
+
+    Raises
+    ------
+    InputError
+        Predictions that are missing or corrupt.
+    OSError
+        `out` cannot be written.
+    """
+    drawn: list[Drawn] = []
+    left_out: list[str] = []
+    for row in rows:
+        try:
+            blocks = figure_blocks(row.preferred, classes, pictures)
+        except Moved as reason:
+            left_out.append(f"Figure S1 of {row.label}, ε = {row.epsilon}, is left out: {reason}.")
+            continue
+        path = _save(figure_s1(blocks, pictures), out / f"figure-S1-{row.slug}.png")
+        caption = (
+            f"Figure S1. {row.label}, ε = {row.epsilon}, {row.preferred.summary['split']} pictures. Per class: the "
+            "occluder magnified to the natural image range; clean pictures that the model gets right; the same "
+            "pictures occluded. Above each picture the model's prediction. Classes evenly spaced over the bank, the "
+            "first right pictures of each: not chosen by how well the occluder does."
+        )
+        drawn.append(Drawn("S1", path, caption))
+    return (*drawn, *_draw_curves(rows, out), *_draw_matrices(rows, out)), tuple(left_out)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    # Agg by hand: pyplot would keep global state and look for a display.
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+    return path
+
+
+# ---- all-pairs matrix
+
+
+def _draw_matrices(rows: Sequence[Row], out: Path) -> list[Drawn]:
+    drawn: list[Drawn] = []
+    for row in rows:
+        for split, run in sorted(row.runs.items(), reverse=True):
+            matrix, columns = accuracy_matrix(RunStore.open(run.directory))
+            title = f"{row.label}, ε = {row.epsilon}, {split} pictures"
+            path = _save(matrix_figure(run, matrix, columns, title), out / f"matrix-{row.slug}-{split}.png")
+            caption = (
+                f"All pairs. {title}: top-1 accuracy of each occluder (rows) on the pictures of each class (columns); "
+                "clean above, random noise of the same strength below; grey is no picture."
+            )
+            drawn.append(Drawn("matrix", path, caption))
+    return drawn
+
+
+def matrix_figure(run: Run, matrix: NDArray[np.float64], columns: Sequence[int], title: str) -> Figure:
+    """Heat map of `matrix`, float64 [K + 2, C] (clean, bank rows, noise; NaN where no picture), 10 to 1,000 classes.
+
+    `columns` are the C class ids.
+    """
+    occluders = len(matrix) - 2
+    width, height = (float(np.clip(0.3 * count, 3.2, 11.0)) for count in (len(columns), occluders))
+    figure = Figure(figsize=(width + 3.2, height + 2.6), layout="constrained")
+    thick = max(1, occluders // 40)  # a single row would be a hair beside hundreds
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=[thick, occluders, thick])
+    parts = (matrix[:1], matrix[1:-1], matrix[-1:])
+    numbers = max(matrix.shape) <= _MOST_NUMBERS + 2
+    images = [_heat(axis, part, numbers=numbers) for axis, part in zip(axes, parts, strict=True)]
+    for axis, name in ((axes[0], "clean"), (axes[2], "noise")):
+        axis.set_yticks([0], [name], fontsize=8)
+    _name_ticks(axes[1].yaxis, [run.name(c) for c in run.summary["class_ids"]])
+    _name_ticks(axes[2].xaxis, [run.name(c) for c in columns], rotation=90)
+    axes[1].set_ylabel("occluder of")
+    axes[2].set_xlabel("pictures of")
+    if len(columns) > occluders:  # the bank's own classes end here
+        for axis in axes:
+            axis.axvline(occluders - 0.5, color="white", linewidth=1.5)
+    figure.suptitle(title, fontsize=10)
+    figure.colorbar(images[1], ax=axes, label="top-1 accuracy", fraction=0.04, pad=0.02)
+    return figure
+
+
+def _heat(axis: Axes, part: NDArray[np.float64], *, numbers: bool) -> AxesImage:
+    image = axis.imshow(
+        np.ma.masked_invalid(part), vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest"
+    )
+    axis.set_facecolor("#c8c8c8")
+    axis.tick_params(length=0, labelbottom=False)
+    axis.spines[:].set_visible(False)
+    for (y, x), value in np.ndenumerate(part) if numbers else ():
+        if np.isfinite(value):
+            axis.text(
+                x, y, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color="white" if value < 0.6 else "black"
+            )
+    return image
+
+
+def _name_ticks(axis: Any, names: Sequence[str], rotation: int = 0) -> None:
+    """Name every n-th class, so that at most `_MOST_NAMES` names stand there."""
+    step = -(-len(names) // _MOST_NAMES)
+    ticks = range(0, len(names), step)
+    axis.set_ticks(
+        ticks, [short_name(names[i]) for i in ticks], fontsize=8 if len(names) <= 40 else 6.5, rotation=rotation
+    )
+    axis.set_tick_params(labelbottom=True)
+
+
+# ---- ε trade-off curve
+
+
+def _draw_curves(rows: Sequence[Row], out: Path) -> list[Drawn]:
+    """One curve for each model, norm, engine and precision that has two epsilons or more."""
+    drawn: list[Drawn] = []
+
+    def series(row: Row) -> tuple[str, ...]:
+        return tuple(row.facts[key] for key in ("model", "weights_hash", "norm", "engine", "precision"))
+
+    for _, group in groupby(sorted(rows, key=series), series):
+        points = list(group)
+        if len({row.facts["epsilon"] for row in points}) < 2:
+            continue
+        path = _save(curve_figure(points), out / f"trade-off-{points[0].slug}.png")
+        caption = (
+            f"Trade-off. {points[0].facts['model']}: how much accuracy is left on the occluder's own class "
+            "(matched/clean, lower is better) and on the others (unmatched/clean, higher is better) as ε grows. "
+            "Bars: 95% intervals, thick over pictures, thin over classes."
+        )
+        drawn.append(Drawn("trade-off", path, caption))
+    return drawn
+
+
+def curve_figure(rows: Sequence[Row]) -> Figure:
+    """matched/clean and unmatched/clean over ε, one line per split."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axis = figure.subplots()
+    epsilons = sorted({row.facts["epsilon"] for row in rows})
+    aside = (epsilons[-1] - epsilons[0]) / 100  # so that the bars of the two splits stand side by side
+    for ratio, colour in (("unmatched/clean", _UNMATCHED), ("matched/clean", _MATCHED)):
+        for split, word, shift, style in (("val", "test", -aside, "o-"), ("train", "train", aside, "s--")):
+            found = ((row.facts["epsilon"] + shift, row.estimate(split, "ratios", ratio)) for row in rows)
+            points = sorted(((x, e) for x, e in found if e is not None), key=lambda point: point[0])
+            _curve(axis, points, style, colour=colour, alpha=1.0 if split == "val" else 0.5, label=f"{ratio}, {word}")
+    axis.set_xlabel("ε (pixel units, of 255)")
+    axis.set_ylabel("accuracy left, share of clean")
+    axis.set_xticks(epsilons)
+    axis.set_ylim(0, max(1.0, axis.get_ylim()[1]))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def _curve(
+    axis: Axes, points: Sequence[tuple[float, Estimate]], style: str, *, colour: str, alpha: float, label: str
+) -> None:
+    """A line with two bars at each point: thin over classes, thick over pictures."""
+    if not points:
+        return
+    values = [estimate.value for _, estimate in points]
+    axis.plot([x for x, _ in points], values, style, color=colour, alpha=alpha, markersize=4.5, label=label)
+    for width, interval in ((1.0, "ci95_classes"), (2.8, "ci95_pictures")):
+        bars = [(x, *getattr(estimate, interval)) for x, estimate in points if getattr(estimate, interval)]
+        if bars:
+            axis.vlines(*np.transpose(bars), color=colour, alpha=alpha, linewidth=width)
