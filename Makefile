@@ -26,6 +26,7 @@ clean:
 	rm -rf $(VENV) .typing .pytest_cache .ruff_cache .hypothesis build dist *.egg-info runs/demo
 
 $(STAMP): pyproject.toml
+	@echo "installing into $(VENV): some minutes and a few GB on a fresh machine"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	touch $@

@@ -90,7 +90,6 @@ def evaluate(
     images = _select(folders, bank, pictures, per_class, seed)
     source = open_source(loader, data, classifier.preprocessing, worker_count())
     opened, why = open_engine(engine, classifier, precision, device)
-    progress.say(f"engine {opened.name} on {opened.device}, {precision}: {why}; loader {source.name}")
     run = {
         "gfo_version": version("gfo"),
         "model": classifier.model,
@@ -116,6 +115,7 @@ def evaluate(
         "per_class": per_class,
     }
     store = _open_store(out, run, images, bank)
+    progress.say(f"engine {opened.name} on {opened.device}, {precision}: {why}; loader {source.name}")
     with opened as engine_:
         seconds, pairs = _all_pairs(engine_, store, bank, source.blocks, batch_size, seed, progress)
     return _summary(out, store, seconds, pairs)
@@ -214,6 +214,7 @@ def _open_store(out: Path, run: dict[str, Any], images: Sequence[tuple[str, int,
         raise InputError(f"{out}: holds a run of another configuration ({listed}); use another --out or remove it")
     if store.paths != paths:
         raise InputError(f"{out}: holds a run over other pictures; use another --out or remove it")
+    store.update_run({**run, "gfo_version": store.run["gfo_version"]})
     return store
 
 

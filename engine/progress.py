@@ -70,7 +70,8 @@ class TerminalProgress:
             rich_progress.TextColumn("{task.fields[note]}"),
         ]
         with rich_progress.Progress(*columns, console=self._console) as bars:
-            task = bars.add_task(title, total=total, completed=done, note="")
+            task = bars.add_task(title, total=total, note="")
+            bars.update(task, completed=done)
 
             class _Bar:
                 def advance(self, amount: float, note: str = "") -> None:

@@ -158,6 +158,12 @@ class RunStore:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def update_run(self, run: Mapping[str, Any]) -> None:
+        """Note where things lie now, when a run is resumed from another place."""
+        if dict(run) != self.run:
+            self._group.attrs.update({"run": dict(run), "data_root": run["data_root"]})
+            self.run = dict(run)
+
     def predictions(self, start: int, stop: int) -> NDArray[np.int32]:
         """Top-1 class ids int32 [stop − start, K+2].
 

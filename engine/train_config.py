@@ -77,5 +77,7 @@ def split_pictures(paths: Sequence[str], class_id: int, config: TrainConfig) -> 
     shuffled: list[str] = [paths[int(i)] for i in order]
     held_out, rest = shuffled[: config.held_out], shuffled[config.held_out :]
     if not rest:
-        raise InputError(f"--held-out {config.held_out}: class folder of {paths[0]} has only {len(paths)}; hold out fewer")
+        raise InputError(
+            f"--held-out {config.held_out}: class folder of {paths[0]} has only {len(paths)}; hold out fewer"
+        )
     return sorted(rest[: config.pictures_per_class]), sorted(held_out)

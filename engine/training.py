@@ -114,6 +114,7 @@ def train(
     groups = [folders[i : i + config.classes_together] for i in range(0, len(folders), config.classes_together)]
     todo = [group for group in groups if not all(parts.has(f.class_id) for f in group)]
     done = len(folders) - sum(len(group) for group in todo)
+    # The same for every group, so that an occluder does not depend on which classes it shares batches with.
     share = max(1, config.batch_size // min(config.classes_together, len(folders)))
     if done:
         progress.say(f"resuming: {done} of {len(folders)} classes are done")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -21,7 +22,7 @@ from torch import Tensor
 from ..kernels.occluder_step import NORMS
 from .classifier import FrozenClassifier
 from .errors import InputError
-from .files import atomic_path
+from .files import save_tensors
 from .preprocessing import Preprocessing
 
 # Rounding of the last projection, relative to ε.
@@ -53,9 +54,14 @@ class BankHeader:
     def from_json(cls, text: str) -> BankHeader:
         """Inverse of `to_json`; raises `ValueError`, `TypeError`, `KeyError` or `InputError` on anything else."""
         data = json.loads(text)
+        if data["schema"] != cls.schema:
+            raise ValueError(f"schema {data['schema']}, this version reads {cls.schema}")
         data["preprocessing"] = Preprocessing.from_dict(data["preprocessing"])
         data["class_ids"] = tuple(int(i) for i in data["class_ids"])
         data["folders"] = tuple(str(f) for f in data["folders"])
+        data["epsilon"] = float(data["epsilon"])
+        if not 0 < data["epsilon"] < math.inf:
+            raise ValueError(f"epsilon {data['epsilon']}")
         return cls(**data)
 
 
@@ -92,12 +98,8 @@ class OccluderBank:
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
-        from safetensors.torch import save_file
-
         tensors = {"occluders": self.occluders, "fitted": self.fitted, "held_out": self.held_out}
-        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        with atomic_path(path) as partial:
-            save_file(tensors, partial, metadata={"gfo": self.header.to_json()})
+        save_tensors(path, tensors, {"gfo": self.header.to_json()})
 
     @classmethod
     def load(cls, path: Path | str) -> OccluderBank:
@@ -140,8 +142,10 @@ class OccluderBank:
                 f"{path}: occluders are {d.dtype} {list(d.shape)} but the header says float32 {list(wanted)} for "
                 f"{len(header.folders)} folders; train the bank again"
             )
-        if len(set(header.class_ids)) != wanted[0]:
-            raise InputError(f"{path}: a class id appears twice; train the bank again")
+        if len(set(header.class_ids)) != wanted[0] or len(set(header.folders)) != wanted[0]:
+            raise InputError(f"{path}: a class id or folder appears twice; train the bank again")
+        if any(keys.dtype != torch.int64 or keys.dim() != 1 for keys in (self.fitted, self.held_out)):
+            raise InputError(f"{path}: fitted and held_out are not int64 lists; train the bank again")
         if not bool(torch.isfinite(d).all()):
             row = int((~torch.isfinite(d)).flatten(1).any(1).nonzero()[0])
             raise InputError(f"{path}: the occluder of {header.folders[row]} holds NaN or infinity; train it again")
@@ -167,9 +171,11 @@ class OccluderBank:
                     f"{path}: bank was made for {what} {_differences(mine, wanted)}; train a bank for this model "
                     "or name the one it was made for"
                 )
-        if max(self.class_ids) >= theirs.num_classes or min(self.class_ids) < 0:
+        foreign = [class_id for class_id in self.class_ids if not 0 <= class_id < theirs.num_classes]
+        if foreign:
             raise InputError(
-                f"{path}: bank has class id {max(self.class_ids)}, the model has {theirs.num_classes} outputs"
+                f"{path}: bank has class id {foreign[0]}, the model has outputs 0..{theirs.num_classes - 1}; "
+                "train a bank for this model"
             )
 
 

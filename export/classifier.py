@@ -201,7 +201,7 @@ def _from_timm(name: str, spec: ModelSpec) -> tuple[nn.Module, Preprocessing]:
         return timm.create_model(name, pretrained=False, **sizes)
 
     network = build() if state is None else fit_state(build, state, spec)
-    return network, preprocessing_from_timm(network.pretrained_cfg, spec.model)  # type: ignore[arg-type]
+    return network, preprocessing_from_timm(network.pretrained_cfg, spec.model, spec.input_size)  # type: ignore[arg-type]
 
 
 def _from_gfo(name: str, spec: ModelSpec) -> tuple[nn.Module, Preprocessing]:
@@ -212,7 +212,7 @@ def _from_gfo(name: str, spec: ModelSpec) -> tuple[nn.Module, Preprocessing]:
     if spec.weights == "default":
         path = digits_weights_path(name)
         if not path.is_file():
-            raise InputError(f"--weights default: {path} is not there yet; run gfo-demo once, it trains the network")
+            raise InputError(f"--weights default: {spec.model}: {path} is not there yet; run gfo-demo once")
         spec = replace(spec, weights=str(path))
     state = fetch_state(spec, None)
     build = DIGITS_NETWORKS[name]

@@ -50,7 +50,7 @@ def fold_batchnorm(network: nn.Module, example: Tensor, name: str) -> nn.Module:
     if float((before - after).abs().max()) > _TOLERANCE * float(before.abs().max()):
         warnings.warn(f"{name}: BatchNorm left unfolded, folding would change the output", stacklevel=2)
         return network
-    return folded.to(memory_format=torch.channels_last)
+    return folded.eval().to(memory_format=torch.channels_last)  # what replaced a BatchNorm is born in training mode
 
 
 def _what_follows(bn: nn.BatchNorm2d) -> nn.Module:

@@ -43,8 +43,12 @@ class Preprocessing:
                 f"preprocessing: interpolation {self.interpolation!r} is not supported; "
                 f"use one of {', '.join(INTERPOLATIONS)}"
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
-            raise InputError(f"preprocessing: expected 3 means and 3 positive stds, got {self.mean} and {self.std}")
+        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or not all(s > 0 for s in self.std):
+            raise InputError(
+                f"preprocessing: expected 3 finite means and 3 positive stds, got {self.mean} and {self.std}; "
+                "set --mean and --std"
+            )
 
     @property
     def scale(self) -> tuple[float, ...]:
@@ -114,8 +118,12 @@ def preprocessing_from_torchvision(model_name: str, weights_name: str | None) ->
     )
 
 
-def preprocessing_from_timm(pretrained_cfg: Mapping[str, Any], model: str) -> Preprocessing:
+def preprocessing_from_timm(
+    pretrained_cfg: Mapping[str, Any], model: str, input_size: int | None = None
+) -> Preprocessing:
     """The evaluation transform of timm's own metadata: short side to floor(S / crop_pct), centre crop S.
+
+    S is `input_size`, or the model's own.
 
     Raises
     ------
@@ -129,9 +137,10 @@ def preprocessing_from_timm(pretrained_cfg: Mapping[str, Any], model: str) -> Pr
             f"{model}: needs input {pretrained_cfg['input_size']} with crop mode {crop_mode!r}; only square RGB input "
             "with a centre crop is supported, choose another model"
         )
+    size = height if input_size is None else input_size
     return Preprocessing(
-        input_size=height,
-        resize=math.floor(height / pretrained_cfg["crop_pct"]),
+        input_size=size,
+        resize=math.floor(size / pretrained_cfg["crop_pct"]),
         interpolation=pretrained_cfg["interpolation"],
         mean=tuple(pretrained_cfg["mean"]),
         std=tuple(pretrained_cfg["std"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -77,7 +77,7 @@ def run(app: typer.Typer, name: str) -> None:
     except (InputError, EngineUnavailable) as error:
         _leave(name, str(error), UNAVAILABLE if isinstance(error, EngineUnavailable) else BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
-        _leave(name, "interrupted; what is finished is kept, the same command resumes", INTERRUPTED)
+        code = INTERRUPTED
     except OSError as error:
         where = error.filename or "input or output"
         _leave(
@@ -87,8 +87,16 @@ def run(app: typer.Typer, name: str) -> None:
         # typer's usage errors: they carry their exit code and a message, and their class is not public.
         if not hasattr(error, "format_message"):
             raise
-        _leave(name, f"{error.format_message()} (see {name} --help)", BAD_INPUT)  # type: ignore[attr-defined]
+        _leave(name, f"{_usage(error)} (see {name} --help)", BAD_INPUT)
+    if code == INTERRUPTED:  # typer itself turns Ctrl-C into this code, without a word
+        _leave(name, "interrupted; what is finished is kept, the same command resumes", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Any) -> str:
+    """typer's message, and the value, which it leaves out where pydantic has checked it."""
+    checked = getattr(error.__cause__, "errors", None)
+    return str(error.format_message()) + (f", got {checked()[0]['input']!r}" if checked else "")
 
 
 def _leave(name: str, message: str, code: int) -> NoReturn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,12 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+def _float32_switches() -> tuple[Any, Any]:
+    """Where PyTorch keeps `fp32_precision` of CUDA convolutions and products (its stubs know neither well)."""
+    backends: Any = torch.backends
+    return backends.cudnn.conv, backends.cuda.matmul
+
+
 class TorchEngine(Engine):
     """Kernels around the bare network: `occlude` → network → logits, in eager PyTorch."""
 
@@ -47,10 +53,15 @@ class TorchEngine(Engine):
     def __init__(self, classifier: FrozenClassifier, precision: str, device: str = "auto") -> None:
         super().__init__(classifier, precision)
         self._device = resolve_device(device)
+        self._bank: Tensor | None = None
         self.device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
 
     def open(self) -> None:
-        """Convert the network once to the precision, on the device."""
+        """Convert the network once to the precision, on the device; fp32 on CUDA is fp32, not TF32, until closed."""
+        self._before = [switch.fp32_precision for switch in _float32_switches()]
+        if self.precision == "fp32" and self._device.type == "cuda":
+            for switch in _float32_switches():
+                switch.fp32_precision = "ieee"
         self._model = OccludedClassifier(self.classifier, self.precision).to(self._device).eval()
 
     def load_bank(self, occluders: Tensor) -> None:
@@ -64,5 +75,9 @@ class TorchEngine(Engine):
         return self._model(images.to(device), image_index.to(device), occluder_index.to(device), self._bank)
 
     def close(self) -> None:
-        """Drop the network and the bank."""
-        del self._model, self._bank
+        """Drop the network and the bank, and give convolutions and products the float32 that they had before."""
+        for switch, before in zip(_float32_switches(), self._before, strict=True):
+            if switch.fp32_precision != before:
+                switch.fp32_precision = before
+        del self._model
+        self._bank = None

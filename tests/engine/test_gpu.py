@@ -54,7 +54,7 @@ def test_training_runs_and_repeats_on_cuda(tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text('{"a": 0, "b": 1}')
     config = TrainConfig(epsilon=8.0, epochs=2, batch_size=8, classes_together=2)
     banks = {
-        device: train(classifier(), tmp_path, tmp_path / f"{device}.safetensors", config, precision="fp32", device=device)
+        device: train(classifier(), tmp_path, tmp_path / f"{device}.st", config, precision="fp32", device=device)
         for device in ("cpu", "cuda")
     }
     same = torch.isclose(banks["cpu"].occluders, banks["cuda"].occluders, rtol=0, atol=1e-3)

@@ -1,0 +1,117 @@
+"""`gfo-doctor`: what is here, which engines run, why not, and whether they are right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...engine.commands import _options as options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..doctor import Check, EngineState
+
+FAILED = 4
+_FILE_WIDTH = 120
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def doctor(
+    json_line: Annotated[bool, typer.Option("--json", help="One plain line of JSON last, with everything.")] = False,
+    selftest: Annotated[
+        bool, typer.Option(help="Run every engine present against float64; exit 4 if one is wrong.")
+    ] = False,
+) -> None:
+    """Show this machine, the versions, and which engines can run on which device."""
+    from rich.console import Console
+
+    from ..doctor import as_json, engine_states, notes, self_test
+    from ..environment import environment
+
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file or a pipe has no width of its own
+        console = Console(highlight=False, width=_FILE_WIDTH)
+    facts, states = environment(), engine_states()
+    console.print(_environment_table(facts), _engine_table(states))
+    for note in notes(facts["packages"]):
+        console.print(f"note: {note}", markup=False)
+    checks = list(self_test()) if selftest else None
+    if checks is not None:
+        console.print(_selftest_table(checks))
+    if json_line:
+        print(json.dumps(as_json(facts, states, checks)))
+    if checks is not None and any(check.passed is False for check in checks):
+        raise typer.Exit(FAILED)
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _environment_table(facts: dict[str, Any]) -> Table:
+    table = _table("This machine", "what", "value")
+    cpu = facts["cpu"]
+    table.add_row("gfo", facts["gfo"] or "not installed")
+    table.add_row("Python", facts["python"])
+    table.add_row("system", facts["os"])
+    table.add_row("CPU", f"{cpu['model']}, {cpu['cores']} cores, {' '.join(cpu['flags'])}")
+    table.add_row("memory", f"{facts['memory_gib']} GiB" if facts["memory_gib"] else "unknown")
+    for gpu in facts["gpus"]:
+        table.add_row("GPU", ", ".join(f"{key} {value}" for key, value in gpu.items()))
+    if not facts["gpus"]:
+        table.add_row("GPU", "none, or no NVIDIA driver")
+    for package, version in facts["packages"].items():
+        table.add_row(package, version or "–")
+    return table
+
+
+def _engine_table(states: Sequence[EngineState]) -> Table:
+    table = _table("Engines", "engine", "device", "runs here", "precisions, or why not")
+    for state in states:
+        detail = ", ".join(state.precisions) if state.available else state.reason
+        table.add_row(state.engine, state.device, "yes" if state.available else "no", detail)
+    return table
+
+
+def _selftest_table(checks: Sequence[Check]) -> Table:
+    table = _table(
+        "Self-test against float64",
+        "engine",
+        "device",
+        "precision",
+        "max error",
+        "allowed",
+        "top-1",
+        "pairs/s",
+        "result",
+    )
+    for check in checks:
+        numbers = (
+            _number(check.max_error, ".1e"),
+            _number(check.allowed_error, ".1e"),
+            _number(check.agreement, ".4f"),
+            _number(check.pairs_per_second, ".0f"),
+        )
+        result = {True: "passed", False: f"FAILED: {check.reason}", None: "not run, see above"}[check.passed]
+        table.add_row(check.engine, check.device, check.precision, *numbers, result)
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def main() -> None:
+    """Console script."""
+    options.run(app, "gfo-doctor")

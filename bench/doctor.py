@@ -1,0 +1,242 @@
+"""The doctor: which engines can run here and on what, why not, and whether they compute what they should."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.engines import ENGINES, open_engine
+from ..engine.engines.base import Engine
+from ..export.classifier import FrozenClassifier
+from ..export.errors import EngineUnavailable
+from ..export.networks import (
+    DIGITS_INPUT_SIZE,
+    DIGITS_INTERPOLATION,
+    DIGITS_MEAN,
+    DIGITS_RESIZE,
+    DIGITS_STD,
+    digits_vgg,
+)
+from ..export.occluded import OccludedClassifier
+from ..export.preprocessing import Preprocessing
+
+DEVICES: Final = ("cpu", "cuda")
+# Engines of the design that this version does not have, and the packages that they will need.
+PLANNED: Final[Mapping[str, tuple[str, ...]]] = {
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
+    "openvino": ("openvino",),
+    "trt": ("tensorrt", "tensorrt-rtx"),
+}
+
+# An engine may round this many times as badly as plain PyTorch at the same precision, and then by this share of the
+# largest logit more: another order of the same sums, not another formula.
+_ROUNDING_FACTOR = 2.0
+_ROUNDING_FLOOR = 1e-5
+_PICTURES, _OCCLUDERS, _EPSILON = 16, 4, 32.0
+_TIMED_PASSES = 5
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """Whether an engine can run on a device; `reason` says why not, and is empty where it can."""
+
+    engine: str
+    device: str
+    precisions: tuple[str, ...]
+    available: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One engine at one precision, held against float64.
+
+    Attributes
+    ----------
+    max_error, allowed_error
+        Largest |logit − float64 logit| over all pairs, and how large it may be.
+    agreement
+        Share of pairs with the same top-1 class as in float64.
+    pairs_per_second
+        Of the small network of this check; compares precisions, says nothing of large ones.
+    passed, reason
+        None where it cannot run here, and why; False, and what is wrong; True, and empty.
+    """
+
+    engine: str
+    device: str
+    precision: str
+    passed: bool | None
+    max_error: float | None = None
+    allowed_error: float | None = None
+    agreement: float | None = None
+    pairs_per_second: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """All pairs of a few random pictures and occluders, clean included, as `Engine.infer` takes them."""
+
+    images: Tensor
+    bank: Tensor
+    image_index: Tensor
+    occluder_index: Tensor
+
+
+def engine_states() -> list[EngineState]:
+    """Every engine of this version on every device, then those that are still to come."""
+    classifier = _random_classifier()
+    present = [_state(name, classifier, device) for name in ENGINES for device in DEVICES]
+    return present + [
+        EngineState(name, "–", (), available=False, reason="not in this version of gfo")
+        for name in PLANNED
+        if name not in ENGINES
+    ]
+
+
+def _state(name: str, classifier: FrozenClassifier, device: str) -> EngineState:
+    try:
+        engine, _ = open_engine(name, classifier, "fp32", device)
+        with engine:
+            engine.load_bank(torch.zeros(1, DIGITS_INPUT_SIZE, DIGITS_INPUT_SIZE, 3))
+            return EngineState(name, engine.device, engine.precisions, available=True)
+    except EngineUnavailable as error:
+        return EngineState(name, device, (), available=False, reason=str(error))
+
+
+def notes(packages: Mapping[str, str | None]) -> list[str]:
+    """What to know about the installed packages before an engine disappoints.
+
+    Parameters
+    ----------
+    packages
+        Versions by distribution, None where it is not installed; see `environment.PACKAGES`.
+    """
+    found = []
+    if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
+        found.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
+            "pip uninstall both, then install gfo[onnx]."
+        )
+    if packages["onnxruntime-gpu"]:
+        found.append(
+            "onnxruntime-gpu serves the CPU too. Its TensorRT provider links TensorRT 10; a native TensorRT 11 cannot "
+            "serve it."
+        )
+    if packages["tensorrt-rtx"]:
+        found.append(
+            "tensorrt-rtx builds for compute capability 7.5, 8.0, 8.6, 8.9 and 12.x; for 9.0 (H100) use tensorrt."
+        )
+    return found
+
+
+def self_test() -> Iterator[Check]:
+    """Run every engine present, on every device, at every precision that it has, against float64.
+
+    Yields
+    ------
+    Check
+        As each one ends; a device that is not there gives one, too.
+    """
+    classifier, pairs = _random_classifier(), _random_pairs()
+    truth = _float64_logits(classifier, pairs)
+    for name in ENGINES:
+        for device in DEVICES:
+            state = _state(name, classifier, device)
+            if not state.available:
+                yield Check(name, device, "–", passed=None, reason=state.reason)
+            for precision in state.precisions:
+                allowed = _allowed_error(classifier, precision, pairs, truth)
+                engine, _ = open_engine(name, classifier, precision, device)
+                try:
+                    with engine:
+                        yield _checked(engine, pairs, truth, allowed)
+                except RuntimeError as error:  # an operation that this device lacks, a driver that gives up
+                    yield Check(name, engine.device, precision, passed=False, reason=str(error).splitlines()[0])
+
+
+def _checked(engine: Engine, pairs: _Pairs, truth: Tensor, allowed: float) -> Check:
+    engine.load_bank(pairs.bank)
+    logits = engine.infer(pairs.images, pairs.image_index, pairs.occluder_index).cpu()
+    error = float((logits.double() - truth).abs().max())
+    passed = error <= allowed  # false for NaN
+    return Check(
+        engine.name,
+        engine.device,
+        engine.precision,
+        passed,
+        max_error=error,
+        allowed_error=allowed,
+        agreement=float((logits.argmax(1) == truth.argmax(1)).double().mean()),
+        pairs_per_second=_rate(engine, pairs),
+        reason="" if passed else "logits differ from float64 by more than rounding",
+    )
+
+
+def _rate(engine: Engine, pairs: _Pairs) -> float:
+    start = time.perf_counter()
+    for _ in range(_TIMED_PASSES):
+        engine.infer(pairs.images, pairs.image_index, pairs.occluder_index).cpu()  # .cpu() waits for the device
+    return _TIMED_PASSES * len(pairs.image_index) / (time.perf_counter() - start)
+
+
+def _random_classifier() -> FrozenClassifier:
+    """Random weights, with BatchNorm fitted to random pictures: else all pictures would give nearly the same logits."""
+    preprocessing = Preprocessing(DIGITS_INPUT_SIZE, DIGITS_RESIZE, DIGITS_INTERPOLATION, DIGITS_MEAN, DIGITS_STD)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        network = digits_vgg().train()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None  # the plain mean of what it sees, here one batch
+        network(torch.rand(_PICTURES, 3, DIGITS_INPUT_SIZE, DIGITS_INPUT_SIZE) * 2 - 1)
+    return FrozenClassifier.from_module(network.eval(), preprocessing, model="gfo/digits-vgg", weights="random")
+
+
+def _random_pairs() -> _Pairs:
+    generator = torch.Generator().manual_seed(0)
+    shape = (DIGITS_INPUT_SIZE, DIGITS_INPUT_SIZE, 3)
+    rows = _OCCLUDERS + 1
+    return _Pairs(
+        images=torch.randint(0, 256, (_PICTURES, *shape), dtype=torch.uint8, generator=generator),
+        bank=(torch.rand(_OCCLUDERS, *shape, generator=generator) * 2 - 1) * _EPSILON,
+        image_index=torch.arange(_PICTURES).repeat_interleave(rows),
+        occluder_index=torch.arange(rows).repeat(_PICTURES),
+    )
+
+
+@torch.no_grad()
+def _float64_logits(classifier: FrozenClassifier, pairs: _Pairs) -> Tensor:
+    """The formula written out once more, sharing nothing with the engines but the folded weights."""
+    clean_first = torch.cat([torch.zeros_like(pairs.bank[:1]), pairs.bank]).double()
+    occluded = (pairs.images[pairs.image_index].double() + clean_first[pairs.occluder_index]).clamp(0, 255)
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (DIGITS_MEAN, DIGITS_STD))
+    inputs = ((occluded / 255 - mean) / std).permute(0, 3, 1, 2)
+    return copy.deepcopy(classifier.network).double()(inputs)
+
+
+@torch.no_grad()
+def _allowed_error(classifier: FrozenClassifier, precision: str, pairs: _Pairs, truth: Tensor) -> float:
+    """How far plain PyTorch on the CPU is from float64 at that precision, and a little more."""
+    reference = OccludedClassifier(classifier, precision)
+    logits = reference(pairs.images, pairs.image_index, pairs.occluder_index, pairs.bank)
+    own = float((logits.double() - truth).abs().max())
+    return _ROUNDING_FACTOR * own + _ROUNDING_FLOOR * float(truth.abs().max())
+
+
+def as_json(environment: Mapping[str, Any], states: list[EngineState], checks: list[Check] | None) -> dict[str, Any]:
+    """Everything as plain JSON types; `selftest` is None where it did not run."""
+    return {
+        "schema": 1,
+        "environment": dict(environment),
+        "engines": [asdict(state) for state in states],
+        "notes": notes(environment["packages"]),
+        "selftest": None if checks is None else [asdict(check) for check in checks],
+    }

@@ -1,0 +1,68 @@
+"""Files are written whole or not at all, and an error names the file that was to be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from gfo.export.files import atomic_path, save_tensors
+
+
+def test_the_file_appears_at_the_end_and_parents_are_made(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b.txt"
+    with atomic_path(target) as partial:
+        partial.write_text("new")
+        assert not target.exists()
+        assert partial.parent == target.parent  # the same file system: moving is atomic
+    assert target.read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, ValueError])
+def test_an_error_leaves_what_was_there(error: type[BaseException], tmp_path: Path) -> None:
+    target = tmp_path / "b.txt"
+    target.write_text("old")
+    with pytest.raises(error), atomic_path(target) as partial:
+        raise error(partial.write_text("new"))
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, atomic_path(tmp_path / "b.txt"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(tmp_path / "b.txt")
+
+
+def test_a_folder_that_cannot_be_made_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Not a directory") as caught, atomic_path(tmp_path / "file" / "x" / "b.txt"):
+        pass
+    assert caught.value.filename == str(tmp_path / "file" / "x" / "b.txt")
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file may grow beyond 8 KiB: a write that really fails, in whatever library makes it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_tensors_that_do_not_fit_leave_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "t.safetensors"
+    save_tensors(target, {"x": torch.zeros(4)})
+    small = target.read_bytes()
+    with pytest.raises(OSError, match="too large") as caught:
+        save_tensors(target, {"x": torch.zeros(10_000)})
+    assert caught.value.filename == str(target)
+    assert target.read_bytes() == small
+    assert list(tmp_path.iterdir()) == [target]
