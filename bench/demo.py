@@ -15,7 +15,7 @@ from ..engine.progress import Progress, no_progress
 from ..engine.reporting import ReportFiles, report
 from ..engine.train_config import TrainConfig
 from ..engine.training import train
-from ..export.classifier import ModelSpec
+from ..export.model_spec import ModelSpec
 from ..export.networks import digits_weights_path
 from .digits import digits_weights, one_thread, write_digits
 

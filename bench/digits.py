@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..export.files import atomic_path
+from ..export.files import save_tensors
 from ..export.networks import (
     DIGITS_CLASSES,
     DIGITS_INPUT_SIZE,
@@ -143,8 +142,7 @@ def digits_weights(name: str, root: Path) -> Path:
     path = digits_weights_path(name)
     if not path.is_file():
         network = train_network(name, *read_split(root, "train"))
-        with atomic_path(path) as partial:
-            save_file({key: value.contiguous() for key, value in network.state_dict().items()}, partial)
+        save_tensors(path, network.state_dict())
     return path
 
 

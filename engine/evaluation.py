@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ..export.bank import OccluderBank, picture_key
-from ..export.classifier import FrozenClassifier, ModelSpec, load_classifier
+from ..export.classifier import FrozenClassifier, load_classifier
 from ..export.errors import InputError
 from ..export.files import atomic_path
+from ..export.model_spec import ModelSpec
 from ..kernels.score import Score
 from .engines import open_engine
 from .engines.base import Engine

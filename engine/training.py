@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from ..export.bank import BankHeader, OccluderBank
-from ..export.classifier import PRECISIONS, FrozenClassifier, ModelSpec, load_classifier
+from ..export.classifier import PRECISIONS, FrozenClassifier, load_classifier
 from ..export.errors import InputError
+from ..export.model_spec import ModelSpec
 from ..export.occluded import OccludedClassifier
 from ..kernels.margin_loss import margin_loss
 from ..kernels.occluder_step import occluder_step

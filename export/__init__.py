@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bank import BankHeader, OccluderBank
-    from .classifier import FrozenClassifier, ModelSpec, load_classifier
+    from .classifier import FrozenClassifier, load_classifier
     from .errors import EngineUnavailable, InputError
+    from .model_spec import ModelSpec
     from .occluded import OccludedClassifier
     from .preprocessing import Preprocessing
 
@@ -28,7 +29,7 @@ _HOMES = {
     "EngineUnavailable": "errors",
     "FrozenClassifier": "classifier",
     "InputError": "errors",
-    "ModelSpec": "classifier",
+    "ModelSpec": "model_spec",
     "OccludedClassifier": "occluded",
     "OccluderBank": "bank",
     "Preprocessing": "preprocessing",

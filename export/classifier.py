@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .fold import fold_batchnorm
+from .model_spec import ModelSpec
 from .networks import (
     DIGITS_INPUT_SIZE,
     DIGITS_INTERPOLATION,
@@ -32,26 +33,6 @@ from .weights import fetch_state, fit_state
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Which model and weights, as the commands take them.
-
-    `model` is `torchvision/<name>`, `timm/<name>`, `gfo/digits-resnet`, `gfo/digits-vgg` or `python:module:function`;
-    `weights` is `default`, a torchvision weights name such as `IMAGENET1K_V1`, `random` (seeded) or a
-    `.safetensors` / `.pth` state dict. The other fields override the library's own preprocessing; `input_size` alone
-    keeps the crop fraction.
-    """
-
-    model: str
-    weights: str = "default"
-    input_size: int | None = None
-    resize: int | None = None
-    interpolation: str | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True)

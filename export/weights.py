@@ -5,16 +5,14 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-
-if TYPE_CHECKING:
-    from .classifier import ModelSpec
+from .model_spec import ModelSpec
 
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 

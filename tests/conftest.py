@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from gfo.export.bank import BankHeader, OccluderBank
-from gfo.export.classifier import FrozenClassifier, ModelSpec, load_classifier
+from gfo.export.classifier import FrozenClassifier, load_classifier
+from gfo.export.model_spec import ModelSpec
 
 MODEL = "python:gfo_tiny:network"
 # Not alphabetical: a mapping by sorted folder names would be noticed.

@@ -12,7 +12,7 @@ import typer
 from ...export.errors import EngineUnavailable, InputError
 
 if TYPE_CHECKING:
-    from ...export.classifier import ModelSpec
+    from ...export.model_spec import ModelSpec
 
 BAD_INPUT, UNAVAILABLE, INTERRUPTED = 2, 3, 130
 
@@ -50,7 +50,7 @@ def model_spec(
     seed: int,
 ) -> ModelSpec:
     """The options that name a model, as one object."""
-    from ...export.classifier import ModelSpec
+    from ...export.model_spec import ModelSpec
 
     return ModelSpec(
         model, weights, input_size, resize, interpolation, _three("--mean", mean), _three("--std", std), seed

@@ -133,7 +133,7 @@ def test_interrupted_training_leaves_no_weights(root: Path, monkeypatch: pytest.
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(digits, "save_file", interrupt)
+    monkeypatch.setattr("safetensors.torch.save_file", interrupt)
     with pytest.raises(KeyboardInterrupt):
         digits.digits_weights("digits-vgg", root)
     assert list(digits_weights_path("digits-vgg").parent.iterdir()) == []

@@ -13,7 +13,8 @@ from gfo.engine.folders import class_name, list_classes
 from gfo.engine.pictures import open_source
 from gfo.engine.train_config import TrainConfig
 from gfo.engine.training import train
-from gfo.export.classifier import ModelSpec, load_classifier
+from gfo.export.classifier import load_classifier
+from gfo.export.model_spec import ModelSpec
 
 pytestmark = [
     pytest.mark.real,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,8 +18,9 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gfo.export.classifier import FrozenClassifier, ModelSpec, load_classifier
+from gfo.export.classifier import FrozenClassifier, load_classifier
 from gfo.export.errors import InputError
+from gfo.export.model_spec import ModelSpec
 from gfo.export.networks import DIGITS_NETWORKS
 from gfo.export.preprocessing import Preprocessing
 from gfo.export.weights import fit_state
@@ -174,10 +176,13 @@ def test_googlenet_takes_files_with_and_without_its_training_heads(tmp_path: Pat
     heads = torchvision.models.googlenet(aux_logits=True, transform_input=True, init_weights=False)
     heads.load_state_dict(network.state_dict(), strict=False)
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    truth = copy.deepcopy(network).double()(x.double())
+    # Folding reorders float32 sums: at most as far from float64 as the network as it was, twice over.
+    allowed = 2 * float((network(x).double() - truth).abs().max()) + 1e-6 * float(truth.abs().max())
     for state in (network.state_dict(), heads.state_dict()):
         torch.save(state, tmp_path / "w.pth")
         frozen = load_classifier(ModelSpec("torchvision/googlenet", str(tmp_path / "w.pth"), input_size=64))
-        torch.testing.assert_close(frozen.network(x), network(x), rtol=1e-4, atol=1e-5)
+        assert float((frozen.network(x).double() - truth).abs().max()) <= allowed
 
 
 def test_weights_that_do_not_fit_name_the_first_keys(tmp_path: Path) -> None:
