@@ -130,7 +130,7 @@ def test_weights_are_trained_once_and_fit(root: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("quick_recipes")
 def test_interrupted_training_leaves_no_weights(root: Path, monkeypatch: pytest.MonkeyPatch):
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("safetensors.torch.save_file", interrupt)

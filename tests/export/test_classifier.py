@@ -171,6 +171,7 @@ def test_fine_tuned_weights_bring_their_number_of_outputs(name: str, tmp_path: P
     assert load_classifier(ModelSpec(name, str(tmp_path / "w.safetensors"), input_size=64)).num_classes == 7
 
 
+@torch.no_grad()
 def test_googlenet_takes_files_with_and_without_its_training_heads(tmp_path: Path) -> None:
     network = seeded(googlenet)
     heads = torchvision.models.googlenet(aux_logits=True, transform_input=True, init_weights=False)
