@@ -28,13 +28,15 @@ NOT_DONE, QUARANTINED = -1, -2
 
 FIT_UNSEEN, FIT_FITTED, FIT_HELD_OUT = 0, 1, 2
 
-# Pairs that a block aims at: what an interrupted run loses at most, and what is in memory.
+# A block aims at so many pairs, which an interrupted run loses at most, within these numbers of pictures: few enough
+# to hold in memory, and enough to keep the files of a large run few.
 _BLOCK_PAIRS = 4096
+_FEWEST, _MOST = 32, 256
 
 
 def block_size(rows: int) -> int:
     """Pictures in a block (and a chunk), for so many occluder rows."""
-    return min(256, max(8, _BLOCK_PAIRS // rows))
+    return min(_MOST, max(_FEWEST, _BLOCK_PAIRS // rows))
 
 
 class RunStore:

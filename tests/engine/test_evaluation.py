@@ -76,7 +76,7 @@ def bank(classifier: FrozenClassifier, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gfo.engine.store._BLOCK_PAIRS", 0)  # 8 pictures a block
+    monkeypatch.setattr("gfo.engine.store._MOST", 8)  # 8 pictures a block
 
 
 def brute_force(root: Path, paths: list[str], bank: OccluderBank, seed: int) -> np.ndarray:

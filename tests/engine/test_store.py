@@ -35,7 +35,7 @@ def scores(n: int, rows: int, seed: int) -> Score:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gfo.engine.store._BLOCK_PAIRS", 0)  # 8 pictures a block: 8, 8, 4
+    monkeypatch.setattr("gfo.engine.store._MOST", 8)  # 8 pictures a block: 8, 8, 4
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -98,6 +98,6 @@ def test_what_is_no_store_is_named(tmp_path: Path) -> None:
         RunStore.open(tmp_path)
 
 
-@pytest.mark.parametrize(("rows", "pictures"), [(3, 256), (22, 186), (1002, 8)])
+@pytest.mark.parametrize(("rows", "pictures"), [(3, 256), (22, 186), (1002, 32)])
 def test_block_size(rows: int, pictures: int) -> None:
     assert block_size(rows) == pictures
