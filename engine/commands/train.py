@@ -44,6 +44,7 @@ def train(
 ) -> None:
     """Train one occluder per class on DATA/train. Finished classes are kept; the same command resumes."""
     from ..progress import TerminalProgress
+    from ..runtime import peak_rss_mb
     from ..train_config import TrainConfig
     from ..training import train as train_bank
 
@@ -72,7 +73,9 @@ def train(
         loader=loader,
         progress=TerminalProgress(),
     )
-    print(f"{out}: {len(bank.class_ids)} occluders, epsilon {epsilon:g}, {norm}, {bank.hash[:19]}")
+    peak = peak_rss_mb()
+    memory = f", peak memory {peak:.0f} MiB" if peak else ""
+    print(f"{out}: {len(bank.class_ids)} occluders, epsilon {epsilon:g}, {norm}, {bank.hash[:19]}{memory}")
 
 
 def main() -> None:
