@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..engine.engines import ENGINES, open_engine
 from ..engine.engines.base import Engine
 from ..export.classifier import FrozenClassifier
-from ..export.errors import EngineUnavailable
 from ..export.networks import (
     DIGITS_INPUT_SIZE,
     DIGITS_INTERPOLATION,
@@ -107,8 +106,8 @@ def _state(name: str, classifier: FrozenClassifier, device: str) -> EngineState:
         with engine:
             engine.load_bank(torch.zeros(1, DIGITS_INPUT_SIZE, DIGITS_INPUT_SIZE, 3))
             return EngineState(name, engine.device, engine.precisions, available=True)
-    except EngineUnavailable as error:
-        return EngineState(name, device, (), available=False, reason=str(error))
+    except RuntimeError as error:  # EngineUnavailable, or a driver that does not fit
+        return EngineState(name, device, (), available=False, reason=str(error).splitlines()[0])
 
 
 def notes(packages: Mapping[str, str | None]) -> list[str]:

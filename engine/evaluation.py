@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ from ..export.model_spec import ModelSpec
 from ..kernels.score import Score
 from .engines import open_engine
 from .engines.base import Engine
-from .folders import SPLITS, ClassFolder, class_name, list_classes
+from .folders import SPLITS, ClassFolder, list_classes, name_of
 from .metrics import summarize
 from .pictures import Block, open_source
 from .progress import Progress, no_progress
-from .runtime import peak_rss_mb, worker_count
-from .store import FIT_FITTED, FIT_HELD_OUT, FIT_UNSEEN, RunStore
+from .runtime import fitting_memory, peak_rss_mb, worker_count
+from .store import CLEAN, FIT_FITTED, FIT_HELD_OUT, FIT_UNSEEN, NOISE, RunStore
 
 PICTURES = ("all", "fitted", "held-out", "unseen")
 
@@ -91,6 +92,7 @@ def evaluate(
     images = _select(folders, bank, pictures, per_class, seed)
     source = open_source(loader, data, classifier.preprocessing, worker_count())
     opened, why = open_engine(engine, classifier, precision, device)
+    named = _folder_names(bank, folders)
     run = {
         "gfo_version": version("gfo"),
         "model": classifier.model,
@@ -110,8 +112,8 @@ def evaluate(
         "data_root": str(data.resolve()),
         "preprocessing": classifier.preprocessing.to_dict(),
         "class_ids": list(bank.class_ids),
-        "class_names": _names(bank, folders, classifier.num_classes),
-        "folders": _folder_names(bank, folders),
+        "class_names": {i: name_of(int(i), classifier.num_classes, named) for i in named},
+        "folders": named,
         "pictures": pictures,
         "per_class": per_class,
     }
@@ -191,11 +193,6 @@ def _select(
     return chosen
 
 
-def _names(bank: OccluderBank, folders: Sequence[ClassFolder], outputs: int) -> dict[str, str]:
-    ids = dict.fromkeys([*bank.class_ids, *(f.class_id for f in folders)])
-    return {str(i): class_name(outputs, i) for i in ids}
-
-
 def _folder_names(bank: OccluderBank, folders: Sequence[ClassFolder]) -> dict[str, str]:
     return {str(i): folder for i, folder in zip(bank.class_ids, bank.header.folders, strict=True)} | {
         str(f.class_id): f.folder for f in folders
@@ -213,8 +210,10 @@ def _open_store(out: Path, run: dict[str, Any], images: Sequence[tuple[str, int,
     if differing:
         listed = "; ".join(f"{k} {str(store.run.get(k))[:60]}, not {str(run[k])[:60]}" for k in differing[:3])
         raise InputError(f"{out}: holds a run of another configuration ({listed}); use another --out or remove it")
-    if store.paths != paths:
-        raise InputError(f"{out}: holds a run over other pictures; use another --out or remove it")
+    occluders = [CLEAN, *bank.class_ids, NOISE]
+    same = store.paths == paths and store.labels.tolist() == labels and store.fit.tolist() == fit
+    if not same or store.occluders.tolist() != occluders:
+        raise InputError(f"{out}: holds a run over other pictures, labels or classes; use another --out or remove it")
     store.update_run({**run, "gfo_version": store.run["gfo_version"]})
     return store
 
@@ -245,25 +244,33 @@ def _all_pairs(
     with progress.task("all pairs", len(store) * rows, done * rows) as bar:
         for block in read_blocks(store.paths, store.block, pending):
             labels = torch.from_numpy(store.labels[block.start : block.start + len(block.images)]).long()
-            store.write(block.start, _score_block(engine, block, labels, rows, batch_size), block.quarantined)
-            pairs += len(block.readable) * rows
-            rate = pairs / (time.perf_counter() - started)
-            bar.advance(len(block.images) * rows, f"{rate:.0f} pairs/s")
+            scores = Score(*(torch.full((len(block.images) * rows,), fill) for fill in (-1, -1, math.nan)))
+            for piece, verdict in _score_block(engine, block, labels, rows, batch_size):
+                for target, part in zip(scores, verdict, strict=True):
+                    target[piece] = part
+                pairs += len(piece)
+                bar.advance(len(piece), f"{pairs / (time.perf_counter() - started):.0f} pairs/s")
+            store.write(block.start, scores, block.quarantined)
+            bar.advance(len(block.quarantined) * rows)
     return time.perf_counter() - started, pairs
 
 
-def _score_block(engine: Engine, block: Block, labels: Tensor, rows: int, batch_size: int) -> Score:
-    """Every readable picture of a block under every row, as a pair list in pieces: each part [n · rows]."""
-    pairs = len(block.images) * rows
-    whole = Score(torch.full((pairs,), -1), torch.full((pairs,), -1), torch.full((pairs,), float("nan")))
-    position = (block.readable[:, None] * rows + torch.arange(rows)).flatten()
-    for piece in position.split(batch_size):
-        verdict = engine.score(block.images, piece // rows, piece % rows, labels)
+def _score_block(
+    engine: Engine, block: Block, labels: Tensor, rows: int, batch_size: int
+) -> Iterator[tuple[Tensor, Score]]:
+    """Every readable picture of a block under every row, as a pair list in pieces.
+
+    Yields places in the block, int64 [P] (picture · rows + row), with their verdicts.
+    """
+    images, labels = engine.place(block.images), engine.place(labels)
+    places = (block.readable[:, None] * rows + torch.arange(rows)).flatten()
+    for piece in places.split(batch_size):
+        with fitting_memory(batch_size, engine.device):
+            verdict = engine.score(images, piece // rows, piece % rows, labels)
         if bool((verdict.prediction < 0).any()):
-            raise InputError(f"--precision {engine.precision}: the network gave NaN on {engine.name}; use bf16 or fp32")
-        for target, part in zip(whole, verdict, strict=True):
-            target[piece] = part
-    return whole
+            mend = "check the weights" if engine.precision == "fp32" else "use bf16 or fp32"
+            raise InputError(f"--precision {engine.precision}: the network gave NaN on {engine.name}; {mend}")
+        yield piece, verdict
 
 
 def _summary(out: Path, store: RunStore, seconds: float, pairs: int) -> dict[str, Any]:

@@ -48,6 +48,19 @@ def class_name(model_outputs: int, class_id: int) -> str:
     return _imagenet_info().index_to_description(class_id).split(",")[0]
 
 
+def name_of(class_id: int, model_outputs: int, folders: Mapping[str, str]) -> str:
+    """What a class is called where `folders` {class id: folder} are at hand.
+
+    Its folder's name; ImageNet's where the folder is a WordNet id, and where it has no folder but the others are such.
+    """
+    folder = folders.get(str(class_id))
+    if folder is not None and not _WNID.fullmatch(folder):
+        return folder
+    if any(_WNID.fullmatch(other) for other in folders.values()):
+        return class_name(model_outputs, class_id)
+    return str(class_id)
+
+
 def list_classes(
     root: Path, split: Split, *, classes: str | Sequence[str], model_outputs: int, class_map: Path | None, seed: int
 ) -> list[ClassFolder]:
@@ -128,7 +141,7 @@ def _class_ids(root: Path, folders: list[str], model_outputs: int, class_map: Pa
 
 def _read_class_map(path: Path) -> dict[str, int]:
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a readable class map") from error
     except ValueError as error:
@@ -146,4 +159,4 @@ def _files(folder: Path, root: Path) -> tuple[str, ...]:
     for name in names:
         if any("\ud800" <= character <= "\udfff" for character in name):
             raise InputError(f"{folder}: file name {name!r} is not UTF-8; rename the file")
-    return tuple(str((folder / name).relative_to(root)) for name in names)
+    return tuple((folder / name).relative_to(root).as_posix() for name in names)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from .folders import class_name
+from .folders import name_of
 from .store import CLEAN, NOISE, QUARANTINED, RunStore
 
 REPLICATES = 1000
@@ -101,10 +101,12 @@ class _Estimate:
             value = float(np.divide(self.value, other.value))
             return _Estimate(value, self.pictures / other.pictures, self.classes / other.classes)
 
-    def to_dict(self, name: str) -> dict[str, Any] | None:
+    def to_dict(self, name: str, classes: int) -> dict[str, Any] | None:
+        """Null where there is no number, and no interval over classes where there is one class: it tells nothing."""
         if not np.isfinite(self.value):
             return None
-        return {name: self.value, "ci95_pictures": _ci95(self.pictures), "ci95_classes": _ci95(self.classes)}
+        over_classes = _ci95(self.classes) if classes > 1 else None
+        return {name: self.value, "ci95_pictures": _ci95(self.pictures), "ci95_classes": over_classes}
 
 
 def _ci95(replicates: Floats) -> list[float] | None:
@@ -156,7 +158,9 @@ class _Tally:
         self._replicates = replicates
         self.bank = _bank_ids(store)
         readable = set(store.labels[store.readable()].tolist())
-        self.present = [i for i in self.bank if i in readable]
+        present = [i in readable for i in self.bank]
+        # Of each occluder in `unmatched`: one over the number of other classes that have pictures.
+        self._shares = np.array([1 / max(sum(present) - here, 1) for here in present])
         self.permutation = derangement(len(self.bank), seed)
         self._draws = self._draw(len(self.bank))
         others = [i for i in _class_order(store) if i not in self.bank]
@@ -164,6 +168,7 @@ class _Tally:
         self.cells = {name: _Mean(replicates) for name in (*self.CELLS, "fooling_rate")}
         self.pictures: Counter[str] = Counter()
         self.classes: list[dict[str, Any]] = []
+        self.counts: Counter[str] = Counter()  # classes with pictures, of the bank's `own` and `other` ones
         self.unmatched_by_occluder = _ByOccluder(len(self.bank))
 
     def _draw(self, count: int) -> Floats:
@@ -178,6 +183,7 @@ class _Tally:
         weights = self._rng.multinomial(n, np.full(n, 1 / n), size=self._replicates).astype(np.float32) / n
         replicates = (weights @ right).astype(float)  # [R, K+2]
         accuracy = right.mean(axis=0, dtype=float)  # [K+2]
+        self.counts["other" if answers.class_id in self._other_draws else "own"] += 1
         if answers.class_id in self._other_draws:
             self._add_other(answers.class_id, n, accuracy, replicates)
         else:
@@ -218,18 +224,17 @@ class _Tally:
 
     def _add_unmatched(self, row: int, accuracy: Floats, replicates: Floats, draws: Floats) -> None:
         # unmatched = mean over k of the mean over c ≠ k of accuracy[k, c]; this class adds its part to every k ≠ c.
-        others = np.array([k for k in range(len(self.bank)) if k != row])
-        shares = np.array([1 / (len(self.present) - (self.bank[k] in self.present)) for k in others])
-        self.unmatched_by_occluder.add(others, accuracy[others + 1])
-        numerator = draws * (self._draws[:, others] * replicates[:, others + 1]).sum(axis=1)
-        denominator = draws * self._draws[:, others].sum(axis=1)
+        bank, others = slice(1, len(self.bank) + 1), np.arange(len(self.bank)) != row
+        shares = np.where(others, self._shares, 0.0)
         weight = float(shares.sum())
+        self.unmatched_by_occluder.add(np.flatnonzero(others), accuracy[bank][others])
+        drawn = np.einsum("rk,rk->r", self._draws, replicates[:, bank]) - draws * replicates[:, row + 1]
         self.cells["unmatched"].add(
-            float(accuracy[others + 1] @ shares) / weight,
-            replicates[:, others + 1] @ shares / weight,
+            float(accuracy[bank] @ shares) / weight,
+            replicates[:, bank] @ shares / weight,
             draws,
             weight,
-            class_part=(numerator, denominator),
+            class_part=(draws * drawn, draws * (self._draws.sum(axis=1) - draws)),
         )
 
 
@@ -254,7 +259,7 @@ def _class_row(answers: _ClassAnswers, own: int, accuracy: Floats, run: dict[str
     top = wrong.most_common(1)
     matched_wrong = wrong.total()
     interval = binomtest(n - matched_wrong, n).proportion_ci(method="wilson")
-    name = class_name(run["num_classes"], top[0][0]) if top else ""
+    name = name_of(top[0][0], run["num_classes"], run["folders"]) if top else ""
     return {
         "class_id": answers.class_id,
         "folder": run["folders"][str(answers.class_id)],
@@ -281,12 +286,13 @@ def summarize(store: RunStore, *, replicates: int = REPLICATES, seed: int = 0) -
     estimates = {name: mean.estimate() for name, mean in tally.cells.items()}
     result: dict[str, Any] = {}
     for name in tally.CELLS:
-        cell = estimates[name].to_dict("accuracy")
+        cell = estimates[name].to_dict("accuracy", tally.counts["other" if "other" in name else "own"])
         result[name] = cell and {**cell, "pictures": tally.pictures[name]}
     result["ratios"] = {
-        f"{name}/clean": (estimates[name] / estimates["clean"]).to_dict("value") for name in ("matched", "unmatched")
+        f"{name}/clean": (estimates[name] / estimates["clean"]).to_dict("value", tally.counts["own"])
+        for name in ("matched", "unmatched")
     }
-    fooling = estimates["fooling_rate"].to_dict("value")
+    fooling = estimates["fooling_rate"].to_dict("value", tally.counts["own"])
     result["fooling_rate"] = fooling and {**fooling, "pictures": tally.pictures["fooling_rate"]}
     for row in tally.classes:
         row["unmatched_by_occluder"] = tally.unmatched_by_occluder.value(tally.bank.index(row["class_id"]))

@@ -42,9 +42,9 @@ class TrainingParts:
         self.folder = out.with_name(out.name + ".parts")
         self._header = header
         self._splits = splits
-        self.precision = ""
+        self.precision = self.device = ""
 
-    def finished_bank(self) -> OccluderBank | None:
+    def finished_bank(self, asked: str) -> OccluderBank | None:
         """The bank at `out` if it is the result of the same configuration; None if there is none.
 
         Raises
@@ -56,16 +56,19 @@ class TrainingParts:
             return None
         bank = OccluderBank.load(self.out)
         self._compare(self.out, json.loads(bank.header.to_json()), bank.fitted, bank.held_out)
+        self._compare_precision(self.out, asked, bank.header.objective.get("precision"))
+        shutil.rmtree(self.folder, ignore_errors=True)  # left over if the last run was killed while it cleaned up
         return bank
 
-    def open(self, asked: str, choose_precision: Callable[[], str]) -> None:
-        """Start, or resume what is there with the precision that it was started with.
+    def open(self, asked: str, device: str, choose_precision: Callable[[], str]) -> None:
+        """Start on `device`, or resume what is there with the precision that it was started with.
 
         Raises
         ------
         InputError
             Parts of another configuration; what differs is named.
         """
+        self.device = device
         config = self.folder / "config.json"
         if config.is_file():
             try:
@@ -75,15 +78,10 @@ class TrainingParts:
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{config}: not readable ({error}); remove {self.folder} to start over") from error
             self._compare(self.folder, header, *keys)
-            if asked not in ("auto", self.precision):
-                raise InputError(
-                    f"{self.folder}: was started with precision {self.precision}, not {asked}; "
-                    "use that, another --out, or remove it"
-                )
+            self._compare_precision(self.folder, asked, self.precision)
             return
-        self.folder.mkdir(
-            parents=True, exist_ok=True
-        )  # before anything is measured: it fails early on a read-only disk
+        # Before anything is measured: it fails early on a read-only disk.
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.precision = choose_precision()
         fitted, held_out = self._keys()
         stored = {"header": json.loads(self._header.to_json()), "precision": self.precision}
@@ -100,6 +98,12 @@ class TrainingParts:
             raise InputError(f"{where}: was made with another configuration ({listed}); use another --out or remove it")
         if not all(torch.equal(a, b) for a, b in zip(self._keys(), (fitted, held_out), strict=True)):
             raise InputError(f"{where}: was made with other training pictures; use another --out or remove it")
+
+    def _compare_precision(self, where: Path, asked: str, theirs: str | None) -> None:
+        if asked not in ("auto", theirs):
+            raise InputError(
+                f"{where}: was trained with precision {theirs}, not {asked}; use that, another --out, or remove it"
+            )
 
     def _keys(self) -> tuple[Tensor, Tensor]:
         fitted, held_out = (
@@ -173,7 +177,8 @@ class TrainingParts:
             if file.is_file()
             for item in json.loads(file.read_text())
         ]
-        objective = {**self._header.objective, "precision": self.precision, "quarantined": quarantined}
+        how = {"precision": self.precision, "device": self.device, "quarantined": quarantined}
+        objective = {**self._header.objective, **how}
         fitted, held_out = self._keys()
         bank = OccluderBank(torch.stack(rows), replace(self._header, objective=objective), fitted, held_out)
         bank.save(self.out)

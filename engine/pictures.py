@@ -43,7 +43,7 @@ class PictureSource(Protocol):
     def blocks(self, paths: Sequence[str], block_size: int, starts: Sequence[int] | None = None) -> Iterator[Block]:
         """Blocks of up to `block_size` pictures at the given starts (default: every block), in order.
 
-        At most two blocks are in memory, whatever the length of the list.
+        What is in memory is a few blocks, whatever the length of the list.
         """
         ...
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 from typing import Any
 
 import torch
+
+from ..export.errors import InputError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _REPEATS = 3
@@ -46,13 +49,70 @@ def keep_freed_memory() -> None:
         mallopt(_M_TOP_PAD, 64 << 20)
 
 
+@contextlib.contextmanager
+def exact_float32(precision: str, device: torch.device) -> Iterator[None]:
+    """Make fp32 on CUDA mean float32: by default PyTorch runs its convolutions in TF32, with 10 bits of mantissa."""
+    if precision != "fp32" or device.type != "cuda":
+        yield
+        return
+    backends: Any = torch.backends  # its stubs know these switches badly
+    switches = (backends.cudnn.conv, backends.cuda.matmul)
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
+@contextlib.contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Ask CUDA for algorithms that give the same bits twice (the CPU's do); one that has none warns."""
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@contextlib.contextmanager
+def fitting_memory(batch_size: int, device: str) -> Iterator[None]:
+    """Turn a GPU's lack of memory into a word on the batch size."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"--batch-size {batch_size}: does not fit into the memory of {device}; use a smaller one (and another "
+            "--out where a training has begun: it is part of how a bank is made)"
+        ) from error
+
+
 def measured_precision(steps: Mapping[str, Callable[[], Any]], device: torch.device) -> tuple[str, str]:
-    """The name of the fastest step, and why in words. The candidates take turns; one warm-up each."""
+    """The name of the fastest step that works, and why in words. The candidates take turns; one warm-up each.
+
+    Raises
+    ------
+    RuntimeError
+        None works; what the last one said.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(_REPEATS + 1):
-        for name, step in steps.items():
+        for name in list(seconds):
             start = time.perf_counter()
-            step()
+            try:
+                steps[name]()
+            except (RuntimeError, InputError):  # a precision that the network or the device lacks, or overflows in
+                del seconds[name]
+                if not seconds:
+                    raise
+                continue
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if repeat:

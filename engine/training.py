@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,10 +26,17 @@ from ..kernels.margin_loss import margin_loss
 from ..kernels.occluder_step import occluder_step
 from .engines.torch_engine import resolve_device
 from .folders import ClassFolder, list_classes
-from .parts import TrainingParts
+from .parts import Splits, TrainingParts
 from .pictures import PictureSource, open_source
 from .progress import Progress, no_progress
-from .runtime import keep_freed_memory, measured_precision, worker_count
+from .runtime import (
+    deterministic,
+    exact_float32,
+    fitting_memory,
+    keep_freed_memory,
+    measured_precision,
+    worker_count,
+)
 from .train_config import TrainConfig, split_pictures
 
 # fp16 gradients of a deep network underflow; the step divides by the gradient's size, so any factor may stand here.
@@ -50,6 +56,24 @@ class _ClassInWork:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + self.folder.class_id * 1009 + epoch)
         rounds = math.ceil(pictures / len(self.images))
         return torch.cat([torch.randperm(len(self.images), generator=generator) for _ in range(rounds)])[:pictures]
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """How epochs are cut up: `share` pictures of each class in a step, `steps` an epoch; small classes start over."""
+
+    share: int
+    steps: int
+
+    def of(self, work: Sequence[_ClassInWork], epoch: int, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Pictures uint8 [P, S, S, 3], occluder_index int64 [P] (1 … G), labels int64 [P], the classes side by side."""
+        orders = [c.order(epoch, self.steps * self.share, seed) for c in work]
+        occluder_index = torch.arange(1, len(work) + 1).repeat_interleave(self.share)
+        labels = torch.tensor([c.folder.class_id for c in work]).repeat_interleave(self.share)
+        for start in range(0, self.steps * self.share, self.share):
+            places = slice(start, start + self.share)
+            chosen = [c.images[order[places]] for c, order in zip(work, orders, strict=True)]
+            yield torch.cat(chosen), occluder_index, labels
 
 
 def train(
@@ -104,26 +128,45 @@ def train(
     source = open_source(loader, data, classifier.preprocessing, worker_count())
     header = _header(classifier, config, folders, source)
     parts = TrainingParts(out, header, splits)
-    finished = parts.finished_bank()
+    finished = parts.finished_bank(precision)
     if finished is not None:
         progress.say(f"{out}: already trained with this configuration")
         return finished
     keep_freed_memory()
-    parts.open(precision, lambda: _choose_precision(classifier, precision, torch_device, config, progress))
-    network = OccludedClassifier(classifier, parts.precision).to(torch_device)
-    # Who shares a batch is fixed and a group is trained whole: a class left over would see other batches on resuming.
-    groups = [folders[i : i + config.classes_together] for i in range(0, len(folders), config.classes_together)]
+    place = "cpu" if torch_device.type == "cpu" else torch.cuda.get_device_name(torch_device)
+    with deterministic(torch_device), fitting_memory(config.batch_size, place):
+        parts.open(precision, place, lambda: _choose_precision(classifier, precision, torch_device, config, progress))
+        network = OccludedClassifier(classifier, parts.precision).to(torch_device)
+        with exact_float32(parts.precision, torch_device):
+            _train_groups(network, folders, splits, source, config, parts, torch_device, progress)
+    return parts.join(progress.say)
+
+
+def _train_groups(
+    network: OccludedClassifier,
+    folders: Sequence[ClassFolder],
+    splits: Splits,
+    source: PictureSource,
+    config: TrainConfig,
+    parts: TrainingParts,
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    """Train what is not finished, a group of classes at a time; only their pictures are in memory."""
+    together = min(config.classes_together, config.batch_size, len(folders))
+    # The same share of a batch and number of steps for every group, so that an occluder depends on its own class alone.
+    share = config.batch_size // together
+    steps = math.ceil(max(len(fitted) for fitted, _ in splits.values()) / share)
+    # A group is trained whole: a class left over would see other batches, and round otherwise, on resuming.
+    groups = [folders[i : i + together] for i in range(0, len(folders), together)]
     todo = [group for group in groups if not all(parts.has(f.class_id) for f in group)]
     done = len(folders) - sum(len(group) for group in todo)
-    # The same for every group, so that an occluder does not depend on which classes it shares batches with.
-    share = max(1, config.batch_size // min(config.classes_together, len(folders)))
     if done:
         progress.say(f"resuming: {done} of {len(folders)} classes are done")
     with progress.task("training", len(folders) * config.epochs, done=done * config.epochs) as bar:
         for group in todo:
             work = [_read_class(f, splits[f.class_id][0], source, parts) for f in group]
-            _train_group(network, work, config, share, parts, torch_device, bar.advance)
-    return parts.join(progress.say)
+            _train_group(network, work, config, _Batches(share, steps), parts, device, bar.advance)
 
 
 def _header(
@@ -162,12 +205,12 @@ def _train_group(
     network: OccludedClassifier,
     work: Sequence[_ClassInWork],
     config: TrainConfig,
-    share: int,
+    batches: _Batches,
     parts: TrainingParts,
     device: torch.device,
     advance: Callable[[float, str], None],
 ) -> None:
-    """Train the occluders of the classes in work, from the last saved epoch; `share` pictures of each a step."""
+    """Train the occluders of the classes in work, from the last saved epoch."""
     ids = [c.folder.class_id for c in work]
     state = parts.load_epoch(ids)
     occluders = torch.zeros(len(work), *work[0].images.shape[1:]) if state is None else state.occluders
@@ -177,12 +220,11 @@ def _train_group(
     advance(first * len(work), "")
     for epoch in range(first, config.epochs):
         fooled = pictures = 0
-        count = _steps_per_epoch(work, share)
-        for i, (images, occluder_index, labels) in enumerate(_batches(work, share, epoch, config.seed)):
+        for i, (images, occluder_index, labels) in enumerate(batches.of(work, epoch, config.seed)):
             gradient, wrong = _gradient(
                 network, images.to(device), occluder_index.to(device), labels.to(device), occluders, config
             )
-            done = (epoch + i / count) / config.epochs
+            done = (epoch + i / batches.steps) / config.epochs
             occluder_step(
                 occluders,
                 momentum,
@@ -193,7 +235,7 @@ def _train_group(
                 norm=config.norm,  # type: ignore[arg-type] (checked by TrainConfig.check)
             )
             fooled, pictures = fooled + wrong, pictures + len(labels)
-            advance(len(work) / count, f"fooling rate {fooled / pictures:.2f}")
+            advance(len(work) / batches.steps, f"fooling rate {fooled / pictures:.2f}")
         if epoch + 1 < config.epochs:
             parts.save_epoch(ids, occluders.cpu(), momentum.cpu(), epoch + 1)
     for class_id, occluder in zip(ids, occluders.cpu(), strict=True):
@@ -204,26 +246,6 @@ def _train_group(
 def _step_size(config: TrainConfig, done: float) -> float:
     """α in pixel units after the share `done` of all steps: half a cosine from step · ε to 0."""
     return config.step * config.epsilon * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _steps_per_epoch(work: Sequence[_ClassInWork], share: int) -> int:
-    return math.ceil(max(len(c.images) for c in work) / share)
-
-
-def _batches(
-    work: Sequence[_ClassInWork], share: int, epoch: int, seed: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Pictures uint8 [P, S, S, 3], occluder_index int64 [P] (1 … G) and labels int64 [P], the classes side by side.
-
-    Every class gives the same number of pictures to each batch; a class with fewer than the largest starts over.
-    """
-    count = _steps_per_epoch(work, share)
-    orders = [c.order(epoch, count * share, seed) for c in work]
-    occluder_index = torch.arange(1, len(work) + 1).repeat_interleave(share)
-    labels = torch.tensor([c.folder.class_id for c in work]).repeat_interleave(share)
-    for i in range(count):
-        chosen = [c.images[order[i * share : (i + 1) * share]] for c, order in zip(work, orders, strict=True)]
-        yield torch.cat(chosen), occluder_index, labels
 
 
 def _gradient(
@@ -237,13 +259,13 @@ def _gradient(
     """∂ Σ loss / ∂ occluders, float32 [G, S, S, 3], and how many pictures the model now gets wrong."""
     occluders = occluders.detach().requires_grad_(True)
     logits = network(images, torch.arange(len(images), device=images.device), occluder_index, occluders)
-    loss = margin_loss(logits, labels, config.kappa).sum() * _LOSS_SCALE[_precision_of(network)]
+    loss = margin_loss(logits, labels, config.kappa).sum() * _LOSS_SCALE[network.precision]
     (gradient,) = torch.autograd.grad(loss, occluders)
+    # The sign of NaN is 0: unnoticed, an occluder would stand still for ever and its NaN logits count as fooled.
+    if not bool(logits.isfinite().all() & gradient.isfinite().all()):
+        mend = "check the weights" if network.precision == "fp32" else "use bf16 or fp32"
+        raise InputError(f"--precision {network.precision}: logits or gradients are not finite; {mend}")
     return gradient, int((logits.detach().argmax(dim=1) != labels).sum())
-
-
-def _precision_of(network: OccludedClassifier) -> str:
-    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[network.dtype]
 
 
 def _choose_precision(
@@ -253,13 +275,21 @@ def _choose_precision(
     if precision != "auto":
         return precision
     size = classifier.preprocessing.input_size
-    images = torch.randint(0, 256, (config.batch_size, size, size, 3), dtype=torch.uint8, device=device)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (config.batch_size, size, size, 3), dtype=torch.uint8, generator=generator).to(
+        device
+    )
     index = torch.ones(len(images), dtype=torch.int64, device=device)
     occluders = torch.zeros(1, size, size, 3, device=device)
 
-    def steps(candidate: str) -> Callable[[], Any]:
+    def steps(candidate: str) -> Callable[[], None]:
         network = OccludedClassifier(classifier, candidate).to(device)
-        return lambda: _gradient(network, images, index, torch.zeros_like(index), occluders, config)
+
+        def step() -> None:
+            with exact_float32(candidate, device):
+                _gradient(network, images, index, torch.zeros_like(index), occluders, config)
+
+        return step
 
     chosen, reason = measured_precision({name: steps(name) for name in ("fp32", "bf16")}, device)
     progress.say(f"precision {chosen}: {reason}")

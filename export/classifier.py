@@ -8,7 +8,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -49,15 +49,10 @@ class FrozenClassifier:
     weights_hash: str
     preprocessing: Preprocessing
     num_classes: int
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def network_as(self, precision: str) -> nn.Module:
         """A copy of the network with weights converted once to `precision` (autocast would convert them every pass)."""
         return copy.deepcopy(self.network).to(DTYPES[precision])
-
-    def to(self, device: torch.device | str) -> FrozenClassifier:
-        """The same classifier on another device."""
-        return replace(self, network=copy.deepcopy(self.network).to(device), device=torch.device(device))
 
     @classmethod
     def from_module(
@@ -71,7 +66,7 @@ class FrozenClassifier:
             The network does not run on such an input or gives something else.
         """
         weights_hash = hash_state(module.state_dict())
-        network = copy.deepcopy(module).float().eval().requires_grad_(False)
+        network = copy.deepcopy(module).float().cpu().eval().requires_grad_(False)
         _undo_slow_inplace(network)
         network = network.to(memory_format=torch.channels_last)
         size = preprocessing.input_size
@@ -88,6 +83,8 @@ class FrozenClassifier:
         if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise InputError(f"{model}: expected logits [P, C ≥ 2] in evaluation mode, got {got}")
+        if not bool(logits.isfinite().all()):
+            raise InputError(f"{model}: gives NaN or infinity on random pictures; check the weights")
         network = fold_batchnorm(network, example, model)
         return cls(network, model, weights, weights_hash, preprocessing, logits.shape[1])
 
@@ -125,9 +122,15 @@ def load_classifier(spec: ModelSpec) -> FrozenClassifier:
         torch.manual_seed(spec.seed)
         warnings.filterwarnings("ignore", message="The default weight initialization of", category=FutureWarning)
         network, preprocessing = _FAMILIES[family](name, spec)
-    return FrozenClassifier.from_module(
-        network, _overridden(preprocessing, spec), model=spec.model, weights=spec.weights
-    )
+    weights = _default_weights(name) if (family, spec.weights) == ("torchvision", "default") else spec.weights
+    return FrozenClassifier.from_module(network, _overridden(preprocessing, spec), model=spec.model, weights=weights)
+
+
+def _default_weights(name: str) -> str:
+    """Which weights torchvision's default are, so that the record says it: it changes between versions."""
+    from torchvision.models import get_model_weights
+
+    return get_model_weights(name)["DEFAULT"].name
 
 
 def _overridden(preprocessing: Preprocessing, spec: ModelSpec) -> Preprocessing:
@@ -147,7 +150,7 @@ def _from_torchvision(name: str, spec: ModelSpec) -> tuple[nn.Module, Preprocess
     members = get_model_weights(name)
     weights_name = spec.weights if spec.weights in members.__members__ else None
     if spec.weights == "default":
-        weights_name = members["DEFAULT"].name
+        weights_name = _default_weights(name)
     state = fetch_state(spec, (lambda: members[weights_name].get_state_dict(check_hash=True)) if weights_name else None)
 
     options: dict[str, bool] = {}
@@ -179,7 +182,10 @@ def _from_timm(name: str, spec: ModelSpec) -> tuple[nn.Module, Preprocessing]:
     state = fetch_state(spec, fetch if spec.weights == "default" else None)
 
     def build(**sizes: Any) -> nn.Module:
-        return timm.create_model(name, pretrained=False, **sizes)
+        try:
+            return timm.create_model(name, pretrained=False, **sizes)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"--model {spec.model}: {error}; see timm.list_pretrained()") from error
 
     network = build() if state is None else fit_state(build, state, spec)
     return network, preprocessing_from_timm(network.pretrained_cfg, spec.model, spec.input_size)  # type: ignore[arg-type]

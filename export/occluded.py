@@ -22,7 +22,7 @@ class OccludedClassifier(nn.Module):
     def __init__(self, classifier: FrozenClassifier, precision: str = "fp32", bank: Tensor | None = None) -> None:
         super().__init__()
         self.network = classifier.network_as(precision)
-        self.dtype = DTYPES[precision]
+        self.precision, self.dtype = precision, DTYPES[precision]
         self.scale = list(classifier.preprocessing.scale)
         self.shift = list(classifier.preprocessing.shift)
         self.register_buffer("bank", bank)

@@ -75,7 +75,8 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     lines = [f"{name:16} {cell[key]:.4f}  {_interval(cell['ci95_classes'])}" for name, cell, key in found]
     if summary["quarantined_count"]:
         first = summary["quarantined"][0]
-        lines.append(f"{summary['quarantined_count']} quarantined, the first: {first['path']} ({first['reason']})")
+        lines.append(f"{summary['quarantined_count']} quarantined, the first: {first['path']} ({first['reason']});")
+        lines.append("when they are mended, another --out reads them")
     return lines
 
 

@@ -53,6 +53,10 @@ class Engine(ABC):
     def load_bank(self, occluders: Tensor) -> None:
         """Take the occluders, float32 [K, S, S, 3] in pixel units; may be called again with another bank."""
 
+    def place(self, tensor: Tensor) -> Tensor:
+        """Pictures or labels of a block where the engine wants them: moved once a block, not once a batch."""
+        return tensor
+
     @abstractmethod
     def infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] and a pair list, int64 [P] twice → logits float32 [P, C], on the engine's device.
@@ -66,7 +70,7 @@ class Engine(ABC):
         `labels` is int64 [B], one a picture.
         """
         logits = self.infer(images, image_index, occluder_index)
-        verdict = score(logits, labels[image_index].to(logits.device))
+        verdict = score(logits, labels.to(logits.device)[image_index.to(logits.device)])
         return Score(*(part.cpu() for part in verdict))
 
     @abstractmethod

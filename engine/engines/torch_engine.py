@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from contextlib import ExitStack
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from ...export.classifier import PRECISIONS, FrozenClassifier
 from ...export.errors import EngineUnavailable, InputError
 from ...export.occluded import OccludedClassifier
+from ..runtime import exact_float32
 from .base import Engine
 
 
@@ -33,15 +35,12 @@ def resolve_device(device: str) -> torch.device:
         raise EngineUnavailable(
             f"--device {device}: PyTorch {torch.__version__} finds no CUDA GPU or driver here; use cpu"
         )
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise EngineUnavailable(f"--device {device}: no such GPU here; use one of cuda:0 to cuda:{last}")
     if resolved.type not in ("cpu", "cuda"):
         raise InputError(f"--device {device}: expected auto, cpu, cuda or cuda:N")
     return resolved
-
-
-def _float32_switches() -> tuple[Any, Any]:
-    """Where PyTorch keeps `fp32_precision` of CUDA convolutions and products (its stubs know neither well)."""
-    backends: Any = torch.backends
-    return backends.cudnn.conv, backends.cuda.matmul
 
 
 class TorchEngine(Engine):
@@ -53,20 +52,22 @@ class TorchEngine(Engine):
     def __init__(self, classifier: FrozenClassifier, precision: str, device: str = "auto") -> None:
         super().__init__(classifier, precision)
         self._device = resolve_device(device)
+        self._switches = ExitStack()
         self._bank: Tensor | None = None
         self.device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
 
     def open(self) -> None:
         """Convert the network once to the precision, on the device; fp32 on CUDA is fp32, not TF32, until closed."""
-        self._before = [switch.fp32_precision for switch in _float32_switches()]
-        if self.precision == "fp32" and self._device.type == "cuda":
-            for switch in _float32_switches():
-                switch.fp32_precision = "ieee"
         self._model = OccludedClassifier(self.classifier, self.precision).to(self._device).eval()
+        self._switches.enter_context(exact_float32(self.precision, self._device))
 
     def load_bank(self, occluders: Tensor) -> None:
         """See `Engine.load_bank`."""
         self._bank = occluders.to(self._device)
+
+    def place(self, tensor: Tensor) -> Tensor:
+        """See `Engine.place`."""
+        return tensor.to(self._device)
 
     @torch.inference_mode()
     def infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
@@ -76,8 +77,6 @@ class TorchEngine(Engine):
 
     def close(self) -> None:
         """Drop the network and the bank, and give convolutions and products the float32 that they had before."""
-        for switch, before in zip(_float32_switches(), self._before, strict=True):
-            if switch.fp32_precision != before:
-                switch.fp32_precision = before
+        self._switches.close()
         del self._model
         self._bank = None

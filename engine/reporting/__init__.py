@@ -217,6 +217,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "preprocessing": lambda value: isinstance(value, dict) and {"input_size", "resize", "interpolation"} <= set(value),
     "class_ids": lambda value: isinstance(value, list) and bool(value) and all(map(_is_count, value)),
     "class_names": lambda value: _is_map(value, (), _is_text),
+    "folders": lambda value: _is_map(value, (), _is_text),
     "fit": lambda value: _is_map(value, ("unseen", "fitted", "held_out"), _is_count),
     "quarantined": lambda value: (
         isinstance(value, list) and all(_is_map(v, ("path", "reason"), _is_text) for v in value)

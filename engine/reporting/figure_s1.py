@@ -17,7 +17,7 @@ from ...export.bank import OccluderBank
 from ...export.errors import InputError
 from ...export.preprocessing import Preprocessing
 from ...kernels.occlude import occlude
-from ..folders import class_name
+from ..folders import name_of
 from ..store import RunStore
 from . import Run
 from .tables import short_hash
@@ -115,7 +115,8 @@ def _load(preprocessing: Preprocessing, path: Path) -> NDArray[np.uint8]:
 
 def _name(run: Run, class_id: int) -> str:
     """Also of a class outside the RUN: a wrong answer can be any output of the model."""
-    return run.summary["class_names"].get(str(class_id)) or class_name(run.summary["num_classes"], class_id)
+    known = run.summary["class_names"].get(str(class_id))
+    return known or name_of(class_id, run.summary["num_classes"], run.summary["folders"])
 
 
 def magnified(occluder: torch.Tensor) -> NDArray[np.uint8]:

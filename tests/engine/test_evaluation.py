@@ -193,6 +193,29 @@ def test_another_configuration_into_the_same_run_is_refused(
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == before
 
 
+@pytest.mark.parametrize("array", ["label", "fit", "occluder"])
+def test_a_store_that_lost_a_coordinate_is_refused(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, array: str
+) -> None:
+    """A chunk that is gone reads as its fill value: without a look the summary would be of other classes."""
+    before = evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    (chunk,) = (p for p in (tmp_path / "run" / "predictions.zarr" / array / "c").rglob("*") if p.is_file())
+    chunk.unlink()
+    with pytest.raises(InputError, match="other pictures, labels or classes"):
+        evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == before
+
+
+def test_classes_are_called_as_their_folders(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path
+) -> None:
+    summary = evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    assert summary["class_names"] == {"0": "ant", "3": "bee", "1": "cat"}
+    assert {row["name"] for row in summary["classes"]} == {"ant", "bee", "cat"}
+    wrong = {row["top_wrong_label"]["name"] for row in summary["classes"] if row["top_wrong_label"]}
+    assert wrong <= {"ant", "bee", "cat", "2", "4"}  # outputs without a folder go by their index
+
+
 def test_nan_logits_are_an_error_not_an_answer(pictures: Path, tmp_path: Path, bank: Path) -> None:
     class Overflow(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from gfo.engine.training import train
 from gfo.export.bank import OccluderBank, picture_key
 from gfo.export.classifier import FrozenClassifier
 from gfo.export.errors import InputError
+from gfo.export.occluded import OccludedClassifier
 from gfo.export.preprocessing import Preprocessing
 
 SIZE, FOLDERS, PICTURES = 12, ("ant", "bee", "cat"), 6
@@ -199,6 +201,56 @@ def test_another_configuration_is_refused_by_name(
     with pytest.raises(InputError, match=named):
         train(classifier, pictures, out, replace(CONFIG, epochs=1, **change), precision="fp32")
     assert OccluderBank.load(out).hash == before.hash
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_stop_the_training(pictures: Path, tmp_path: Path, broken: float) -> None:
+    """The sign of NaN is 0 and a NaN logit looks fooled: unnoticed, a bank of zeros would report success."""
+    frozen = FrozenClassifier.from_module(network(), PREPROCESSING)
+    with torch.no_grad():
+        frozen.network[5].bias[2] = broken  # type: ignore[index]
+    with pytest.raises(InputError, match="not finite; check the weights"):
+        train(frozen, pictures, tmp_path / "bank.safetensors", CONFIG, precision="fp32")
+    assert not (tmp_path / "bank.safetensors").exists()
+
+
+def test_a_finished_bank_of_another_precision_is_refused(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bank.safetensors"
+    bank = train(classifier, pictures, out, replace(CONFIG, epochs=1), precision="bf16")
+    assert bank.header.objective["precision"] == "bf16"
+    assert bank.header.objective["device"] == "cpu"
+    with pytest.raises(InputError, match="precision bf16, not fp32"):
+        train(classifier, pictures, out, replace(CONFIG, epochs=1), precision="fp32")
+    assert train(classifier, pictures, out, replace(CONFIG, epochs=1), precision="auto").hash == bank.hash
+
+
+def test_an_occluder_depends_on_its_own_class_alone(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path
+) -> None:
+    every = train(classifier, pictures, tmp_path / "all.st", CONFIG, precision="fp32")
+    pairs = train(classifier, pictures, tmp_path / "pair.st", CONFIG, classes="bee,cat", precision="fp32")
+    for class_id in pairs.class_ids:
+        one = every.occluders[every.class_ids.index(class_id)]
+        other = pairs.occluders[pairs.class_ids.index(class_id)]
+        # Other company in a batch may round otherwise; see above.
+        assert torch.isclose(one, other, rtol=0, atol=1e-4).float().mean() > 0.99
+
+
+def test_batches_are_never_larger_than_asked(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, sizes = training._gradient, []
+
+    def watch(network: OccludedClassifier, images: Tensor, *rest: Any) -> tuple[Tensor, int]:
+        sizes.append(len(images))
+        return original(network, images, *rest)
+
+    monkeypatch.setattr(training, "_gradient", watch)
+    config = replace(CONFIG, batch_size=2, classes_together=3, epochs=1)
+    train(classifier, pictures, tmp_path / "bank.safetensors", config, precision="fp32")
+    assert max(sizes) == 2
 
 
 def test_classes_in_work_are_all_that_is_in_memory(
