@@ -54,11 +54,11 @@ def test_lite0_recognises_full_size_pictures(real_data: Path) -> None:
 
 def test_an_occluder_of_a_real_class_fools_pictures_it_never_saw(real_data: Path, tmp_path: Path) -> None:
     root = real_data / "tiny-imagenet-20"
-    spec = lite0(real_data, input_size=96)
-    config = TrainConfig(epsilon=8.0, epochs=3, pictures_per_class=48, held_out=1)
-    bank = train(spec, root, tmp_path / "bank.safetensors", config, classes="n07753592", precision="fp32")
+    spec = lite0(real_data, input_size=128)
+    config = TrainConfig(epsilon=8.0, epochs=6, batch_size=8, pictures_per_class=64, held_out=1)
+    bank = train(spec, root, tmp_path / "bank.safetensors", config, classes="n01443537", precision="fp32")
     classifier = load_classifier(spec)
-    folder = list_classes(root, "val", classes="n07753592", model_outputs=1000, class_map=None, seed=0)[0]
+    folder = list_classes(root, "val", classes="n01443537", model_outputs=1000, class_map=None, seed=0)[0]
     (block,) = open_source("pillow", root, classifier.preprocessing, 2).blocks(folder.paths, 64)
     index = torch.arange(len(block.images))
     labels = torch.full_like(index, folder.class_id)
@@ -68,5 +68,5 @@ def test_an_occluder_of_a_real_class_fools_pictures_it_never_saw(real_data: Path
             (engine.score(block.images, index, torch.full_like(index, row), labels).rank == 0).float().mean()
             for row in (0, 1)
         )
-    assert clean >= 0.3
+    assert clean > 0.4
     assert occluded < 0.5 * clean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -47,21 +48,25 @@ def test_a_folder_that_cannot_be_made_names_the_file(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / "file" / "x" / "b.txt")
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_disk() -> Iterator[None]:
-    """No file may grow beyond 8 KiB: a write that really fails, in whatever library makes it."""
+    """No file may grow beyond 8 KiB: a write that really fails, in whatever library makes it.
+
+    Not a fixture: pytest's own output, where it goes into a file, would be cut off, too.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_tensors_that_do_not_fit_leave_what_was_there(tmp_path: Path) -> None:
     target = tmp_path / "t.safetensors"
     save_tensors(target, {"x": torch.zeros(4)})
     small = target.read_bytes()
-    with pytest.raises(OSError, match="too large") as caught:
+    with pytest.raises(OSError, match="too large") as caught, small_disk():
         save_tensors(target, {"x": torch.zeros(10_000)})
     assert caught.value.filename == str(target)
     assert target.read_bytes() == small
