@@ -24,7 +24,7 @@ from ..export.model_spec import ModelSpec
 from ..export.occluded import OccludedClassifier
 from ..kernels.margin_loss import margin_loss
 from ..kernels.occluder_step import occluder_step
-from .engines.torch_engine import resolve_device
+from .engines.torch_engine import device_name, resolve_device
 from .folders import ClassFolder, list_classes
 from .parts import Splits, TrainingParts
 from .pictures import PictureSource, open_source
@@ -133,7 +133,7 @@ def train(
         progress.say(f"{out}: already trained with this configuration")
         return finished
     keep_freed_memory()
-    place = "cpu" if torch_device.type == "cpu" else torch.cuda.get_device_name(torch_device)
+    place = device_name(torch_device)
     with deterministic(torch_device), fitting_memory(config.batch_size, place):
         parts.open(precision, place, lambda: _choose_precision(classifier, precision, torch_device, config, progress))
         network = OccludedClassifier(classifier, parts.precision).to(torch_device)

@@ -43,6 +43,11 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+def device_name(device: torch.device) -> str:
+    """What a record calls it: `cpu`, or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 class TorchEngine(Engine):
     """Kernels around the bare network: `occlude` → network → logits, in eager PyTorch."""
 
@@ -54,7 +59,7 @@ class TorchEngine(Engine):
         self._device = resolve_device(device)
         self._switches = ExitStack()
         self._bank: Tensor | None = None
-        self.device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+        self.device = device_name(self._device)
 
     def open(self) -> None:
         """Convert the network once to the precision, on the device; fp32 on CUDA is fp32, not TF32, until closed."""
