@@ -27,6 +27,16 @@ def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int
         raise ValueError(f"{wanted}, {got}")
 
 
+def check_contiguous(**tensors: Tensor) -> None:
+    """Raise `ValueError` unless the named tensors are contiguous: the kernels go through memory in order."""
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous():
+            raise ValueError(
+                f"{name}: expected contiguous memory, got strides {tensor.stride()} for {list(tensor.shape)}; "
+                "call .contiguous() first"
+            )
+
+
 def check_index(name: str, index: Tensor, upper: int) -> None:
     """Raise `ValueError` unless every entry of `index` lies in 0 … upper − 1."""
     if index.numel() == 0:
