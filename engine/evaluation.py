@@ -49,6 +49,7 @@ def evaluate(
     per_class: int | None = None,
     batch_size: int = 64,
     loader: str = "auto",
+    impl: str = "auto",
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
@@ -66,7 +67,9 @@ def evaluate(
         Which training pictures: `all`, those the bank was `fitted` on, those `held-out`, or `unseen` ones; and how
         many of each class at most, a seeded draw.
     batch_size
-        Pairs in a pass through the network.
+        Pairs in a pass through the network, at most.
+    impl
+        Of the fused operations around the network: `auto`, `reference` or `triton`; see `kernels.impl.choose_impl`.
     seed
         Of the noise row, the permutation, the draws and the bootstrap.
 
@@ -91,7 +94,7 @@ def evaluate(
     folders = _folders(bank, occluders, classifier, data, split, classes, class_map, seed)
     images = _select(folders, bank, pictures, per_class, seed)
     source = open_source(loader, data, classifier.preprocessing, worker_count())
-    opened, why = open_engine(engine, classifier, precision, device)
+    opened, why = open_engine(engine, classifier, precision, device, impl)
     named = _folder_names(bank, folders)
     run = {
         "gfo_version": version("gfo"),
@@ -107,6 +110,7 @@ def evaluate(
         "engine": opened.name,
         "device": opened.device,
         "precision": precision,
+        "impl": opened.impl,
         "loader": source.name,
         "seed": seed,
         "data_root": str(data.resolve()),
@@ -205,7 +209,8 @@ def _open_store(out: Path, run: dict[str, Any], images: Sequence[tuple[str, int,
     if not (out / "predictions.zarr").exists():
         return RunStore.create(out, run, paths=paths, labels=labels, fit=fit, class_ids=bank.class_ids)  # type: ignore[arg-type]
     store = RunStore.open(out, writable=True)
-    movable = ("gfo_version", "weights", "bank", "data_root")  # hashes and paths below say what they are
+    # Hashes and paths below say what they are, and the kernels agree to the last bit or nearly so.
+    movable = ("gfo_version", "weights", "bank", "data_root", "impl")
     differing = [key for key in run if key not in movable and store.run.get(key) != run[key]]
     if differing:
         listed = "; ".join(f"{k} {str(store.run.get(k))[:60]}, not {str(run[k])[:60]}" for k in differing[:3])
@@ -263,14 +268,24 @@ def _score_block(
     Yields places in the block, int64 [P] (picture · rows + row), with their verdicts.
     """
     images, labels = engine.place(block.images), engine.place(labels)
-    places = (block.readable[:, None] * rows + torch.arange(rows)).flatten()
-    for piece in places.split(batch_size):
+    for piece in _tiles(block.readable, rows, batch_size):
         with fitting_memory(batch_size, engine.device):
             verdict = engine.score(images, piece // rows, piece % rows, labels)
         if bool((verdict.prediction < 0).any()):
             mend = "check the weights" if engine.precision == "fp32" else "use bf16 or fp32"
             raise InputError(f"--precision {engine.precision}: the network gave NaN on {engine.name}; {mend}")
         yield piece, verdict
+
+
+def _tiles(pictures: Tensor, rows: int, batch_size: int) -> Iterator[Tensor]:
+    """The places picture · rows + row of a block, int64, in tiles as square as at most `batch_size` places allow.
+
+    A grid of a few pictures and a few occluders reads fewer bytes than one picture under many.
+    """
+    across = math.ceil(rows / math.ceil(rows / math.isqrt(batch_size)))
+    for down in pictures.split(batch_size // across):
+        for columns in torch.arange(rows).split(across):
+            yield (down[:, None] * rows + columns).flatten()
 
 
 def _summary(out: Path, store: RunStore, seconds: float, pairs: int) -> dict[str, Any]:

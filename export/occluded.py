@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels.occlude import occlude
+from ..kernels.occlude import occlude, occlude_grid
 from .classifier import DTYPES, FrozenClassifier
 
 
@@ -19,8 +19,16 @@ class OccludedClassifier(nn.Module):
     with each call.
     """
 
-    def __init__(self, classifier: FrozenClassifier, precision: str = "fp32", bank: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        classifier: FrozenClassifier,
+        precision: str = "fp32",
+        bank: Tensor | None = None,
+        *,
+        impl: str = "auto",
+    ) -> None:
         super().__init__()
+        self.impl = impl
         self.network = classifier.network_as(precision)
         self.precision, self.dtype = precision, DTYPES[precision]
         self.scale = list(classifier.preprocessing.scale)
@@ -28,9 +36,18 @@ class OccludedClassifier(nn.Module):
         self.register_buffer("bank", bank)
 
     def forward(
-        self, images: Tensor, image_index: Tensor, occluder_index: Tensor, bank: Tensor | None = None
+        self,
+        images: Tensor,
+        image_index: Tensor,
+        occluder_index: Tensor,
+        bank: Tensor | None = None,
+        *,
+        grid: bool = False,
+        validate: bool = True,
     ) -> Tensor:
         """Logits of each pair, differentiable with respect to `bank`.
+
+        With `grid` the lists are the sides of a Cartesian block, as `occlude_grid` takes them; `validate` as there.
 
         Raises
         ------
@@ -40,7 +57,15 @@ class OccludedClassifier(nn.Module):
         chosen: Any = self.bank if bank is None else bank
         if chosen is None:
             raise ValueError("no bank: give one with the call or embed one")
-        inputs = occlude(
-            images, chosen, image_index, occluder_index, scale=self.scale, shift=self.shift, dtype=self.dtype
+        inputs = (occlude_grid if grid else occlude)(
+            images,
+            chosen,
+            image_index,
+            occluder_index,
+            scale=self.scale,
+            shift=self.shift,
+            dtype=self.dtype,
+            impl=self.impl,
+            validate=validate,
         )
         return self.network(inputs).to(torch.float32)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._triton import SHORT_NAMES
+
 
 def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int | str, ...]) -> None:
     """Raise unless `tensor` has `dtype` and `shape`; in `shape` a string stands for any size and is only shown.
@@ -52,3 +54,13 @@ def check_same_device(**tensors: Tensor) -> None:
     if len(set(devices.values())) > 1:
         listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ValueError(f"all tensors must live on one device, got {listed}")
+
+
+def check_logits(logits: Tensor, labels: Tensor) -> None:
+    """Raise unless `logits` is a floating-point [P, C ≥ 2] and `labels` an int64 [P], side by side and contiguous."""
+    if logits.dim() != 2 or logits.shape[1] < 2 or logits.dtype not in SHORT_NAMES:
+        got = f"{str(logits.dtype).removeprefix('torch.')} {list(logits.shape)}"
+        raise ValueError(f"logits: expected float32, bfloat16 or float16 [P, C ≥ 2], got {got}")
+    check_tensor("labels", labels, torch.int64, (logits.shape[0],))
+    check_same_device(logits=logits, labels=labels)
+    check_contiguous(logits=logits, labels=labels)

@@ -46,6 +46,15 @@ def power_of_two(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
+def row_warps(block: int) -> int:
+    """Warps for a program that holds a row of `block` logits: 8 a thread, and at most 512 threads."""
+    return min(16, max(1, block // 256))
+
+
+CLASSES_SHOWN = (10, 1_000, 21_841)
+"""Numbers of classes in the table of compiled kernels: digits, ImageNet, ImageNet-21k."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """One compiled form of a kernel, as its launcher asks for it.

@@ -1,90 +1,248 @@
 """`margin_loss`: the Carlini-Wagner margin with confidence κ, which the occluders minimise.
 
-loss[p] = max(z_c − max_{j ≠ c} z_j, −κ)
+    loss[p] = |w| · max(sign(w) · (z_c − max_{j ≠ c} z_j), −κ)      w = weight[p], 1 where there is none
+
+A positive weight takes the label's evidence out, a negative one keeps it: for pictures of other classes, which an
+occluder is to leave alone. The logits are read once: the first pass finds loss and rival, the gradient needs no more.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._checks import check_index, check_same_device, check_tensor
+from ._checks import check_contiguous, check_index, check_logits, check_same_device, check_tensor
+from ._triton import CLASSES_SHOWN, SHORT_NAMES, Variant, jit, power_of_two, row_warps, tl
+from .impl import choose_impl
+
+# ---- reference
 
 
-def _margin_and_rival(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """z_c − max_{j≠c} z_j as float32 [P], and the first j that reaches the maximum, int64 [P]."""
-    column = labels[:, None]
-    others = logits.float().scatter(1, column, float("-inf"))
-    rival = others.argmax(dim=1)
-    own = logits.float().gather(1, column)[:, 0]
-    return own - others.gather(1, rival[:, None])[:, 0], rival
+def _reference(logits: Tensor, labels: Tensor, weight: Tensor | None, kappa: float) -> tuple[Tensor, Tensor]:
+    column, logits = labels[:, None], logits.float()
+    best, rival = logits.scatter(1, column, float("-inf")).max(dim=1)
+    margin = logits.gather(1, column)[:, 0] - best
+    if weight is not None:
+        margin *= weight.sign()
+    rival.masked_fill_(~(margin > -kappa), -1)  # NaN is not above −κ
+    loss = margin.clamp_min_(-kappa)
+    return loss if weight is None else loss.mul_(weight.abs()), rival
+
+
+def _reference_gradient(grad: Tensor, labels: Tensor, rival: Tensor, weight: Tensor | None, gradient: Tensor) -> Tensor:
+    pull = grad.masked_fill(rival < 0, 0.0)
+    pull = (pull if weight is None else pull.mul_(weight)).to(gradient.dtype)[:, None]
+    return gradient.zero_().scatter_(1, labels[:, None], pull).scatter_(1, rival.clamp_min(0)[:, None], -pull)
+
+
+# ---- kernels, a program a row
+
+
+@jit
+def _margin_kernel(
+    logits: tl.tensor,
+    labels: tl.tensor,
+    weight: tl.tensor,
+    loss: tl.tensor,
+    rival: tl.tensor,
+    kappa: tl.tensor,
+    WEIGHTED: tl.constexpr,
+    CLASSES: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    here = logits + row * CLASSES
+    z = tl.load(here + column, mask=column < CLASSES, other=float("-inf")).to(tl.float32)
+    label = tl.load(labels + row)
+    best, at = tl.max(tl.where(column == label, float("-inf"), z), axis=0, return_indices=True)
+    margin = tl.load(here + label).to(tl.float32) - best
+    # The maximum passes NaN over.
+    margin = tl.where(tl.max((z != z).to(tl.int32), axis=0) > 0, float("nan"), margin)
+    size = 1.0
+    if WEIGHTED:
+        w = tl.load(weight + row)
+        margin *= tl.where(w > 0, 1.0, tl.where(w < 0, -1.0, 0.0))
+        size = tl.abs(w)
+    tl.store(loss + row, size * tl.maximum(margin, -kappa, propagate_nan=tl.PropagateNan.ALL))
+    tl.store(rival + row, tl.where(margin > -kappa, at, -1).to(tl.int64))
+
+
+@jit
+def _margin_gradient_kernel(
+    grad: tl.tensor,
+    labels: tl.tensor,
+    rival: tl.tensor,
+    weight: tl.tensor,
+    gradient: tl.tensor,
+    WEIGHTED: tl.constexpr,
+    CLASSES: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    label, other = tl.load(labels + row), tl.load(rival + row)
+    pull = tl.load(grad + row)
+    if WEIGHTED:
+        pull *= tl.load(weight + row)
+    pull = tl.where(other < 0, 0.0, pull)
+    value = tl.where(column == label, pull, tl.where(column == other, -pull, 0.0))
+    tl.store(gradient + row * CLASSES + column, value.to(gradient.dtype.element_ty), mask=column < CLASSES)
+
+
+# ---- launchers
+
+
+def _how(classes: int, weight: Tensor | None) -> dict[str, Any]:
+    block = power_of_two(classes)
+    return {"WEIGHTED": weight is not None, "CLASSES": classes, "BLOCK": block, "num_warps": row_warps(block)}
+
+
+def _launch(logits: Tensor, labels: Tensor, weight: Tensor | None, kappa: float) -> tuple[Tensor, Tensor]:
+    loss, rival = logits.new_empty(len(logits), dtype=torch.float32), torch.empty_like(labels)
+    how = _how(logits.shape[1], weight)
+    # Where there is no weight nothing reads this argument.
+    _margin_kernel[(len(logits),)](logits, labels, loss if weight is None else weight, loss, rival, kappa, **how)
+    return loss, rival
+
+
+def _launch_gradient(grad: Tensor, labels: Tensor, rival: Tensor, weight: Tensor | None, gradient: Tensor) -> Tensor:
+    how = _how(gradient.shape[1], weight)
+    _margin_gradient_kernel[(len(gradient),)](grad, labels, rival, grad if weight is None else weight, gradient, **how)
+    return gradient
+
+
+# ---- registration
 
 
 @torch.library.custom_op("gfo::margin_loss", mutates_args=())
-def _margin_loss(logits: Tensor, labels: Tensor, kappa: float) -> Tensor:
-    check_index("labels", labels, logits.shape[1])
-    return _margin_and_rival(logits, labels)[0].clamp_min_(-kappa)
+def _margin_loss(
+    logits: Tensor, labels: Tensor, weight: Tensor | None, kappa: float, impl: str, validate: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss, float32 [P], and the rival: the first class that reaches the maximum, int64 [P], −1 without a gradient."""
+    if validate:
+        check_index("labels", labels, logits.shape[1])
+    chosen, _ = choose_impl(impl, logits.device)
+    return (_reference if chosen == "reference" or len(logits) == 0 else _launch)(logits, labels, weight, kappa)
 
 
 @_margin_loss.register_fake
-def _(logits: Tensor, labels: Tensor, kappa: float) -> Tensor:
-    return logits.new_empty(logits.shape[0], dtype=torch.float32)
+def _(
+    logits: Tensor, labels: Tensor, weight: Tensor | None, kappa: float, impl: str, validate: bool
+) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(logits.shape[0], dtype=torch.float32), torch.empty_like(labels)
 
 
 @torch.library.custom_op("gfo::margin_loss_backward", mutates_args=())
-def _margin_loss_backward(grad: Tensor, logits: Tensor, labels: Tensor, kappa: float) -> Tensor:
-    margin, rival = _margin_and_rival(logits, labels)
-    weight = (grad.float() * (margin > -kappa)).to(logits.dtype)[:, None]
-    return torch.zeros_like(logits).scatter_(1, labels[:, None], weight).scatter_(1, rival[:, None], -weight)
+def _margin_loss_backward(
+    grad: Tensor,
+    labels: Tensor,
+    rival: Tensor,
+    weight: Tensor | None,
+    classes: int,
+    dtype: torch.dtype,
+    impl: str,
+) -> Tensor:
+    chosen, _ = choose_impl(impl, grad.device)
+    gradient = grad.new_empty(grad.shape[0], classes, dtype=dtype)
+    run = _reference_gradient if chosen == "reference" or len(grad) == 0 else _launch_gradient
+    return run(grad.contiguous(), labels, rival, weight, gradient)
 
 
 @_margin_loss_backward.register_fake
-def _(grad: Tensor, logits: Tensor, labels: Tensor, kappa: float) -> Tensor:
-    return torch.empty_like(logits)
+def _(
+    grad: Tensor,
+    labels: Tensor,
+    rival: Tensor,
+    weight: Tensor | None,
+    classes: int,
+    dtype: torch.dtype,
+    impl: str,
+) -> Tensor:
+    return grad.new_empty(grad.shape[0], classes, dtype=dtype)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    logits, labels, ctx.kappa = inputs
-    ctx.save_for_backward(logits, labels)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits, labels, weight, _, ctx.impl, _ = inputs
+    ctx.classes, ctx.dtype = logits.shape[1], logits.dtype
+    ctx.save_for_backward(labels, output[1], weight)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _margin_loss_backward(grad, *ctx.saved_tensors, ctx.kappa), None, None
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    gradient = _margin_loss_backward(grad, *ctx.saved_tensors, ctx.classes, ctx.dtype, ctx.impl)
+    return gradient, None, None, None, None, None
 
 
 _margin_loss.register_autograd(_backward, setup_context=_setup_context)
 
 
-def margin_loss(logits: Tensor, labels: Tensor, kappa: float) -> Tensor:
+# ---- public
+
+
+def margin_loss(
+    logits: Tensor,
+    labels: Tensor,
+    kappa: float,
+    *,
+    weight: Tensor | None = None,
+    impl: str = "auto",
+    validate: bool = True,
+) -> Tensor:
     """How far each picture still is from being fooled with confidence κ.
 
     Parameters
     ----------
     logits
-        float32, bfloat16 or float16 [P, C], C ≥ 2.
+        float32, bfloat16 or float16 [P, C], C ≥ 2. Differentiable.
     labels
         int64 [P], the class whose evidence is to vanish, in 0 … C − 1.
     kappa
         ≥ 0, in logit units. A picture that is wrong by more than κ has loss −κ and no gradient.
+    weight
+        float32 [P]: how much a picture counts. Negative for a picture whose label is to stay: it has loss −|w| · κ and
+        no gradient where it is right by more than κ.
+    impl
+        `auto`, `reference` or `triton`; see `choose_impl`.
+    validate
+        Whether the labels are checked; on a GPU the check waits for it.
 
     Returns
     -------
     Tensor
-        float32 [P]. Where several other classes tie for the largest logit, the gradient goes to the first.
+        float32 [P]. Where several other classes tie for the largest logit, the gradient goes to the first. A NaN logit
+        makes the loss NaN and has no gradient.
 
     Raises
     ------
     TypeError, ValueError
-        A wrong dtype, shape, device or label, a negative κ.
+        A wrong dtype, shape, device, layout, label or implementation, a negative κ.
 
     Source: Carlini and Wagner, IEEE S&P 2017, f₆; reference S1 of Wu et al., CVPR 2020, supplementary.
     """
     if not kappa >= 0:
         raise ValueError(f"kappa: expected a number ≥ 0, got {kappa}")
-    if logits.dim() != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
-        raise ValueError(f"logits: expected a floating-point [P, C ≥ 2], got {logits.dtype} {list(logits.shape)}")
-    check_tensor("labels", labels, torch.int64, (logits.shape[0],))
-    check_same_device(logits=logits, labels=labels)
-    return _margin_loss(logits, labels, kappa)
+    check_logits(logits, labels)
+    if weight is not None:
+        check_tensor("weight", weight, torch.float32, (logits.shape[0],))
+        check_same_device(logits=logits, weight=weight)
+        check_contiguous(weight=weight)
+    return _margin_loss(logits, labels, weight, kappa, impl, validate)[0]
+
+
+# ---- for the table of compiled kernels
+
+
+def variants() -> Iterator[Variant]:
+    """Every form in which the launchers above start these kernels, for 10, 1,000 and 21,841 classes."""
+    for (dtype, name), classes, weighted in itertools.product(SHORT_NAMES.items(), CLASSES_SHOWN, (False, True)):
+        block = power_of_two(classes)
+        constants = {"WEIGHTED": weighted, "CLASSES": classes, "BLOCK": block}
+        rows = {"labels": "*i64", "rival": "*i64", "weight": "*fp32"}
+        title = f"{name}, {classes} classes{', weighted' if weighted else ''}"
+        moved = float(classes * dtype.itemsize)
+        arguments = {"logits": f"*{name}", "loss": "*fp32", "kappa": "fp32", **rows, **constants}
+        yield Variant(_margin_kernel, title, arguments, row_warps(block), "row", moved, moved)
+        arguments = {"grad": "*fp32", "gradient": f"*{name}", **rows, **constants}
+        yield Variant(_margin_gradient_kernel, title, arguments, row_warps(block), "row", moved, moved)

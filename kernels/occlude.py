@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ._checks import check_contiguous, check_index, check_same_device, check_tensor
-from ._impl import choose_impl
 from ._pixels import ELEMENTS_224, LAYOUTS, occluded_piece, of_channel, pieces, rows_of_three
 from ._triton import SHORT_NAMES, Variant, jit, tl
+from .impl import choose_impl
 from .occlude_backward import occlude_backward
 
 # A warp of the kernels has 32 threads, and a thread writes 16 bytes at a time, the widest store: 8 halves or 4 floats.
@@ -193,12 +193,9 @@ def _check(
     check_tensor("bank", bank, torch.float32, ("K", *images.shape[1:]))
     check_tensor("image_index", image_index, torch.int64, ("P",))
     check_tensor("occluder_index", occluder_index, torch.int64, ("J" if grid else image_index.shape[0],))
-    tensors = {"images": images, "bank": bank, "image_index": image_index, "occluder_index": occluder_index}
-    check_same_device(**tensors)
-    check_contiguous(**tensors)
+    check_contiguous(images=images, bank=bank, image_index=image_index, occluder_index=occluder_index)
     if validate:
-        check_index("image_index", image_index, images.shape[0])
-        check_index("occluder_index", occluder_index, bank.shape[0] + 1)
+        check_pair_list(image_index, occluder_index, images.shape[0], bank.shape[0])
 
 
 @torch.library.custom_op("gfo::occlude", mutates_args=())
@@ -265,6 +262,12 @@ def _pair_list(image_index: Tensor, occluder_index: Tensor, grid: bool) -> tuple
     if not grid:
         return image_index, occluder_index
     return image_index.repeat_interleave(len(occluder_index)), occluder_index.repeat(len(image_index))
+
+
+def check_pair_list(image_index: Tensor, occluder_index: Tensor, pictures: int, occluders: int) -> None:
+    """What `validate` checks, for callers that still have their lists on the CPU; raises `ValueError`."""
+    check_index("image_index", image_index, pictures)
+    check_index("occluder_index", occluder_index, occluders + 1)
 
 
 def as_grid(image_index: Tensor, occluder_index: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -335,10 +338,8 @@ def occlude(
     Source: Wu et al., CVPR 2020, supplementary: the occluded picture is the picture plus the class's occluder, kept in
     the pixel range.
     """
-    _check_numbers(scale, shift, dtype, channels)
-    return _occlude(
-        images, bank, image_index, occluder_index, list(scale), list(shift), dtype, channels, False, impl, validate
-    )
+    tensors = (images, bank, image_index, occluder_index)
+    return _put(*tensors, scale, shift, dtype, channels, False, impl, validate)
 
 
 def occlude_grid(
@@ -368,19 +369,33 @@ def occlude_grid(
 
     Everything else is as in `occlude`.
     """
-    _check_numbers(scale, shift, dtype, channels)
-    return _occlude(
-        images, bank, image_index, occluder_index, list(scale), list(shift), dtype, channels, True, impl, validate
-    )
+    tensors = (images, bank, image_index, occluder_index)
+    return _put(*tensors, scale, shift, dtype, channels, True, impl, validate)
 
 
-def _check_numbers(scale: Sequence[float], shift: Sequence[float], dtype: torch.dtype, channels: int) -> None:
+def _put(
+    images: Tensor,
+    bank: Tensor,
+    image_index: Tensor,
+    occluder_index: Tensor,
+    scale: Sequence[float],
+    shift: Sequence[float],
+    dtype: torch.dtype,
+    channels: int,
+    grid: bool,
+    impl: str,
+    validate: bool,
+) -> Tensor:
+    # What decides how PyTorch dispatches the operation is checked before it does.
+    check_same_device(images=images, bank=bank, image_index=image_index, occluder_index=occluder_index)
     if len(scale) != 3 or len(shift) != 3:
         raise ValueError(f"scale and shift: expected 3 numbers each, got {len(scale)} and {len(shift)}")
     if dtype not in SHORT_NAMES:
         raise TypeError(f"dtype: expected float32, bfloat16 or float16, got {dtype}")
     if channels not in LAYOUTS:
         raise ValueError(f"channels: expected one of {', '.join(map(str, LAYOUTS))}, got {channels}")
+    numbers = (list(scale), list(shift))
+    return _occlude(images, bank, image_index, occluder_index, *numbers, dtype, channels, grid, impl, validate)
 
 
 # ---- for the table of compiled kernels

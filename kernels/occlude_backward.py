@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ._impl import choose_impl
 from ._pixels import ELEMENTS_224, LAYOUTS, occluded_piece, of_channel, pieces, rows_of_three
 from ._triton import SHORT_NAMES, Variant, jit, tl
+from .impl import choose_impl
 
 # Four pairs are read at a time, to keep enough loads in flight, in programs of one warp, so that even a single occluder
 # spreads over the whole GPU.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._checks import check_index, check_same_device, check_tensor
+from ._checks import check_index, check_logits
+from ._triton import CLASSES_SHOWN, SHORT_NAMES, Variant, jit, power_of_two, row_warps, tl
+from .impl import choose_impl
 
 
 class Score(NamedTuple):
@@ -21,7 +25,82 @@ class Score(NamedTuple):
     """float32 [P], label's logit minus the best other (0 on a tie, correct or not); NaN where a logit is NaN."""
 
 
-def score(logits: Tensor, labels: Tensor) -> Score:
+# ---- reference
+
+
+def _reference(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    column, logits = labels[:, None], logits.float()
+    own = logits.gather(1, column)
+    lower_id = torch.arange(logits.shape[1], device=logits.device) < column
+    rank = ((logits > own) | ((logits == own) & lower_id)).sum(dim=1)
+    margin = own[:, 0] - logits.scatter(1, column, float("-inf")).amax(dim=1)
+    broken = logits.isnan().any(dim=1)
+    return (
+        logits.argmax(dim=1).masked_fill_(broken, -1),
+        rank.masked_fill_(broken, logits.shape[1]),
+        margin.masked_fill_(broken, float("nan")),
+    )
+
+
+# ---- kernel, a program a row
+
+
+@jit
+def _score_kernel(
+    logits: tl.tensor,
+    labels: tl.tensor,
+    prediction: tl.tensor,
+    rank: tl.tensor,
+    margin: tl.tensor,
+    CLASSES: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    here, real = logits + row * CLASSES, column < CLASSES
+    z = tl.load(here + column, mask=real, other=float("-inf")).to(tl.float32)
+    label = tl.load(labels + row)
+    own = tl.load(here + label).to(tl.float32)
+    ahead = real & ((z > own) | ((z == own) & (column < label)))
+    best_other = tl.max(tl.where(column == label, float("-inf"), z), axis=0)
+    broken = tl.max((z != z).to(tl.int32), axis=0) > 0
+    top = tl.where(broken, -1, tl.argmax(z, axis=0))
+    tl.store(prediction + row, top.to(tl.int64))
+    tl.store(rank + row, tl.where(broken, CLASSES, tl.sum(ahead.to(tl.int32), axis=0)).to(tl.int64))
+    tl.store(margin + row, tl.where(broken, float("nan"), own - best_other))
+
+
+# ---- launcher
+
+
+def _launch(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    prediction, rank = torch.empty_like(labels), torch.empty_like(labels)
+    margin = logits.new_empty(len(logits), dtype=torch.float32)
+    classes, block = logits.shape[1], power_of_two(logits.shape[1])
+    how = {"CLASSES": classes, "BLOCK": block, "num_warps": row_warps(block)}
+    _score_kernel[(len(logits),)](logits, labels, prediction, rank, margin, **how)
+    return prediction, rank, margin
+
+
+# ---- registration
+
+
+@torch.library.custom_op("gfo::score", mutates_args=())
+def _score(logits: Tensor, labels: Tensor, impl: str, validate: bool) -> tuple[Tensor, Tensor, Tensor]:
+    if validate:
+        check_index("labels", labels, logits.shape[1])
+    chosen, _ = choose_impl(impl, logits.device)
+    return (_reference if chosen == "reference" or len(logits) == 0 else _launch)(logits, labels)
+
+
+@_score.register_fake
+def _(logits: Tensor, labels: Tensor, impl: str, validate: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(labels), torch.empty_like(labels), labels.new_empty(labels.shape[0], dtype=torch.float32)
+
+
+# ---- public
+
+
+def score(logits: Tensor, labels: Tensor, *, impl: str = "auto", validate: bool = True) -> Score:
     """Judge logits against labels.
 
     A class is ahead of the label if its logit is larger, or equal with a lower id; so rank 0 and a prediction equal to
@@ -33,26 +112,28 @@ def score(logits: Tensor, labels: Tensor) -> Score:
         float32, bfloat16 or float16 [P, C], C ≥ 2.
     labels
         int64 [P], in 0 … C − 1.
+    impl
+        `auto`, `reference` or `triton`; see `choose_impl`.
+    validate
+        Whether the labels are checked; on a GPU the check waits for it.
 
     Raises
     ------
     TypeError, ValueError
-        A wrong dtype, shape, device or label.
+        A wrong dtype, shape, device, layout, label or implementation.
     """
-    if logits.dim() != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
-        raise ValueError(f"logits: expected a floating-point [P, C ≥ 2], got {logits.dtype} {list(logits.shape)}")
-    check_tensor("labels", labels, torch.int64, (logits.shape[0],))
-    check_same_device(logits=logits, labels=labels)
-    check_index("labels", labels, logits.shape[1])
-    logits = logits.float()
-    column = labels[:, None]
-    own = logits.gather(1, column)
-    lower_id = torch.arange(logits.shape[1], device=logits.device) < column
-    rank = ((logits > own) | ((logits == own) & lower_id)).sum(dim=1)
-    margin = own[:, 0] - logits.scatter(1, column, float("-inf")).amax(dim=1)
-    broken = logits.isnan().any(dim=1)
-    return Score(
-        prediction=logits.argmax(dim=1).masked_fill_(broken, -1),
-        rank=rank.masked_fill_(broken, logits.shape[1]),
-        margin=margin.masked_fill_(broken, float("nan")),
-    )
+    check_logits(logits, labels)
+    return Score(*_score(logits, labels, impl, validate))
+
+
+# ---- for the table of compiled kernels
+
+
+def variants() -> Iterator[Variant]:
+    """Every form in which the launcher above starts the kernel, for 10, 1,000 and 21,841 classes."""
+    for (dtype, name), classes in itertools.product(SHORT_NAMES.items(), CLASSES_SHOWN):
+        block = power_of_two(classes)
+        verdict = {"prediction": "*i64", "rank": "*i64", "margin": "*fp32"}
+        arguments = {"logits": f"*{name}", "labels": "*i64", **verdict, "CLASSES": classes, "BLOCK": block}
+        moved = float(classes * dtype.itemsize)
+        yield Variant(_score_kernel, f"{name}, {classes} classes", arguments, row_warps(block), "row", moved, moved)

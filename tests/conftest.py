@@ -41,6 +41,17 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Make PyTorch fill what `torch.empty` gives with NaN, so that an element that a kernel forgets is seen."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
     """The user's module with the tiny network: `network`, `PREPROCESSING`, `OUTPUTS`."""

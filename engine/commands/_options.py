@@ -35,7 +35,10 @@ Channels = Annotated[str | None, typer.Option(help="Three numbers for values in 
 Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Loader = Annotated[str, typer.Option(help="auto or pillow.")]
-BatchSize = Annotated[int, typer.Option(help="Pairs in a pass through the network.")]
+Impl = Annotated[
+    str, typer.Option(help="Fused operations: auto (Triton on CUDA, else reference), reference or triton.")
+]
+BatchSize = Annotated[int, typer.Option(help="Pairs in a pass through the network, at most.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
 
 

@@ -33,6 +33,7 @@ def evaluate(
     batch_size: options.BatchSize = 64,
     device: options.Device = "auto",
     loader: options.Loader = "auto",
+    impl: options.Impl = "auto",
     input_size: options.InputSize = None,
     resize: options.Resize = None,
     interpolation: options.Interpolation = None,
@@ -59,6 +60,7 @@ def evaluate(
         per_class=per_class,
         batch_size=batch_size,
         loader=loader,
+        impl=impl,
         seed=seed,
         progress=TerminalProgress(),
     )

@@ -9,13 +9,15 @@ from .base import Engine
 ENGINES = ("torch",)
 
 
-def open_engine(name: str, classifier: FrozenClassifier, precision: str, device: str = "auto") -> tuple[Engine, str]:
-    """An engine that is not open yet, and in words why this one.
+def open_engine(
+    name: str, classifier: FrozenClassifier, precision: str, device: str = "auto", impl: str = "auto"
+) -> tuple[Engine, str]:
+    """An engine that is not open yet, and in words why this one and these kernels.
 
     Raises
     ------
     InputError
-        A name that is no engine, or a precision that it lacks.
+        A name that is no engine, a precision that it lacks, or an `impl` that cannot run on the device.
     EngineUnavailable
         The device is not there.
     """
@@ -24,4 +26,5 @@ def open_engine(name: str, classifier: FrozenClassifier, precision: str, device:
     from .torch_engine import TorchEngine
 
     reason = "the only engine in this version" if name == "auto" else "asked for"
-    return TorchEngine(classifier, precision, device), reason
+    engine = TorchEngine(classifier, precision, device, impl=impl)
+    return engine, f"{reason}; kernels {engine.impl}: {engine.impl_reason}"

@@ -27,6 +27,8 @@ class Engine(ABC):
     precisions: ClassVar[tuple[str, ...]]
     device: str
     """What the results were computed on, for the record: `cpu`, or the GPU's name."""
+    impl: str
+    """Whose `occlude` and `score` run around the network: `reference` or `triton`."""
 
     def __init__(self, classifier: FrozenClassifier, precision: str) -> None:
         if precision not in self.precisions:
@@ -70,7 +72,7 @@ class Engine(ABC):
         `labels` is int64 [B], one a picture.
         """
         logits = self.infer(images, image_index, occluder_index)
-        verdict = score(logits, labels.to(logits.device)[image_index.to(logits.device)])
+        verdict = score(logits, labels.to(logits.device)[image_index.to(logits.device)], impl=self.impl)
         return Score(*(part.cpu() for part in verdict))
 
     @abstractmethod

@@ -11,6 +11,8 @@ from torch import Tensor
 from ...export.classifier import PRECISIONS, FrozenClassifier
 from ...export.errors import EngineUnavailable, InputError
 from ...export.occluded import OccludedClassifier
+from ...kernels.impl import choose_impl
+from ...kernels.occlude import as_grid, check_pair_list
 from ..runtime import exact_float32
 from .base import Engine
 
@@ -43,32 +45,47 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+def checked_impl(impl: str, device: torch.device) -> tuple[str, str]:
+    """`choose_impl` for a command's `--impl`: which kernels, and why in words; raises `InputError`."""
+    try:
+        return choose_impl(impl, device)
+    except ValueError as error:
+        raise InputError(f"--impl {impl}: {error}") from error
+
+
 def device_name(device: torch.device) -> str:
     """What a record calls it: `cpu`, or the GPU's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 class TorchEngine(Engine):
-    """Kernels around the bare network: `occlude` → network → logits, in eager PyTorch."""
+    """Kernels around the bare network: `occlude` → network → logits, in eager PyTorch.
+
+    `impl` chooses the kernels, as in `choose_impl`.
+    """
 
     name: ClassVar[str] = "torch"
     precisions: ClassVar[tuple[str, ...]] = PRECISIONS
 
-    def __init__(self, classifier: FrozenClassifier, precision: str, device: str = "auto") -> None:
+    def __init__(
+        self, classifier: FrozenClassifier, precision: str, device: str = "auto", *, impl: str = "auto"
+    ) -> None:
         super().__init__(classifier, precision)
         self._device = resolve_device(device)
+        self.impl, self.impl_reason = checked_impl(impl, self._device)
         self._switches = ExitStack()
         self._bank: Tensor | None = None
         self.device = device_name(self._device)
 
     def open(self) -> None:
         """Convert the network once to the precision, on the device; fp32 on CUDA is fp32, not TF32, until closed."""
-        self._model = OccludedClassifier(self.classifier, self.precision).to(self._device).eval()
+        model = OccludedClassifier(self.classifier, self.precision, impl=self.impl)
+        self._model = model.to(self._device).eval()
         self._switches.enter_context(exact_float32(self.precision, self._device))
 
     def load_bank(self, occluders: Tensor) -> None:
         """See `Engine.load_bank`."""
-        self._bank = occluders.to(self._device)
+        self._bank = occluders.to(self._device).contiguous()
 
     def place(self, tensor: Tensor) -> Tensor:
         """See `Engine.place`."""
@@ -77,8 +94,14 @@ class TorchEngine(Engine):
     @torch.inference_mode()
     def infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
         """See `Engine.infer`."""
-        device = self._device
-        return self._model(images.to(device), image_index.to(device), occluder_index.to(device), self._bank)
+        if self._bank is None:
+            raise ValueError("no bank: load_bank comes first")
+        grid, checked = None, False
+        if image_index.device.type == occluder_index.device.type == "cpu":  # elsewhere this would wait for the GPU
+            check_pair_list(image_index, occluder_index, len(images), len(self._bank))
+            grid, checked = as_grid(image_index, occluder_index), True
+        lists = (index.to(self._device) for index in grid or (image_index, occluder_index))
+        return self._model(images.to(self._device), *lists, self._bank, grid=grid is not None, validate=not checked)
 
     def close(self) -> None:
         """Drop the network and the bank, and give convolutions and products the float32 that they had before."""

@@ -14,7 +14,7 @@ from gfo.export.occluded import OccludedClassifier
 G = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8, generator=G)
 BANK = torch.randn(2, 16, 16, 3, generator=G) * 40
-PAIRS = torch.tensor([[0, 0], [2, 1], [1, 2], [2, 2], [2, 0]])
+PAIRS = torch.tensor([[0, 0], [2, 1], [1, 2], [2, 2], [2, 0]]).T.contiguous()
 
 
 def by_hand(tiny: ModuleType, bank: Tensor) -> Tensor:
@@ -22,20 +22,20 @@ def by_hand(tiny: ModuleType, bank: Tensor) -> Tensor:
     network = tiny.network().double().eval()
     mean, std = (torch.tensor(v, dtype=torch.float64) for v in (tiny.PREPROCESSING.mean, tiny.PREPROCESSING.std))
     rows = [torch.zeros_like(bank[0]), *bank]
-    inputs = [((IMAGES[i] + rows[j]).clamp(0, 255) / 255 - mean) / std for i, j in PAIRS.tolist()]
+    inputs = [((IMAGES[i] + rows[j]).clamp(0, 255) / 255 - mean) / std for i, j in PAIRS.T.tolist()]
     return network(torch.stack(inputs).permute(0, 3, 1, 2))
 
 
 def test_logits_are_those_of_the_formula(tiny_classifier: FrozenClassifier, tiny: ModuleType) -> None:
-    logits = OccludedClassifier(tiny_classifier, bank=BANK)(IMAGES, *PAIRS.T)
+    logits = OccludedClassifier(tiny_classifier, bank=BANK)(IMAGES, *PAIRS)
     torch.testing.assert_close(logits.double(), by_hand(tiny, BANK.double()), rtol=1e-4, atol=1e-5)
     assert logits.dtype == torch.float32
 
 
 def test_the_banks_gradient_is_that_of_the_formula(tiny_classifier: FrozenClassifier, tiny: ModuleType) -> None:
-    upstream = torch.randn(len(PAIRS), tiny.OUTPUTS, generator=G)
+    upstream = torch.randn(PAIRS.shape[1], tiny.OUTPUTS, generator=G)
     bank, truth = BANK.clone().requires_grad_(True), BANK.double().requires_grad_(True)
-    OccludedClassifier(tiny_classifier)(IMAGES, *PAIRS.T, bank).backward(upstream)
+    OccludedClassifier(tiny_classifier)(IMAGES, *PAIRS, bank).backward(upstream)
     by_hand(tiny, truth).backward(upstream.double())
     assert bank.grad is not None
     assert truth.grad is not None
@@ -46,13 +46,13 @@ def test_the_banks_gradient_is_that_of_the_formula(tiny_classifier: FrozenClassi
 def test_a_bank_with_the_call_takes_precedence_and_none_is_an_error(tiny_classifier: FrozenClassifier) -> None:
     embedded = OccludedClassifier(tiny_classifier, bank=BANK)
     free = OccludedClassifier(tiny_classifier)
-    assert torch.equal(embedded(IMAGES, *PAIRS.T, BANK / 2), free(IMAGES, *PAIRS.T, BANK / 2))
+    assert torch.equal(embedded(IMAGES, *PAIRS, BANK / 2), free(IMAGES, *PAIRS, BANK / 2))
     with pytest.raises(ValueError, match="no bank"):
-        free(IMAGES, *PAIRS.T)
+        free(IMAGES, *PAIRS)
 
 
 def test_bf16_is_close_and_gives_float32(tiny_classifier: FrozenClassifier, tiny: ModuleType) -> None:
-    logits = OccludedClassifier(tiny_classifier, "bf16", BANK)(IMAGES, *PAIRS.T)
+    logits = OccludedClassifier(tiny_classifier, "bf16", BANK)(IMAGES, *PAIRS)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits.double(), by_hand(tiny, BANK.double()), rtol=0.1, atol=0.1)
 

@@ -1,19 +1,30 @@
-"""`occlude` against the formula in float64, and its gradient against autograd through that formula."""
+"""`occlude` and `occlude_grid`, references and kernels, against the formula in float64, and the gradient against
+autograd through that formula."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gfo.kernels.occlude import occlude
+from gfo.kernels.occlude import as_grid, occlude, occlude_grid
 
 SCALE, SHIFT = (0.017, 0.0175, 0.0174), (-2.1, -2.0, -1.8)
+# One add, one multiply, one add in float32, each rounded by half a unit in 24 bits, on values up to 255 · 0.0175 + 2.1.
+FORWARD_TOLERANCE = 3 * 2**-24 * 6.6
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+IMPLS = pytest.mark.parametrize("impl", ["reference", "triton"])
+# The interpreter truncates where it should round to bfloat16.
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]
 
 
 class _ClampWithBounds(torch.autograd.Function):
@@ -33,7 +44,7 @@ class _ClampWithBounds(torch.autograd.Function):
 def truth(images: Tensor, bank: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
     """The formula, pair by pair, in float64, NCHW."""
     rows = torch.cat([torch.zeros_like(bank[:1]), bank])
-    scale, shift = torch.tensor(SCALE, dtype=torch.float64), torch.tensor(SHIFT, dtype=torch.float64)
+    scale, shift = (torch.tensor(c, dtype=torch.float64, device=images.device) for c in (SCALE, SHIFT))
     inputs = _ClampWithBounds.apply(images[image_index].double() + rows[occluder_index]) * scale + shift
     return inputs.permute(0, 3, 1, 2)
 
@@ -46,15 +57,22 @@ def make(b: int, k: int, p: int, h: int, w: int, seed: int) -> tuple[Tensor, Ten
     # With 12 bits behind the point x + d is exact in float32: no mask turns on how the sum was rounded.
     bank = (torch.randn(k, h, w, 3, generator=g) * 8 * 4096).round() / 4096
     bank[torch.rand(k, h, w, 3, generator=g) < 0.2] = 0.0  # black and white pixels then sit on the bound
-    return (
-        images,
-        bank,
-        torch.randint(0, b, (p,), generator=g),
-        torch.randint(0, k + 1, (p,), generator=g),
-    )
+    image_index, occluder_index = torch.randint(0, b, (p,), generator=g), torch.randint(0, k + 1, (p,), generator=g)
+    return images.to(DEVICE), bank.to(DEVICE), image_index.to(DEVICE), occluder_index.to(DEVICE)
 
 
-@settings(deadline=None, max_examples=30)
+def rounding(wanted: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far the float64 formula, rounded to `dtype`, may be from a float32 computation rounded to `dtype`."""
+    if dtype == torch.float32:
+        return torch.full_like(wanted, FORWARD_TOLERANCE)
+    return wanted.abs() * torch.finfo(dtype).eps + FORWARD_TOLERANCE  # half a unit, and half for a tie turned over
+
+
+@pytest.mark.usefixtures("poisoned")
+@IMPLS
+@pytest.mark.parametrize("channels", [3, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     b=st.integers(1, 4),
     k=st.integers(1, 5),
@@ -63,20 +81,117 @@ def make(b: int, k: int, p: int, h: int, w: int, seed: int) -> tuple[Tensor, Ten
     w=st.integers(1, 33),
     seed=st.integers(0, 999),
 )
-def test_forward_and_gradient_equal_the_formula(b: int, k: int, p: int, h: int, w: int, seed: int) -> None:
+def test_forward_and_gradient_equal_the_formula(
+    impl: str, channels: int, dtype: torch.dtype, b: int, k: int, p: int, h: int, w: int, seed: int
+) -> None:
     images, bank, image_index, occluder_index = make(b, k, p, h, w, seed)
     ours, theirs = bank.clone().requires_grad_(), bank.double().requires_grad_()
-    out = occlude(images, ours, image_index, occluder_index, scale=SCALE, shift=SHIFT)
+    out = occlude(
+        images,
+        ours,
+        image_index,
+        occluder_index,
+        scale=SCALE,
+        shift=SHIFT,
+        dtype=dtype,
+        channels=channels,
+        impl=impl,
+    )
+    assert out.shape == (p, channels, h, w)
+    assert out.is_contiguous(memory_format=torch.channels_last)
     wanted = truth(images, theirs, image_index, occluder_index)
-    upstream = torch.randn(wanted.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    out.backward(upstream.float())
-    wanted.backward(upstream)
-    # One add, one multiply, one add in float32 on values up to 255 · 0.0175 + 2.1.
-    torch.testing.assert_close(out.detach().double(), wanted.detach(), rtol=0, atol=8 * 2**-24 * 6.6)
+    upstream = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    upstream = upstream.to(dtype).double()
+    out.backward(upstream.to(dtype))
+    wanted.backward(upstream[:, :3])
+    assert bool(((out[:, :3].double() - wanted).abs() <= rounding(wanted, dtype)).all())
+    assert torch.count_nonzero(out[:, 3:]) == 0
     assert ours.grad is not None
     assert theirs.grad is not None
-    # Sums of up to p products, each rounded; |upstream · scale| stays below 0.1.
-    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=(p + 2) * 2**-24)
+    # A sum of up to p terms below 5 times a scale of 0.0175, rounded after every term and after the product.
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=(p + 2) * 2**-24 * p * 5 * 0.0175)
+
+
+@pytest.mark.usefixtures("poisoned")
+@IMPLS
+@pytest.mark.parametrize("channels", [3, 8])
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    pictures=st.integers(0, 6),
+    occluders=st.integers(0, 10),
+    h=st.integers(1, 33),
+    w=st.integers(1, 33),
+    seed=st.integers(0, 999),
+)
+def test_a_grid_is_the_pair_list_of_every_picture_under_every_occluder(
+    impl: str, channels: int, pictures: int, occluders: int, h: int, w: int, seed: int
+) -> None:
+    images, bank, _, _ = make(4, 5, 0, h, w, seed)
+    g = torch.Generator().manual_seed(seed)
+    rows = torch.randint(0, 4, (pictures,), generator=g).to(DEVICE)
+    columns = torch.randint(0, 6, (occluders,), generator=g).to(DEVICE)
+    image_index, occluder_index = rows.repeat_interleave(occluders), columns.repeat(pictures)
+    numbers: dict[str, Any] = {"scale": SCALE, "shift": SHIFT, "channels": channels}
+    upstream = torch.randn(pictures * occluders, channels, h, w, generator=g).to(DEVICE)
+    results = []
+    for put, lists, how in (
+        (occlude, (image_index, occluder_index), "reference"),
+        (occlude_grid, (rows, columns), impl),
+    ):
+        leaf = bank.clone().requires_grad_()
+        out = put(images, leaf, *lists, **numbers, impl=how)
+        out.backward(upstream)
+        results.append((out.detach(), leaf.grad))
+    assert torch.equal(results[0][0], results[1][0])  # the same operations, each rounded once: the same bits
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=0, atol=1e-6 * max(1, pictures * occluders))
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    pictures=st.lists(st.integers(0, 3), min_size=1, max_size=5, unique=True),
+    occluders=st.lists(st.integers(0, 3), min_size=1, max_size=5),
+)
+def test_as_grid_finds_the_sides_of_a_grid(pictures: list[int], occluders: list[int]) -> None:
+    rows, columns = torch.tensor(pictures), torch.tensor(occluders)
+    found = as_grid(rows.repeat_interleave(len(columns)), columns.repeat(len(rows)))
+    assert found is not None
+    assert torch.equal(found[0], rows)
+    assert torch.equal(found[1], columns)
+
+
+@pytest.mark.parametrize(
+    ("image_index", "occluder_index"),
+    [([], []), ([0, 0, 1], [0, 1, 0]), ([0, 0, 1, 1], [0, 1, 1, 0]), ([0, 0, 1, 2], [0, 1, 0, 1])],
+)
+def test_as_grid_knows_what_is_no_grid(image_index: list[int], occluder_index: list[int]) -> None:
+    lists = (torch.tensor(index, dtype=torch.int64) for index in (image_index, occluder_index))
+    assert as_grid(*lists) is None
+
+
+@pytest.mark.slow
+@IMPLS
+def test_imagenet_size(impl: str) -> None:
+    images, bank, image_index, occluder_index = make(2, 3, 4, 224, 224, 7)
+    theirs = bank.double().requires_grad_()
+    wanted = truth(images, theirs, image_index, occluder_index)
+    ours = bank.clone().requires_grad_()
+    out = occlude(images, ours, image_index, occluder_index, scale=SCALE, shift=SHIFT, impl=impl)
+    out.sum().backward()
+    wanted.sum().backward()
+    torch.testing.assert_close(out.detach().double(), wanted.detach(), rtol=0, atol=FORWARD_TOLERANCE)
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=6 * 2**-24 * 4 * 0.0175)
+
+
+@IMPLS
+@pytest.mark.parametrize("put", [occlude, occlude_grid])
+def test_a_nan_in_the_bank_is_not_hidden(impl: str, put: Callable[..., Tensor]) -> None:
+    images, bank, _, _ = make(1, 1, 0, 2, 2, 0)
+    bank[0, 0, 1, 2] = float("nan")
+    one = torch.ones(1, dtype=torch.int64, device=DEVICE)
+    out = put(images, bank, one - 1, one, scale=SCALE, shift=SHIFT, impl=impl)
+    assert out.isnan().nonzero().tolist() == [[0, 2, 0, 1]]
 
 
 def test_several_pieces_give_the_same_as_one_pair_at_a_time() -> None:
@@ -95,60 +210,58 @@ def test_lower_precision_is_the_rounded_float32(dtype: torch.dtype) -> None:
     full = occlude(images, bank, image_index, occluder_index, scale=SCALE, shift=SHIFT)
     cast = occlude(images, bank, image_index, occluder_index, scale=SCALE, shift=SHIFT, dtype=dtype)
     assert torch.equal(cast, full.to(dtype))
-    assert cast.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_index_0_is_clean_and_an_unused_occluder_has_zero_gradient() -> None:
+@IMPLS
+def test_index_0_is_clean_and_an_unused_occluder_has_zero_gradient(impl: str) -> None:
     images, bank, _, _ = make(2, 2, 0, 4, 4, 2)
     bank.requires_grad_()
-    out = occlude(images, bank, torch.tensor([0, 1]), torch.tensor([0, 2]), scale=SCALE, shift=SHIFT)
-    clean = images[:1].float() * torch.tensor(SCALE) + torch.tensor(SHIFT)
-    torch.testing.assert_close(out[:1].permute(0, 2, 3, 1), clean)
+    lists = (torch.tensor(index, device=DEVICE) for index in ([0, 1], [0, 2]))
+    out = occlude(images, bank, *lists, scale=SCALE, shift=SHIFT, impl=impl)
+    clean = images[:1].cpu().float() * torch.tensor(SCALE) + torch.tensor(SHIFT)
+    torch.testing.assert_close(out[:1].permute(0, 2, 3, 1).cpu(), clean)
     out.sum().backward()
     assert bank.grad is not None
     assert torch.count_nonzero(bank.grad[0]) == 0
     assert torch.count_nonzero(bank.grad[1]) > 0
 
 
-def test_black_and_white_pixels_learn() -> None:
-    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 1, 3).contiguous()
-    bank = torch.zeros(1, 1, 1, 3, requires_grad=True)
-    index = torch.tensor([0, 1])
-    occlude(images, bank, index, torch.ones_like(index), scale=(1.0,) * 3, shift=(0.0,) * 3).sum().backward()
+@IMPLS
+def test_black_and_white_pixels_learn(impl: str) -> None:
+    images = torch.tensor([0, 255], dtype=torch.uint8, device=DEVICE).view(2, 1, 1, 1).expand(2, 1, 1, 3).contiguous()
+    bank = torch.zeros(1, 1, 1, 3, device=DEVICE, requires_grad=True)
+    index = torch.tensor([0, 1], device=DEVICE)
+    out = occlude(images, bank, index, torch.ones_like(index), scale=(1.0,) * 3, shift=(0.0,) * 3, impl=impl)
+    out.sum().backward()
     assert bank.grad is not None
     assert bank.grad.flatten().tolist() == [2.0, 2.0, 2.0]
 
 
-def test_the_gradient_has_the_same_bits_twice() -> None:
+@IMPLS
+def test_the_gradient_has_the_same_bits_twice(impl: str) -> None:
     images, bank, image_index, occluder_index = make(4, 3, 64, 31, 29, 3)
     grads = []
     for _ in range(2):
         leaf = bank.clone().requires_grad_()
-        occlude(images, leaf, image_index, occluder_index, scale=SCALE, shift=SHIFT).square().sum().backward()
+        out = occlude(images, leaf, image_index, occluder_index, scale=SCALE, shift=SHIFT, impl=impl)
+        out.square().sum().backward()
         grads.append(leaf.grad)
     assert torch.equal(*grads)
 
 
 # opcheck reads .grad of a clone that it made itself.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_opcheck() -> None:
+@IMPLS
+@pytest.mark.parametrize("grid", [False, True])
+def test_opcheck(impl: str, grid: bool) -> None:
     images, bank, image_index, occluder_index = make(2, 2, 5, 7, 5, 4)
-    args = (
-        images,
-        bank.requires_grad_(),
-        image_index,
-        occluder_index,
-        list(SCALE),
-        list(SHIFT),
-        torch.float32,
-        3,
-        False,
-        "auto",
-        True,
+    lists, numbers = (image_index, occluder_index), (list(SCALE), list(SHIFT), torch.float32, 3)
+    torch.library.opcheck(
+        torch.ops.gfo.occlude.default, (images, bank.requires_grad_(), *lists, *numbers, grid, impl, True)
     )
-    torch.library.opcheck(torch.ops.gfo.occlude.default, args)
 
 
+@IMPLS
 @pytest.mark.parametrize(
     ("change", "error", "word"),
     [
@@ -160,9 +273,16 @@ def test_opcheck() -> None:
         (lambda a: {**a, "occluder_index": a["occluder_index"] - 9}, ValueError, "occluder_index: entries"),
         (lambda a: {**a, "occluder_index": a["occluder_index"][:1]}, ValueError, "occluder_index: expected int64 [3]"),
         (lambda a: {**a, "scale": (1.0,)}, ValueError, "scale and shift"),
+        (lambda a: {**a, "bank": a["bank"].mT.contiguous().mT}, ValueError, "bank: expected contiguous memory"),
+        (lambda a: {**a, "image_index": a["image_index"].repeat(2)[::2]}, ValueError, "image_index: expected contig"),
+        (lambda a: {**a, "channels": 4}, ValueError, "channels: expected one of 3, 8, got 4"),
+        (lambda a: {**a, "dtype": torch.float64}, TypeError, "dtype: expected float32"),
+        (lambda a: {**a, "bank": a["bank"].to("meta")}, ValueError, "all tensors must live on one device"),
     ],
 )
-def test_bad_arguments(change: Callable[[dict[str, Any]], dict[str, Any]], error: type[Exception], word: str) -> None:
+def test_bad_arguments(
+    change: Callable[[dict[str, Any]], dict[str, Any]], error: type[Exception], word: str, impl: str
+) -> None:
     images, bank, image_index, occluder_index = make(2, 2, 3, 4, 5, 5)
     arguments = change(
         {
@@ -172,8 +292,21 @@ def test_bad_arguments(change: Callable[[dict[str, Any]], dict[str, Any]], error
             "occluder_index": occluder_index,
             "scale": SCALE,
             "shift": SHIFT,
+            "impl": impl,
         }
     )
     with pytest.raises(error) as caught:
         occlude(**arguments)
     assert word in str(caught.value)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="Triton can run here")
+def test_triton_without_a_gpu_says_what_to_do() -> None:
+    code = (
+        "import torch; from gfo.kernels.score import score;"
+        "score(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), impl='triton')"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    (line,) = (line for line in ended.stderr.splitlines() if line.startswith("ValueError"))
+    assert "impl='triton': expected tensors on CUDA, got cpu; use impl='reference'" in line
