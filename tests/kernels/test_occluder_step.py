@@ -1,4 +1,4 @@
-"""`occluder_step` against numpy float64, and the ball that it may never leave."""
+"""`occluder_step` and `adam_step`, references and kernels, against numpy float64, and the ball that they keep to."""
 
 from __future__ import annotations
 
@@ -7,67 +7,167 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gfo.kernels.occluder_step import occluder_step
+from gfo.kernels.occluder_step import Norm, adam_step, occluder_step
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+IMPLS = pytest.mark.parametrize("impl", ["reference", "triton"])
+NORMS = pytest.mark.parametrize("norm", ["linf", "l2"])
+SIZES = st.sampled_from([(1, 1), (2, 3), (9, 9), (31, 29), (32, 32)])  # below, at and above a block of 1,024
+PROPERTY = settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def truth(
+def project(d: np.ndarray, epsilon: float, norm: str) -> np.ndarray:
+    if norm == "linf":
+        return np.clip(d, -epsilon, epsilon)
+    return np.stack([row * min(1.0, epsilon / max(np.linalg.norm(row), 1e-30)) for row in d])
+
+
+def momentum_truth(
     d: np.ndarray, v: np.ndarray, g: np.ndarray, step: float, decay: float, epsilon: float, norm: str
 ) -> tuple[np.ndarray, np.ndarray]:
     v = decay * v + np.stack([row / np.abs(row).mean() if row.any() else row for row in g])
     if norm == "linf":
-        return np.clip(d - step * np.sign(v), -epsilon, epsilon), v
-    moved = d - step * np.stack([row / np.linalg.norm(row) if row.any() else row for row in v])
-    return np.stack([row * min(1.0, epsilon / max(np.linalg.norm(row), 1e-30)) for row in moved]), v
+        return project(d - step * np.sign(v), epsilon, norm), v
+    return project(
+        d - step * np.stack([row / np.linalg.norm(row) if row.any() else row for row in v]), epsilon, norm
+    ), v
 
 
-@settings(deadline=None, max_examples=40)
+def in_the_ball(occluders: torch.Tensor, epsilon: float, norm: str) -> bool:
+    if norm == "linf":
+        return float(occluders.abs().max()) <= np.float32(epsilon)
+    # The length is a float32 sum of up to 3,072 squares, summed by blocks.
+    return float(occluders.double().flatten(1).norm(dim=1).max()) <= epsilon * (1 + 1e-5)
+
+
+@pytest.mark.usefixtures("poisoned")
+@IMPLS
+@NORMS
+@PROPERTY
 @given(
     k=st.integers(1, 4),
-    size=st.integers(1, 9),
-    norm=st.sampled_from(["linf", "l2"]),
+    size=SIZES,
     decay=st.sampled_from([0.0, 0.9]),
     epsilon=st.floats(0.5, 16),
     seed=st.integers(0, 999),
 )
-def test_steps_equal_numpy_and_stay_in_the_ball(
-    k: int, size: int, norm: str, decay: float, epsilon: float, seed: int
+def test_momentum_steps_equal_numpy_and_stay_in_the_ball(
+    impl: str, norm: Norm, k: int, size: tuple[int, int], decay: float, epsilon: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    shape = (k, size, size, 3)
+    shape = (k, *size, 3)
     d, v = np.zeros(shape), np.zeros(shape)
-    occluders, momentum = torch.zeros(shape), torch.zeros(shape)
+    occluders, momentum = torch.zeros(shape, device=DEVICE), torch.zeros(shape, device=DEVICE)
     for step in (epsilon, epsilon / 3, 0.0):
         g = rng.standard_normal(shape)
         g[0] = 0.0  # an occluder without a gradient stays where its momentum takes it
-        d, v = truth(d, v, g, step, decay, epsilon, norm)
-        gradient = torch.tensor(g, dtype=torch.float32)
-        occluder_step(occluders, momentum, gradient, step=step, decay=decay, epsilon=epsilon, norm=norm)  # type: ignore[arg-type]
-        np.testing.assert_allclose(occluders.numpy(), d, rtol=1e-5, atol=1e-5 * epsilon)
-        np.testing.assert_allclose(momentum.numpy(), v, rtol=1e-5, atol=1e-5)
-        radius = occluders.abs().max() if norm == "linf" else occluders.flatten(1).norm(dim=1).max()
-        assert float(radius) <= epsilon * (1 + 1e-6)
+        d, v = momentum_truth(d, v, g, step, decay, epsilon, norm)
+        gradient = torch.tensor(g, dtype=torch.float32, device=DEVICE)
+        occluder_step(occluders, momentum, gradient, step=step, decay=decay, epsilon=epsilon, norm=norm, impl=impl)
+        np.testing.assert_allclose(occluders.cpu().numpy(), d, rtol=1e-5, atol=1e-5 * epsilon)
+        np.testing.assert_allclose(momentum.cpu().numpy(), v, rtol=1e-5, atol=1e-5)
+        assert in_the_ball(occluders, epsilon, norm)
 
 
-def test_a_zero_gradient_moves_nothing() -> None:
-    occluders, momentum = torch.full((1, 2, 2, 3), 0.5), torch.zeros(1, 2, 2, 3)
-    occluder_step(occluders, momentum, torch.zeros(1, 2, 2, 3), step=1.0, decay=0.9, epsilon=1.0)
-    assert torch.equal(occluders, torch.full((1, 2, 2, 3), 0.5))
+@pytest.mark.usefixtures("poisoned")
+@IMPLS
+@NORMS
+@PROPERTY
+@given(k=st.integers(1, 3), size=SIZES, epsilon=st.floats(0.5, 16), seed=st.integers(0, 999))
+def test_adam_steps_equal_numpy_and_stay_in_the_ball(
+    impl: str, norm: Norm, k: int, size: tuple[int, int], epsilon: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    shape = (k, *size, 3)
+    d, m, s = (np.zeros(shape) for _ in range(3))
+    occluders, first, second = (torch.zeros(shape, device=DEVICE) for _ in range(3))
+    for count in (1, 2, 3):
+        g = rng.standard_normal(shape) * 10.0 ** -rng.integers(0, 6)
+        g[0] = 0.0
+        m, s = 0.9 * m + 0.1 * g, 0.999 * s + 0.001 * g * g
+        u = (m / (1 - 0.9**count)) / (np.sqrt(s / (1 - 0.999**count)) + 1e-8)
+        d = project(d - epsilon / 2 * u, epsilon, norm)
+        gradient = torch.tensor(g, dtype=torch.float32, device=DEVICE)
+        numbers: dict[str, Any] = {"step": epsilon / 2, "count": count, "epsilon": epsilon, "norm": norm}
+        adam_step(occluders, first, second, gradient, **numbers, impl=impl)
+        np.testing.assert_allclose(occluders.cpu().numpy(), d, rtol=2e-5, atol=2e-5 * epsilon)
+        assert in_the_ball(occluders, epsilon, norm)
 
 
-def test_the_size_of_the_gradient_does_not_matter() -> None:
-    g = torch.randn(2, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+@IMPLS
+def test_adam_without_a_ball_is_that_of_torch(impl: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    theirs = torch.zeros(2, 31, 29, 3, device=DEVICE, requires_grad=True)
+    optimizer = torch.optim.Adam([theirs], lr=0.5)
+    ours, first, second = (torch.zeros_like(theirs).detach() for _ in range(3))
+    for count in range(1, 6):
+        theirs.grad = torch.randn(theirs.shape, generator=g).to(DEVICE)
+        adam_step(ours, first, second, theirs.grad, step=0.5, count=count, epsilon=1e9, impl=impl)
+        optimizer.step()
+    torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@IMPLS
+@NORMS
+def test_imagenet_size_and_the_same_bits_twice(impl: str, norm: Norm) -> None:
+    gradient = torch.randn(1, 224, 224, 3, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    d, _ = momentum_truth(*np.zeros((2, 1, 224, 224, 3)), gradient.cpu().double().numpy(), 1.0, 0.9, 0.5, norm)
+    results = []
+    for _ in range(2):
+        occluders, momentum = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        occluder_step(occluders, momentum, gradient, step=1.0, decay=0.9, epsilon=0.5, norm=norm, impl=impl)
+        results.append(occluders)
+    assert torch.equal(*results)
+    np.testing.assert_allclose(results[0].cpu().numpy(), d, rtol=1e-5, atol=1e-7)
+
+
+@IMPLS
+@NORMS
+def test_a_zero_gradient_moves_nothing(impl: str, norm: Norm) -> None:
+    occluders, momentum = torch.full((1, 2, 2, 3), 0.125, device=DEVICE), torch.zeros(1, 2, 2, 3, device=DEVICE)
+    nothing = torch.zeros(1, 2, 2, 3, device=DEVICE)
+    occluder_step(occluders, momentum, nothing, step=1.0, decay=0.9, epsilon=1.0, norm=norm, impl=impl)
+    adam_step(
+        occluders, momentum, torch.zeros_like(momentum), nothing, step=1.0, count=1, epsilon=1.0, norm=norm, impl=impl
+    )
+    assert torch.equal(occluders, torch.full_like(occluders, 0.125))
+
+
+@IMPLS
+@NORMS
+def test_no_occluders_are_no_error(impl: str, norm: Norm) -> None:
+    none = torch.zeros(0, 2, 2, 3, device=DEVICE)
+    occluder_step(none, none, none, step=1.0, decay=0.9, epsilon=1.0, norm=norm, impl=impl)
+    adam_step(none, none, none, none, step=1.0, count=1, epsilon=1.0, norm=norm, impl=impl)
+
+
+@IMPLS
+def test_the_size_of_the_gradient_does_not_matter(impl: str) -> None:
+    g = torch.randn(2, 3, 3, 3, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     results = []
     for factor in (1.0, 1024.0):
         occluders, momentum = torch.zeros_like(g), torch.zeros_like(g)
         for _ in range(3):
-            occluder_step(occluders, momentum, g * factor, step=0.25, decay=0.5, epsilon=1.0)
+            occluder_step(occluders, momentum, g * factor, step=0.25, decay=0.5, epsilon=1.0, impl=impl)
         results.append(occluders)
     assert torch.equal(*results)
 
 
+@IMPLS
+@NORMS
+def test_opcheck(impl: str, norm: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(2, 3, 3, 3, generator=g).to(DEVICE) for _ in range(4)]
+    tensors[2].square_()  # the second moment
+    torch.library.opcheck(torch.ops.gfo.occluder_step.default, (*tensors[:3], 0.1, 0.9, 1.0, norm, impl))
+    torch.library.opcheck(torch.ops.gfo.adam_step.default, (*tensors, 0.1, 1, 0.9, 0.999, 1e-8, 1.0, norm, impl))
+
+
+@IMPLS
 @pytest.mark.parametrize(
     ("change", "error"),
     [
@@ -77,10 +177,19 @@ def test_the_size_of_the_gradient_does_not_matter() -> None:
         ({"decay": 1.0}, ValueError),
         ({"norm": "l1"}, ValueError),
         ({"gradient": torch.zeros(1, 2, 3, 3)}, ValueError),
+        ({"gradient": torch.zeros(1, 2, 3, 2).mT}, ValueError),
         ({"momentum": torch.zeros(1, 2, 2, 3, dtype=torch.float64)}, TypeError),
+        ({"momentum": torch.zeros(1, 2, 2, 3, device="meta")}, ValueError),
     ],
 )
-def test_bad_arguments(change: dict[str, Any], error: type[Exception]) -> None:
+def test_bad_arguments(change: dict[str, Any], error: type[Exception], impl: str) -> None:
     tensors = {name: torch.zeros(1, 2, 2, 3) for name in ("occluders", "momentum", "gradient")}
     with pytest.raises(error):
-        occluder_step(**{**tensors, "step": 1.0, "decay": 0.9, "epsilon": 1.0, **change})
+        occluder_step(**{**tensors, "step": 1.0, "decay": 0.9, "epsilon": 1.0, "impl": impl, **change})
+
+
+@pytest.mark.parametrize("change", [{"count": 0}, {"beta1": 1.0}, {"beta2": -0.1}, {"tiny": 0.0}])
+def test_bad_numbers_for_adam(change: dict[str, Any]) -> None:
+    tensors = {name: torch.zeros(1, 2, 2, 3) for name in ("occluders", "first", "second", "gradient")}
+    with pytest.raises(ValueError, match=next(iter(change))):
+        adam_step(**{**tensors, "step": 1.0, "count": 1, "epsilon": 1.0, **change})
