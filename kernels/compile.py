@@ -92,8 +92,8 @@ def compile_variant(variant: Variant, target: str) -> Row:
     named = _named(variant, target)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # where ptxas fails Triton prints the whole program
-            compiled = _compile(variant, target)
-        ptx: str = compiled.asm["ptx"]
+            made = compiled(variant, target)
+        ptx: str = made.asm["ptx"]
         report, cubin = assemble(ptx, target, variant.fusion)
     except Exception as error:  # noqa: BLE001 (compilers raise what they like; the row says that it failed)
         return Row(**named, error=_reason(error))
@@ -101,7 +101,7 @@ def compile_variant(variant: Variant, target: str) -> Row:
         **named,
         registers=max(int(count) for count in _REGISTERS.findall(report)),
         spills=sum(int(stored) + int(loaded) for stored, loaded in _SPILLS.findall(report)),
-        shared=compiled.metadata.shared,
+        shared=made.metadata.shared,
         cubin=len(cubin),
         loads=access_widths(ptx, "ld"),
         stores=access_widths(ptx, "st"),
@@ -120,7 +120,7 @@ def _capability(target: str) -> int:
     return int(target.removeprefix("sm_"))
 
 
-def _compile(variant: Variant, target: str) -> Any:
+def compiled(variant: Variant, target: str) -> Any:
     """What Triton makes of it, or of an earlier run in its cache."""
     import triton
     from triton.backends.compiler import GPUTarget
