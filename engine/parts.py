@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,10 +25,9 @@ Splits = Mapping[int, tuple[Sequence[str], Sequence[str]]]
 
 @dataclass(frozen=True)
 class EpochState:
-    """Classes in work after `epoch` epochs: occluders and momentum, float32 [G, S, S, 3]."""
+    """Classes in work after `epoch` epochs: `occluders` and what the optimizer keeps, each float32 [G, S, S, 3]."""
 
-    occluders: Tensor
-    momentum: Tensor
+    tensors: dict[str, Tensor]
     epoch: int
 
 
@@ -91,7 +90,9 @@ class TrainingParts:
     def _compare(self, where: Path, theirs: dict[str, object], fitted: Tensor, held_out: Tensor) -> None:
         ours = json.loads(self._header.to_json())
         volatile = ("gfo_version", "weights")  # the hash says what the weights are; where they lie may change
-        theirs = {**theirs, "objective": {k: v for k, v in theirs["objective"].items() if k in ours["objective"]}}  # type: ignore[attr-defined]
+        # Banks from before there was a choice of optimizer do not name it.
+        objective = {"optimizer": "momentum", **theirs["objective"]}  # type: ignore[dict-item]
+        theirs = {**theirs, "objective": {k: v for k, v in objective.items() if k in ours["objective"]}}
         differing = [key for key in ours if key not in volatile and ours[key] != theirs.get(key)]
         if differing:
             listed = "; ".join(_difference(key, theirs.get(key), ours[key]) for key in differing[:3])
@@ -129,13 +130,13 @@ class TrainingParts:
             with atomic_path(self.folder / f"{class_id}.quarantined.json") as partial:
                 partial.write_text(json.dumps(list(quarantined)))
 
-    def save_epoch(self, class_ids: Sequence[int], occluders: Tensor, momentum: Tensor, epoch: int) -> None:
-        """The classes in work, after an epoch."""
+    def save_epoch(self, class_ids: Sequence[int], tensors: Mapping[str, Tensor], epoch: int) -> None:
+        """The classes in work, after an epoch; see `EpochState`."""
         metadata = {"ids": json.dumps(list(class_ids)), "epoch": str(epoch)}
-        save_tensors(self.folder / "epoch.safetensors", {"occluders": occluders, "momentum": momentum}, metadata)
+        save_tensors(self.folder / "epoch.safetensors", dict(tensors), metadata)
 
-    def load_epoch(self, class_ids: Sequence[int]) -> EpochState | None:
-        """Where these classes stopped; None if they have not begun, or not in this company.
+    def load_epoch(self, class_ids: Sequence[int], names: Iterable[str]) -> EpochState | None:
+        """Where these classes stopped, with the tensors asked for; None if they have not begun, or in other company.
 
         Raises
         ------
@@ -152,7 +153,7 @@ class TrainingParts:
                 metadata = file.metadata()
                 if json.loads(metadata["ids"]) != list(class_ids):
                     return None
-                return EpochState(file.get_tensor("occluders"), file.get_tensor("momentum"), int(metadata["epoch"]))
+                return EpochState({name: file.get_tensor(name) for name in names}, int(metadata["epoch"]))
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             path.unlink()
             raise InputError(f"{path}: damaged ({error}) and removed; run the same command again") from error

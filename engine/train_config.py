@@ -11,6 +11,8 @@ import numpy as np
 from ..export.errors import InputError
 from ..kernels.occluder_step import NORMS
 
+OPTIMIZERS = ("momentum", "adam")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -26,8 +28,10 @@ class TrainConfig:
         Passes over each class's pictures.
     batch_size, classes_together
         Pictures in a batch, and over how many classes they are spread.
+    optimizer
+        `momentum`: signs of a running sum of normalised gradients; or `adam`.
     step, momentum
-        First step as a share of ε, falling to 0 along half a cosine; decay μ of the momentum.
+        First step as a share of ε, falling to 0 along half a cosine; decay μ of the momentum, β₁ of Adam.
     pictures_per_class, held_out
         Training pictures to fit (None: all), and to set aside for choosing ε or anything else; a seeded draw each.
     """
@@ -38,6 +42,7 @@ class TrainConfig:
     epochs: int = 8
     batch_size: int = 64
     classes_together: int = 4
+    optimizer: str = "momentum"
     step: float = 0.1
     momentum: float = 0.9
     pictures_per_class: int | None = None
@@ -48,6 +53,8 @@ class TrainConfig:
         """Raise `InputError` for a number out of range."""
         if self.norm not in NORMS:
             raise InputError(f"--norm {self.norm}: expected one of {', '.join(NORMS)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError(f"--optimizer {self.optimizer}: expected one of {', '.join(OPTIMIZERS)}")
         largest = 255.0 if self.norm == "linf" else 255.0 * math.sqrt(3) * input_size
         for option, value, low, high in (
             ("--epsilon", self.epsilon, math.ulp(0.0), largest),

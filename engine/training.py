@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +24,8 @@ from ..export.errors import InputError
 from ..export.model_spec import ModelSpec
 from ..export.occluded import OccludedClassifier
 from ..kernels.margin_loss import margin_loss
-from ..kernels.occluder_step import occluder_step
-from .engines.torch_engine import device_name, resolve_device
+from ..kernels.occluder_step import adam_step, occluder_step
+from .engines.torch_engine import checked_impl, device_name, resolve_device
 from .folders import ClassFolder, list_classes
 from .parts import Splits, TrainingParts
 from .pictures import PictureSource, open_source
@@ -42,6 +43,8 @@ from .train_config import TrainConfig, split_pictures
 # fp16 gradients of a deep network underflow; the step divides by the gradient's size, so any factor may stand here.
 _LOSS_SCALE = {"fp32": 1.0, "bf16": 1.0, "fp16": 1024.0}
 _READ_BLOCK = 256
+# What the step keeps beside the occluders, by the names of its arguments.
+_OPTIMIZER_STATE = {"momentum": ("momentum",), "adam": ("first", "second")}
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def train(
     precision: str = "auto",
     device: str = "auto",
     loader: str = "auto",
+    impl: str = "auto",
     progress: Progress = no_progress,
 ) -> OccluderBank:
     """Train one occluder per class on `data/train/<folder>/*` and write the bank to `out`.
@@ -99,6 +103,8 @@ def train(
         As `folders.list_classes`.
     precision
         Of the network; the occluders stay float32. `auto` measures which is fastest and says so.
+    impl
+        Of the fused operations: `auto`, `reference` or `triton`; see `kernels.impl.choose_impl`.
     progress
         Is told what happens; see `progress`.
 
@@ -119,6 +125,7 @@ def train(
     if precision not in ("auto", *PRECISIONS):
         raise InputError(f"--precision {precision}: expected auto or one of {', '.join(PRECISIONS)}")
     torch_device = resolve_device(device)
+    kernels, why = checked_impl(impl, torch_device)
     classifier = load_classifier(model) if isinstance(model, ModelSpec) else model
     config.check(classifier.preprocessing.input_size)
     folders = list_classes(
@@ -134,9 +141,14 @@ def train(
         return finished
     keep_freed_memory()
     place = device_name(torch_device)
+    progress.say(f"kernels {kernels}: {why}")
     with deterministic(torch_device), fitting_memory(config.batch_size, place):
-        parts.open(precision, place, lambda: _choose_precision(classifier, precision, torch_device, config, progress))
-        network = OccludedClassifier(classifier, parts.precision).to(torch_device)
+        parts.open(
+            precision,
+            place,
+            lambda: _choose_precision(classifier, precision, torch_device, config, kernels, progress),
+        )
+        network = OccludedClassifier(classifier, parts.precision, impl=kernels).to(torch_device)
         with exact_float32(parts.precision, torch_device):
             _train_groups(network, folders, splits, source, config, parts, torch_device, progress)
     return parts.join(progress.say)
@@ -212,35 +224,42 @@ def _train_group(
 ) -> None:
     """Train the occluders of the classes in work, from the last saved epoch."""
     ids = [c.folder.class_id for c in work]
-    state = parts.load_epoch(ids)
-    occluders = torch.zeros(len(work), *work[0].images.shape[1:]) if state is None else state.occluders
-    momentum = torch.zeros_like(occluders) if state is None else state.momentum
-    first = 0 if state is None else state.epoch
-    occluders, momentum = occluders.to(device), momentum.to(device)
+    names = ("occluders", *_OPTIMIZER_STATE[config.optimizer])
+    saved = parts.load_epoch(ids, names)
+    first = 0 if saved is None else saved.epoch
+    blank = torch.zeros(len(work), *work[0].images.shape[1:])
+    state = {name: blank.to(device, copy=True) if saved is None else saved.tensors[name].to(device) for name in names}
     advance(first * len(work), "")
     for epoch in range(first, config.epochs):
         fooled = pictures = 0
         for i, (images, occluder_index, labels) in enumerate(batches.of(work, epoch, config.seed)):
             gradient, wrong = _gradient(
-                network, images.to(device), occluder_index.to(device), labels.to(device), occluders, config
+                network, images.to(device), occluder_index.to(device), labels.to(device), state["occluders"], config
             )
-            done = (epoch + i / batches.steps) / config.epochs
-            occluder_step(
-                occluders,
-                momentum,
-                gradient,
-                step=_step_size(config, done),
-                decay=config.momentum,
-                epsilon=config.epsilon,
-                norm=config.norm,  # type: ignore[arg-type] (checked by TrainConfig.check)
-            )
+            _update(state, gradient, config, epoch * batches.steps + i, batches.steps, network.impl)
             fooled, pictures = fooled + wrong, pictures + len(labels)
             advance(len(work) / batches.steps, f"fooling rate {fooled / pictures:.2f}")
         if epoch + 1 < config.epochs:
-            parts.save_epoch(ids, occluders.cpu(), momentum.cpu(), epoch + 1)
-    for class_id, occluder in zip(ids, occluders.cpu(), strict=True):
+            parts.save_epoch(ids, {name: tensor.cpu() for name, tensor in state.items()}, epoch + 1)
+    for class_id, occluder in zip(ids, state["occluders"].cpu(), strict=True):
         parts.save(class_id, occluder)
     parts.drop_epoch()
+
+
+def _update(
+    state: dict[str, Tensor], gradient: Tensor, config: TrainConfig, done: int, steps_an_epoch: int, impl: str
+) -> None:
+    """One step of the optimizer after `done` others, in place."""
+    common: dict[str, Any] = {
+        "step": _step_size(config, done / (steps_an_epoch * config.epochs)),
+        "epsilon": config.epsilon,
+        "norm": config.norm,
+        "impl": impl,
+    }
+    if config.optimizer == "adam":
+        adam_step(**state, gradient=gradient, count=done + 1, beta1=config.momentum, **common)
+    else:
+        occluder_step(**state, gradient=gradient, decay=config.momentum, **common)
 
 
 def _step_size(config: TrainConfig, done: float) -> float:
@@ -259,7 +278,7 @@ def _gradient(
     """∂ Σ loss / ∂ occluders, float32 [G, S, S, 3], and how many pictures the model now gets wrong."""
     occluders = occluders.detach().requires_grad_(True)
     logits = network(images, torch.arange(len(images), device=images.device), occluder_index, occluders)
-    loss = margin_loss(logits, labels, config.kappa).sum() * _LOSS_SCALE[network.precision]
+    loss = margin_loss(logits, labels, config.kappa, impl=network.impl).sum() * _LOSS_SCALE[network.precision]
     (gradient,) = torch.autograd.grad(loss, occluders)
     # The sign of NaN is 0: unnoticed, an occluder would stand still for ever and its NaN logits count as fooled.
     if not bool(logits.isfinite().all() & gradient.isfinite().all()):
@@ -269,7 +288,12 @@ def _gradient(
 
 
 def _choose_precision(
-    classifier: FrozenClassifier, precision: str, device: torch.device, config: TrainConfig, progress: Progress
+    classifier: FrozenClassifier,
+    precision: str,
+    device: torch.device,
+    config: TrainConfig,
+    impl: str,
+    progress: Progress,
 ) -> str:
     """`auto`: time a few steps on noise at fp32 and bf16 and take the faster."""
     if precision != "auto":
@@ -283,7 +307,7 @@ def _choose_precision(
     occluders = torch.zeros(1, size, size, 3, device=device)
 
     def steps(candidate: str) -> Callable[[], None]:
-        network = OccludedClassifier(classifier, candidate).to(device)
+        network = OccludedClassifier(classifier, candidate, impl=impl).to(device)
 
         def step() -> None:
             with exact_float32(candidate, device):

@@ -26,8 +26,9 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over each class's pictures.")] = 8,
     batch_size: options.BatchSize = 64,
     classes_together: Annotated[int, typer.Option(help="Classes that share a batch.")] = 4,
+    optimizer: Annotated[str, typer.Option(help="momentum (its sign is the step) or adam.")] = "momentum",
     step: Annotated[float, typer.Option(help="First step as a share of epsilon; it falls to 0.")] = 0.1,
-    momentum: Annotated[float, typer.Option(help="Decay of the momentum.")] = 0.9,
+    momentum: Annotated[float, typer.Option(help="Decay of the momentum, beta 1 of adam.")] = 0.9,
     per_class: Annotated[
         int | None, typer.Option(help="Pictures of each class to fit, a seeded draw; all if not given.")
     ] = None,
@@ -35,6 +36,7 @@ def train(
     precision: Annotated[str, typer.Option(help="Of the network: auto (measured), fp32, bf16 or fp16.")] = "auto",
     device: options.Device = "auto",
     loader: options.Loader = "auto",
+    impl: options.Impl = "auto",
     input_size: options.InputSize = None,
     resize: options.Resize = None,
     interpolation: options.Interpolation = None,
@@ -55,6 +57,7 @@ def train(
         epochs=epochs,
         batch_size=batch_size,
         classes_together=classes_together,
+        optimizer=optimizer,
         step=step,
         momentum=momentum,
         pictures_per_class=per_class,
@@ -71,6 +74,7 @@ def train(
         precision=precision,
         device=device,
         loader=loader,
+        impl=impl,
         progress=TerminalProgress(),
     )
     peak = peak_rss_mb()

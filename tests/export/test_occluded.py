@@ -60,3 +60,26 @@ def test_bf16_is_close_and_gives_float32(tiny_classifier: FrozenClassifier, tiny
 def test_no_pairs_give_no_logits(tiny_classifier: FrozenClassifier, tiny: ModuleType) -> None:
     logits = OccludedClassifier(tiny_classifier, bank=BANK)(IMAGES, PAIRS[:0, 0], PAIRS[:0, 1])
     assert logits.shape == (0, tiny.OUTPUTS)
+
+
+def test_torch_export_keeps_every_size_open(tiny_classifier: FrozenClassifier) -> None:
+    model = OccludedClassifier(tiny_classifier)
+    b, p, k = (torch.export.Dim(name) for name in ("b", "p", "k"))
+    shapes = ({0: b}, {0: p}, {0: p}, {0: k})
+    program = torch.export.export(model, (IMAGES, *PAIRS.clone(), BANK), dynamic_shapes=shapes)
+    other = (IMAGES[:2], torch.tensor([1, 0, 1]), torch.tensor([0, 1, 3]), torch.cat([BANK, BANK / 2]))
+    torch.testing.assert_close(program.module()(*other), model(*other))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torch_compile_gives_the_same_logits_and_gradient(tiny_classifier: FrozenClassifier) -> None:
+    model = OccludedClassifier(tiny_classifier)
+    compiled = torch.compile(model, fullgraph=True)
+    results = []
+    for run in (model, compiled):
+        bank = BANK.clone().requires_grad_()
+        logits = run(IMAGES, *PAIRS.clone(), bank)
+        logits.square().sum().backward()
+        results.append((logits.detach(), bank.grad))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)

@@ -115,7 +115,8 @@ def test_adam_without_a_ball_is_that_of_torch(impl: str) -> None:
 @NORMS
 def test_imagenet_size_and_the_same_bits_twice(impl: str, norm: Norm) -> None:
     gradient = torch.randn(1, 224, 224, 3, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    d, _ = momentum_truth(*np.zeros((2, 1, 224, 224, 3)), gradient.cpu().double().numpy(), 1.0, 0.9, 0.5, norm)
+    nothing = np.zeros(gradient.shape)
+    d, _ = momentum_truth(nothing, nothing, gradient.cpu().double().numpy(), 1.0, 0.9, 0.5, norm)
     results = []
     for _ in range(2):
         occluders, momentum = torch.zeros_like(gradient), torch.zeros_like(gradient)
