@@ -141,13 +141,13 @@ def train(
         return finished
     keep_freed_memory()
     place = device_name(torch_device)
-    progress.say(f"kernels {kernels}: {why}")
     with deterministic(torch_device), fitting_memory(config.batch_size, place):
         parts.open(
             precision,
             place,
             lambda: _choose_precision(classifier, precision, torch_device, config, kernels, progress),
         )
+        progress.say(f"kernels {kernels}: {why}")
         network = OccludedClassifier(classifier, parts.precision, impl=kernels).to(torch_device)
         with exact_float32(parts.precision, torch_device):
             _train_groups(network, folders, splits, source, config, parts, torch_device, progress)

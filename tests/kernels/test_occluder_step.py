@@ -38,7 +38,7 @@ def momentum_truth(
 
 def in_the_ball(occluders: torch.Tensor, epsilon: float, norm: str) -> bool:
     if norm == "linf":
-        return float(occluders.abs().max()) <= np.float32(epsilon)
+        return float(occluders.abs().max()) <= float(np.float32(epsilon))
     # The length is a float32 sum of up to 3,072 squares, summed by blocks.
     return float(occluders.double().flatten(1).norm(dim=1).max()) <= epsilon * (1 + 1e-5)
 
