@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -228,6 +229,8 @@ def _measured(size: int, pairs: int, occluders: int, classes: int, seconds: floa
 
     # As in gfo-train: otherwise the formula, which takes more memory, would mostly wait for fresh pages.
     keep_freed_memory()
+    # What else runs here slows the threads of one operation more than another's.
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     try:
         rows, ceilings = kernel_rows(
             Sizes(size, pairs, occluders, classes), seconds=seconds, progress=TerminalProgress()
@@ -243,8 +246,10 @@ def _measured(size: int, pairs: int, occluders: int, classes: int, seconds: floa
     print_rows(rows, "Operations on synthetic data; eager is the straightforward formula in PyTorch", shown)
     for device, ceiling in ceilings.items():
         shown.print(f"a large copy on {device} moves {ceiling / 1e9:.1f} GB/s, read and written", markup=False)
-    shown.print(f"{torch.get_num_threads()} threads; freed memory is kept, as in gfo-train", markup=False)
-    return rows, json.dumps(document(rows, copy_bytes_per_second=ceilings, seed=0), allow_nan=False)
+    busy = "unknown" if load is None else f"{load:.1f}"
+    shown.print(f"{torch.get_num_threads()} threads; load average before it began: {busy}", markup=False)
+    facts = document(rows, copy_bytes_per_second=ceilings, load_average=load, seed=0)
+    return rows, json.dumps(facts, allow_nan=False)
 
 
 def main() -> None:

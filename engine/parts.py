@@ -73,7 +73,7 @@ class TrainingParts:
             try:
                 stored = json.loads(config.read_text())
                 header, self.precision = stored["header"], stored["precision"]
-                keys = (torch.tensor(stored[name], dtype=torch.int64) for name in ("fitted", "held_out"))
+                keys = [torch.tensor(stored[name], dtype=torch.int64) for name in ("fitted", "held_out")]
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{config}: not readable ({error}); remove {self.folder} to start over") from error
             self._compare(self.folder, header, *keys)

@@ -29,9 +29,10 @@ class TrainConfig:
     batch_size, classes_together
         Pictures in a batch, and over how many classes they are spread.
     optimizer
-        `momentum`: signs of a running sum of normalised gradients; or `adam`.
+        `momentum`: along a running sum of normalised gradients, its signs (l∞) or its direction (l2); or `adam`.
     step, momentum
-        First step as a share of ε, falling to 0 along half a cosine; decay μ of the momentum, β₁ of Adam.
+        First step as a share of ε, falling to 0 along half a cosine: what a pixel moves, or with momentum in the l2
+        ball the whole occluder. Decay μ of the momentum, β₁ of Adam.
     pictures_per_class, held_out
         Training pictures to fit (None: all), and to set aside for choosing ε or anything else; a seeded draw each.
     """

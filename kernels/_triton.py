@@ -46,9 +46,10 @@ def power_of_two(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
-def row_warps(block: int) -> int:
-    """Warps for a program that holds a row of `block` logits: 8 a thread, and at most 512 threads."""
-    return min(16, max(1, block // 256))
+def row_block(classes: int) -> tuple[int, int]:
+    """Block and warps for a program that goes through a row of logits: 8 a thread, long rows in several blocks."""
+    block = min(4096, power_of_two(classes))
+    return block, max(1, block // 256)
 
 
 CLASSES_SHOWN = (10, 1_000, 21_841)

@@ -206,7 +206,7 @@ def compile_all(targets: Sequence[str]) -> list[Row]:
             shown = track(waited, "compiling", console=console, transient=True, disable=not console.is_terminal)
             return [_row(*one) for one in shown]
         except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_contiguous, check_index, check_logits, check_same_device, check_tensor
-from ._triton import CLASSES_SHOWN, SHORT_NAMES, Variant, jit, power_of_two, row_warps, tl
+from ._triton import CLASSES_SHOWN, SHORT_NAMES, Variant, jit, row_block, tl
 from .impl import choose_impl
 
 # ---- reference
@@ -54,14 +54,18 @@ def _margin_kernel(
     CLASSES: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    row = tl.program_id(0).to(tl.int64)
     here = logits + row * CLASSES
-    z = tl.load(here + column, mask=column < CLASSES, other=float("-inf")).to(tl.float32)
     label = tl.load(labels + row)
-    best, at = tl.max(tl.where(column == label, float("-inf"), z), axis=0, return_indices=True)
-    margin = tl.load(here + label).to(tl.float32) - best
-    # The maximum passes NaN over.
-    margin = tl.where(tl.max((z != z).to(tl.int32), axis=0) > 0, float("nan"), margin)
+    best, at, broken = tl.full((), float("-inf"), tl.float32), tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
+    for start in range(0, CLASSES, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        z = tl.load(here + column, mask=column < CLASSES, other=float("-inf")).to(tl.float32)
+        highest, place = tl.max(tl.where(column == label, float("-inf"), z), axis=0, return_indices=True)
+        at = tl.where(highest > best, start + place, at)  # the first of equals
+        best = tl.maximum(best, highest)
+        broken = tl.maximum(broken, tl.max((z != z).to(tl.int32), axis=0))  # the maximum passes NaN over
+    margin = tl.where(broken > 0, float("nan"), tl.load(here + label).to(tl.float32) - best)
     size = 1.0
     if WEIGHTED:
         w = tl.load(weight + row)
@@ -82,22 +86,24 @@ def _margin_gradient_kernel(
     CLASSES: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    row = tl.program_id(0).to(tl.int64)
     label, other = tl.load(labels + row), tl.load(rival + row)
     pull = tl.load(grad + row)
     if WEIGHTED:
         pull *= tl.load(weight + row)
     pull = tl.where(other < 0, 0.0, pull)
-    value = tl.where(column == label, pull, tl.where(column == other, -pull, 0.0))
-    tl.store(gradient + row * CLASSES + column, value.to(gradient.dtype.element_ty), mask=column < CLASSES)
+    for start in range(0, CLASSES, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        value = tl.where(column == label, pull, tl.where(column == other, -pull, 0.0))
+        tl.store(gradient + row * CLASSES + column, value.to(gradient.dtype.element_ty), mask=column < CLASSES)
 
 
 # ---- launchers
 
 
 def _how(classes: int, weight: Tensor | None) -> dict[str, Any]:
-    block = power_of_two(classes)
-    return {"WEIGHTED": weight is not None, "CLASSES": classes, "BLOCK": block, "num_warps": row_warps(block)}
+    block, warps = row_block(classes)
+    return {"WEIGHTED": weight is not None, "CLASSES": classes, "BLOCK": block, "num_warps": warps}
 
 
 def _launch(logits: Tensor, labels: Tensor, weight: Tensor | None, kappa: float) -> tuple[Tensor, Tensor]:
@@ -237,12 +243,12 @@ def margin_loss(
 def variants() -> Iterator[Variant]:
     """Every form in which the launchers above start these kernels, for 10, 1,000 and 21,841 classes."""
     for (dtype, name), classes, weighted in itertools.product(SHORT_NAMES.items(), CLASSES_SHOWN, (False, True)):
-        block = power_of_two(classes)
+        block, warps = row_block(classes)
         constants = {"WEIGHTED": weighted, "CLASSES": classes, "BLOCK": block}
         rows = {"labels": "*i64", "rival": "*i64", "weight": "*fp32"}
         title = f"{name}, {classes} classes{', weighted' if weighted else ''}"
         moved = float(classes * dtype.itemsize)
         arguments = {"logits": f"*{name}", "loss": "*fp32", "kappa": "fp32", **rows, **constants}
-        yield Variant(_margin_kernel, title, arguments, row_warps(block), "row", moved, moved)
+        yield Variant(_margin_kernel, title, arguments, warps, "row", moved, moved)
         arguments = {"grad": "*fp32", "gradient": f"*{name}", **rows, **constants}
-        yield Variant(_margin_gradient_kernel, title, arguments, row_warps(block), "row", moved, moved)
+        yield Variant(_margin_gradient_kernel, title, arguments, warps, "row", moved, moved)

@@ -35,8 +35,11 @@ def _reference(
     for piece in pieces(len(image_index), images):
         occluded = occluded_piece(images, bank, image_index[piece], occluder_index[piece])
         inside = (occluded >= 0) & (occluded <= 255)
-        masked = grad[piece, ..., :3].float().mul_(inside.unflatten(2, (-1, 3)))
-        total.index_add_(0, occluder_index[piece], masked)
+        masked = grad[piece, ..., :3].float().flatten(2).mul_(inside)
+        if len(masked) == 1 and masked.device.type == "cpu":
+            total[int(occluder_index[piece])] += masked[0].view_as(total[0])
+        else:
+            total.index_add_(0, occluder_index[piece], masked.view(-1, *total.shape[1:]))
     return total[1:].flatten(2).mul(rows_of_three(scale, images)).view_as(bank)
 
 

@@ -25,6 +25,9 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 
 # Keeps 0 / 0 out where an occluder has no gradient: all its pictures are fooled, or none was in the batch.
 _TINY = 1e-30
+# A shorter occluder or momentum counts as this long: float32 loses the squares of much smaller numbers, and a momentum
+# that has died away over hundreds of steps without a gradient would be blown up beyond a whole step.
+_SHORTEST = 1e-15
 
 # A thread has two loads of 16 bytes in flight; a 224² occluder gives 147 programs.
 _WARPS, _BLOCK = 4, 1024
@@ -34,7 +37,7 @@ _WARPS, _BLOCK = 4, 1024
 
 
 def _l2(rows: Tensor) -> Tensor:
-    return rows.flatten(1).norm(dim=1).clamp_min(_TINY).view(-1, 1, 1, 1)
+    return rows.flatten(1).norm(dim=1).clamp_min_(_SHORTEST).view(-1, 1, 1, 1)
 
 
 def _project(occluders: Tensor, epsilon: float, norm: str) -> None:
@@ -93,6 +96,18 @@ def _total(partial: tl.tensor, row: tl.tensor, blocks: tl.tensor, PARTS: tl.cons
 
 
 @jit
+def _long_enough(squares: tl.tensor, shortest: tl.tensor) -> tl.tensor:
+    """The length to divide by, from the sum of squares."""
+    return tl.maximum(tl.sqrt(squares), shortest, propagate_nan=tl.PropagateNan.ALL)
+
+
+@jit
+def _kept_share(squares: tl.tensor, epsilon: tl.tensor, shortest: tl.tensor) -> tl.tensor:
+    """What the projection onto the l2 ball multiplies by."""
+    return tl.minimum(epsilon / _long_enough(squares, shortest), 1.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@jit
 def _abs_sum_kernel(gradient: tl.tensor, partial: tl.tensor, elements: tl.tensor, BLOCK: tl.constexpr) -> None:
     _, _, start, at = _place(elements, BLOCK)
     g = tl.load(gradient + start + at, mask=at < elements, other=0.0)
@@ -143,7 +158,7 @@ def _move_l2_kernel(
     elements: tl.tensor,
     step: tl.tensor,
     epsilon: tl.tensor,
-    tiny: tl.tensor,
+    shortest: tl.tensor,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
@@ -153,11 +168,12 @@ def _move_l2_kernel(
     vv = _total(sums, row, blocks, PARTS)
     vd = _total(sums + programs, row, blocks, PARTS)
     dd = _total(sums + 2 * programs, row, blocks, PARTS)
-    along = tl.where(vv > 0, step / tl.sqrt(tl.maximum(vv, tiny)), 0.0)  # nothing to move along: stay
-    length = tl.sqrt(tl.maximum(dd - 2 * along * vd + along * along * vv, 0.0))
+    along = step / _long_enough(vv, shortest)
+    squares = dd - 2 * along * vd + along * (along * vv)  # along² alone may overflow
+    squares = tl.maximum(squares, 0.0, propagate_nan=tl.PropagateNan.ALL)
     v = tl.load(momentum + start + at, mask=mask, other=0.0)
     d = tl.load(occluders + start + at, mask=mask, other=0.0) - along * v
-    tl.store(occluders + start + at, d * tl.minimum(epsilon / tl.maximum(length, tiny), 1.0), mask=mask)
+    tl.store(occluders + start + at, d * _kept_share(squares, epsilon, shortest), mask=mask)
 
 
 @jit
@@ -201,14 +217,14 @@ def _shrink_kernel(
     sums: tl.tensor,
     elements: tl.tensor,
     epsilon: tl.tensor,
-    tiny: tl.tensor,
+    shortest: tl.tensor,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     row, _, start, at = _place(elements, BLOCK)
-    length = tl.sqrt(_total(sums, row, tl.cdiv(elements, BLOCK), PARTS))
+    squares = _total(sums, row, tl.cdiv(elements, BLOCK), PARTS)
     d = tl.load(occluders + start + at, mask=at < elements, other=0.0)
-    tl.store(occluders + start + at, d * tl.minimum(epsilon / tl.maximum(length, tiny), 1.0), mask=at < elements)
+    tl.store(occluders + start + at, d * _kept_share(squares, epsilon, shortest), mask=at < elements)
 
 
 # ---- launchers
@@ -232,7 +248,7 @@ def _launch_momentum(
     tensors, numbers = (occluders, momentum, gradient, absolute, sums), (step, decay, epsilon, _TINY)
     _momentum_kernel[(programs,)](*tensors, elements, *numbers, LINF=norm == "linf", **how)
     if norm == "l2":
-        _move_l2_kernel[(programs,)](occluders, momentum, sums, elements, step, epsilon, _TINY, **how)
+        _move_l2_kernel[(programs,)](occluders, momentum, sums, elements, step, epsilon, _SHORTEST, **how)
 
 
 def _launch_adam(
@@ -256,7 +272,7 @@ def _launch_adam(
     numbers = (step / corrections[0], 1 - beta1, beta2, 1 - beta2, corrections[1], tiny, epsilon)
     _adam_kernel[(programs,)](*tensors, elements, *numbers, LINF=norm == "linf", **how)
     if norm == "l2":
-        _shrink_kernel[(programs,)](occluders, sums, elements, epsilon, _TINY, PARTS=parts, **how)
+        _shrink_kernel[(programs,)](occluders, sums, elements, epsilon, _SHORTEST, PARTS=parts, **how)
 
 
 # ---- registration
@@ -372,7 +388,8 @@ def occluder_step(
         float32 [K, H, W, 3], of the loss to be lowered. Only its direction matters: it is divided by its mean absolute
         value, so that batches with few unfooled pictures count as much as others.
     step
-        α ≥ 0, pixel units: what each pixel moves (l∞), or the length of the step (l2).
+        α ≥ 0, pixel units: what each pixel moves (l∞), or the length of the step (l2; it fades out with a momentum that
+        is shorter than 1e-15).
     decay
         μ in [0, 1).
     epsilon
@@ -420,7 +437,7 @@ def adam_step(
     gradient
         float32 [K, H, W, 3], of the loss to be lowered.
     step
-        α ≥ 0, pixel units: about what a pixel moves whose gradient keeps its sign.
+        α ≥ 0, pixel units: about what a pixel moves whose gradient keeps its sign, for either norm.
     count
         ≥ 1, which step this is since the moments were zero.
     epsilon, norm
@@ -467,8 +484,8 @@ def variants() -> Iterator[Variant]:
         if linf:
             parts.append((_abs_sum_kernel, "gradient partial", "", 1))
         else:
-            parts.append((_move_l2_kernel, "occluders momentum sums", "step epsilon tiny", 3))
-            parts.append((_shrink_kernel, "occluders sums", "epsilon tiny", 2))
+            parts.append((_move_l2_kernel, "occluders momentum sums", "step epsilon shortest", 3))
+            parts.append((_shrink_kernel, "occluders sums", "epsilon shortest", 2))
         for kernel, tensors, numbers, passes in parts:
             arguments = {
                 **dict.fromkeys(tensors.split(), "*fp32"),

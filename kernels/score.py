@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_index, check_logits
-from ._triton import CLASSES_SHOWN, SHORT_NAMES, Variant, jit, power_of_two, row_warps, tl
+from ._triton import CLASSES_SHOWN, SHORT_NAMES, Variant, jit, row_block, tl
 from .impl import choose_impl
 
 
@@ -55,18 +55,26 @@ def _score_kernel(
     CLASSES: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-    here, real = logits + row * CLASSES, column < CLASSES
-    z = tl.load(here + column, mask=real, other=float("-inf")).to(tl.float32)
+    row = tl.program_id(0).to(tl.int64)
+    here = logits + row * CLASSES
     label = tl.load(labels + row)
     own = tl.load(here + label).to(tl.float32)
-    ahead = real & ((z > own) | ((z == own) & (column < label)))
-    best_other = tl.max(tl.where(column == label, float("-inf"), z), axis=0)
-    broken = tl.max((z != z).to(tl.int32), axis=0) > 0
-    top = tl.where(broken, -1, tl.argmax(z, axis=0))
-    tl.store(prediction + row, top.to(tl.int64))
-    tl.store(rank + row, tl.where(broken, CLASSES, tl.sum(ahead.to(tl.int32), axis=0)).to(tl.int64))
-    tl.store(margin + row, tl.where(broken, float("nan"), own - best_other))
+    # The best other's value and place; the label is on top where it is better, or equal with a lower id.
+    best, at = tl.full((), float("-inf"), tl.float32), tl.full((), 0, tl.int32)
+    ahead, broken = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
+    for start in range(0, CLASSES, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        real = column < CLASSES
+        z = tl.load(here + column, mask=real, other=float("-inf")).to(tl.float32)
+        ahead += tl.sum((real & ((z > own) | ((z == own) & (column < label)))).to(tl.int32), axis=0)
+        highest, place = tl.max(tl.where(column == label, float("-inf"), z), axis=0, return_indices=True)
+        at = tl.where(highest > best, start + place, at)  # the first of equals
+        best = tl.maximum(best, highest)
+        broken = tl.maximum(broken, tl.max((z != z).to(tl.int32), axis=0))
+    top = tl.where(broken > 0, -1, tl.where(ahead == 0, label, at.to(tl.int64)))
+    tl.store(prediction + row, top)
+    tl.store(rank + row, tl.where(broken > 0, CLASSES, ahead).to(tl.int64))
+    tl.store(margin + row, tl.where(broken > 0, float("nan"), own - best))
 
 
 # ---- launcher
@@ -75,8 +83,9 @@ def _score_kernel(
 def _launch(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     prediction, rank = torch.empty_like(labels), torch.empty_like(labels)
     margin = logits.new_empty(len(logits), dtype=torch.float32)
-    classes, block = logits.shape[1], power_of_two(logits.shape[1])
-    how = {"CLASSES": classes, "BLOCK": block, "num_warps": row_warps(block)}
+    classes = logits.shape[1]
+    block, warps = row_block(classes)
+    how = {"CLASSES": classes, "BLOCK": block, "num_warps": warps}
     _score_kernel[(len(logits),)](logits, labels, prediction, rank, margin, **how)
     return prediction, rank, margin
 
@@ -132,8 +141,8 @@ def score(logits: Tensor, labels: Tensor, *, impl: str = "auto", validate: bool 
 def variants() -> Iterator[Variant]:
     """Every form in which the launcher above starts the kernel, for 10, 1,000 and 21,841 classes."""
     for (dtype, name), classes in itertools.product(SHORT_NAMES.items(), CLASSES_SHOWN):
-        block = power_of_two(classes)
+        block, warps = row_block(classes)
         verdict = {"prediction": "*i64", "rank": "*i64", "margin": "*fp32"}
         arguments = {"logits": f"*{name}", "labels": "*i64", **verdict, "CLASSES": classes, "BLOCK": block}
         moved = float(classes * dtype.itemsize)
-        yield Variant(_score_kernel, f"{name}, {classes} classes", arguments, row_warps(block), "row", moved, moved)
+        yield Variant(_score_kernel, f"{name}, {classes} classes", arguments, warps, "row", moved, moved)

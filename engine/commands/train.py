@@ -26,7 +26,7 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over each class's pictures.")] = 8,
     batch_size: options.BatchSize = 64,
     classes_together: Annotated[int, typer.Option(help="Classes that share a batch.")] = 4,
-    optimizer: Annotated[str, typer.Option(help="momentum (its sign is the step) or adam.")] = "momentum",
+    optimizer: Annotated[str, typer.Option(help="momentum (normalised steps) or adam.")] = "momentum",
     step: Annotated[float, typer.Option(help="First step as a share of epsilon; it falls to 0.")] = 0.1,
     momentum: Annotated[float, typer.Option(help="Decay of the momentum, beta 1 of adam.")] = 0.9,
     per_class: Annotated[

@@ -187,6 +187,7 @@ def test_json_is_the_last_line_and_the_file(
     assert facts["schema"] == 1
     assert facts["environment"]["copy_bytes_per_second"]["cpu"] == 1e9
     assert facts["environment"]["threads"] == torch.get_num_threads()
+    assert "load_average" in facts["environment"]
     assert {row["kernel"] for row in facts["rows"]} == OPERATIONS
     assert "synthetic" in out.splitlines()[0]
     assert HAVE_GPU or NO_GPU in out

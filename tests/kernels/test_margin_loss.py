@@ -79,6 +79,19 @@ def test_a_thousand_classes_against_autograd_through_the_plain_formula(impl: str
 
 
 @IMPLS
+def test_rows_longer_than_a_block(impl: str) -> None:
+    logits = torch.zeros(2, 9000, device=DEVICE)
+    logits[0, [4096, 8999]] = 5.0  # the first is the rival
+    logits[1, 8999] = 7.0
+    leaf = logits.requires_grad_()
+    loss = margin_loss(leaf, torch.tensor([0, 8999], device=DEVICE), 6.0, impl=impl)
+    loss.sum().backward()
+    assert loss.tolist() == [-5.0, 7.0]
+    assert leaf.grad is not None
+    assert leaf.grad.nonzero().tolist() == [[0, 0], [0, 4096], [1, 0], [1, 8999]]
+
+
+@IMPLS
 @pytest.mark.parametrize("place", [0, 1])
 def test_nan_gives_a_nan_loss_and_no_gradient(impl: str, place: int) -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]], device=DEVICE)

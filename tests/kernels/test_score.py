@@ -43,6 +43,19 @@ def test_agrees_with_torch_topk_where_nothing_ties(impl: str, dtype: torch.dtype
 
 
 @IMPLS
+def test_rows_longer_than_a_block_and_their_ties(impl: str) -> None:
+    logits = torch.zeros(4, 9000)
+    logits[0, [4095, 4096, 8999]] = 5.0
+    logits[1, 8999] = 5.0
+    logits[2, 5000] = float("nan")
+    labels = torch.tensor([4096, 8999, 0, 8191])
+    verdict = score(logits.to(DEVICE), labels.to(DEVICE), impl=impl)
+    assert verdict.prediction.tolist() == [4095, 8999, -1, 0]
+    assert verdict.rank.tolist() == [1, 0, 9000, 8191]
+    assert verdict.margin[:2].tolist() == [0.0, 5.0]
+
+
+@IMPLS
 def test_nan_is_never_correct(impl: str) -> None:
     nan = float("nan")
     logits = torch.tensor([[nan, 1.0], [1.0, nan], [2.0, 1.0]], device=DEVICE)
