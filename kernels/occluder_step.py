@@ -275,7 +275,7 @@ def _launch_adam(
         _shrink_kernel[(programs,)](occluders, sums, elements, epsilon, _SHORTEST, PARTS=parts, **how)
 
 
-# ---- registration
+# ---- registration; what returns nothing needs no fake
 
 
 @torch.library.custom_op("gfo::occluder_step", mutates_args=("occluders", "momentum"))
@@ -293,20 +293,6 @@ def _occluder_step(
     if occluders.numel() > 0:
         run = _momentum_reference if chosen == "reference" else _launch_momentum
         run(occluders, momentum, gradient, step, decay, epsilon, norm)
-
-
-@_occluder_step.register_fake
-def _(
-    occluders: Tensor,
-    momentum: Tensor,
-    gradient: Tensor,
-    step: float,
-    decay: float,
-    epsilon: float,
-    norm: str,
-    impl: str,
-) -> None:
-    return None
 
 
 @torch.library.custom_op("gfo::adam_step", mutates_args=("occluders", "first", "second"))
@@ -329,24 +315,6 @@ def _adam_step(
         run = _adam_reference if chosen == "reference" else _launch_adam
         corrections = (1 - beta1**count, 1 - beta2**count)
         run(occluders, first, second, gradient, step, beta1, beta2, corrections, tiny, epsilon, norm)
-
-
-@_adam_step.register_fake
-def _(
-    occluders: Tensor,
-    first: Tensor,
-    second: Tensor,
-    gradient: Tensor,
-    step: float,
-    count: int,
-    beta1: float,
-    beta2: float,
-    tiny: float,
-    epsilon: float,
-    norm: str,
-    impl: str,
-) -> None:
-    return None
 
 
 # ---- public
