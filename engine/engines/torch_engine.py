@@ -96,12 +96,13 @@ class TorchEngine(Engine):
         """See `Engine.infer`."""
         if self._bank is None:
             raise ValueError("no bank: load_bank comes first")
-        grid, checked = None, False
-        if image_index.device.type == occluder_index.device.type == "cpu":  # elsewhere this would wait for the GPU
+        grid, on_host = None, image_index.device.type == occluder_index.device.type == "cpu"
+        if on_host:  # elsewhere this would wait for the GPU
             check_pair_list(image_index, occluder_index, len(images), len(self._bank))
-            grid, checked = as_grid(image_index, occluder_index), True
+            if self.impl == "triton":  # the reference goes pair by pair anyway
+                grid = as_grid(image_index, occluder_index)
         lists = (index.to(self._device) for index in grid or (image_index, occluder_index))
-        return self._model(images.to(self._device), *lists, self._bank, grid=grid is not None, validate=not checked)
+        return self._model(images.to(self._device), *lists, self._bank, grid=grid is not None, validate=not on_host)
 
     def close(self) -> None:
         """Drop the network and the bank, and give convolutions and products the float32 that they had before."""
