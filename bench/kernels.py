@@ -254,7 +254,7 @@ def _measured(size: int, pairs: int, occluders: int, classes: int, seconds: floa
 
 def main() -> None:
     """`python -m gfo.bench.kernels`."""
-    options.run(app, "python -m gfo.bench.kernels")
+    options.run(app, "python -m gfo.bench.kernels", resumes=False)
 
 
 if __name__ == "__main__":

@@ -18,15 +18,19 @@ def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int
     ValueError
         Another number of dimensions or another size.
     """
-    wanted = f"{name}: expected {str(dtype).removeprefix('torch.')} [{', '.join(map(str, shape))}]"
-    got = f"got {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    # Words are put together only where there is something to say: a check stands in the way of every call.
     if tensor.dtype != dtype:
-        raise TypeError(f"{wanted}, {got}")
-    fits = tensor.dim() == len(shape) and all(
-        isinstance(want, str) or size == want for size, want in zip(tensor.shape, shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"{wanted}, {got}")
+        raise TypeError(_unexpected(name, tensor, dtype, shape))
+    if len(tensor.shape) != len(shape):
+        raise ValueError(_unexpected(name, tensor, dtype, shape))
+    for size, want in zip(tensor.shape, shape, strict=True):
+        if size != want and not isinstance(want, str):
+            raise ValueError(_unexpected(name, tensor, dtype, shape))
+
+
+def _unexpected(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int | str, ...]) -> str:
+    wanted = f"{name}: expected {str(dtype).removeprefix('torch.')} [{', '.join(map(str, shape))}]"
+    return f"{wanted}, got {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def check_contiguous(**tensors: Tensor) -> None:
@@ -50,9 +54,8 @@ def check_index(name: str, index: Tensor, upper: int) -> None:
 
 def check_same_device(**tensors: Tensor) -> None:
     """Raise `ValueError` if the named tensors do not live on one device."""
-    devices = {name: str(tensor.device) for name, tensor in tensors.items()}
-    if len(set(devices.values())) > 1:
-        listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        listed = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
         raise ValueError(f"all tensors must live on one device, got {listed}")
 
 

@@ -16,27 +16,40 @@ import torch
 from torch import Tensor
 
 from ._checks import check_contiguous, check_index, check_logits, check_same_device, check_tensor
+from ._operation import operation
 from ._triton import CLASSES_SHOWN, SHORT_NAMES, Variant, jit, row_block, tl
 from .impl import choose_impl
 
 # ---- reference
 
 
-def _reference(logits: Tensor, labels: Tensor, weight: Tensor | None, kappa: float) -> tuple[Tensor, Tensor]:
-    column, logits = labels[:, None], logits.float()
-    best, rival = logits.scatter(1, column, float("-inf")).max(dim=1)
-    margin = logits.gather(1, column)[:, 0] - best
+def _reference_loss(
+    logits: Tensor, labels: Tensor, weight: Tensor | None, kappa: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, float32 [P], the margin before the clamp, and the first other class that is the largest, int64 [P].
+
+    Differentiable: autograd's gradient of the loss is `_reference_gradient`.
+    """
+    rival = logits.detach().scatter(1, labels[:, None], float("-inf")).argmax(dim=1)
+    rival += rival == labels  # label 0, and all others are −∞
+    own, best = logits.gather(1, torch.stack([labels, rival], dim=1)).float().unbind(1)
+    margin = own - best
     if weight is not None:
-        margin *= weight.sign()
-    rival.masked_fill_(~(margin > -kappa), -1)  # NaN is not above −κ
-    loss = margin.clamp_min_(-kappa)
-    return loss if weight is None else loss.mul_(weight.abs()), rival
+        margin = margin * weight.sign()
+    loss = margin.clamp_min(-kappa)
+    return loss if weight is None else loss * weight.abs(), margin, rival
+
+
+def _reference(logits: Tensor, labels: Tensor, weight: Tensor | None, kappa: float) -> tuple[Tensor, Tensor]:
+    loss, margin, rival = _reference_loss(logits, labels, weight, kappa)
+    return loss, rival.masked_fill_(~(margin > -kappa), -1)  # NaN is not above −κ
 
 
 def _reference_gradient(grad: Tensor, labels: Tensor, rival: Tensor, weight: Tensor | None, gradient: Tensor) -> Tensor:
     pull = grad.masked_fill(rival < 0, 0.0)
     pull = (pull if weight is None else pull.mul_(weight)).to(gradient.dtype)[:, None]
-    return gradient.zero_().scatter_(1, labels[:, None], pull).scatter_(1, rival.clamp_min(0)[:, None], -pull)
+    # The label last: where there is no rival, its place is class 0, which may be the label.
+    return gradient.zero_().scatter_(1, rival.clamp_min(0)[:, None], -pull).scatter_(1, labels[:, None], pull)
 
 
 # ---- kernels, a program a row
@@ -57,7 +70,8 @@ def _margin_kernel(
     row = tl.program_id(0).to(tl.int64)
     here = logits + row * CLASSES
     label = tl.load(labels + row)
-    best, at, broken = tl.full((), float("-inf"), tl.float32), tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
+    best, broken = tl.full((), float("-inf"), tl.float32), tl.full((), 0, tl.int32)
+    at = tl.where(label == 0, 1, 0)  # stays where all others are −∞
     for start in range(0, CLASSES, BLOCK):
         column = start + tl.arange(0, BLOCK)
         z = tl.load(here + column, mask=column < CLASSES, other=float("-inf")).to(tl.float32)
@@ -123,7 +137,7 @@ def _launch_gradient(grad: Tensor, labels: Tensor, rival: Tensor, weight: Tensor
 # ---- registration
 
 
-@torch.library.custom_op("gfo::margin_loss", mutates_args=())
+@operation("margin_loss")
 def _margin_loss(
     logits: Tensor, labels: Tensor, weight: Tensor | None, kappa: float, impl: str, validate: bool
 ) -> tuple[Tensor, Tensor]:
@@ -141,7 +155,7 @@ def _(
     return logits.new_empty(logits.shape[0], dtype=torch.float32), torch.empty_like(labels)
 
 
-@torch.library.custom_op("gfo::margin_loss_backward", mutates_args=())
+@operation("margin_loss_backward")
 def _margin_loss_backward(
     grad: Tensor,
     labels: Tensor,
@@ -181,7 +195,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
     return gradient, None, None, None, None, None
 
 
-_margin_loss.register_autograd(_backward, setup_context=_setup_context)
+_margin_loss.register_autograd(_backward, _setup_context)
 
 
 # ---- public
@@ -234,6 +248,11 @@ def margin_loss(
         check_tensor("weight", weight, torch.float32, (logits.shape[0],))
         check_same_device(logits=logits, weight=weight)
         check_contiguous(weight=weight)
+    if _margin_loss.straight(logits) and choose_impl(impl, logits.device)[0] == "reference":
+        # Autograd's own way back costs half of an operation's with its gradient in Python.
+        if validate:
+            check_index("labels", labels, logits.shape[1])
+        return _reference_loss(logits, labels, weight, kappa)[0]
     return _margin_loss(logits, labels, weight, kappa, impl, validate)[0]
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_contiguous, check_index, check_same_device, check_tensor
+from ._operation import operation
 from ._pixels import ELEMENTS_224, LAYOUTS, occluded_piece, of_channel, pieces, rows_of_three
 from ._triton import SHORT_NAMES, Variant, jit, tl
 from .impl import choose_impl
@@ -198,7 +199,7 @@ def _check(
         check_pair_list(image_index, occluder_index, images.shape[0], bank.shape[0])
 
 
-@torch.library.custom_op("gfo::occlude", mutates_args=())
+@operation("occlude")
 def _occlude(
     images: Tensor,
     bank: Tensor,
@@ -252,7 +253,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return None, bank_grad, *[None] * 9
 
 
-_occlude.register_autograd(_backward, setup_context=_setup_context)
+_occlude.register_autograd(_backward, _setup_context)
 
 
 # ---- public

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._operation import operation
 from ._pixels import ELEMENTS_224, LAYOUTS, occluded_piece, of_channel, pieces, rows_of_three
 from ._triton import SHORT_NAMES, Variant, jit, tl
 from .impl import choose_impl
@@ -104,7 +105,7 @@ def _launch(
 # ---- registration
 
 
-@torch.library.custom_op("gfo::occlude_backward", mutates_args=())
+@operation("occlude_backward")
 def occlude_backward(
     grad: Tensor,
     images: Tensor,

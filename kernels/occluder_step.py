@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_contiguous, check_same_device, check_tensor
+from ._operation import operation
 from ._pixels import ELEMENTS_224
 from ._triton import Variant, jit, power_of_two, tl
 from .impl import choose_impl
@@ -278,7 +279,7 @@ def _launch_adam(
 # ---- registration; what returns nothing needs no fake
 
 
-@torch.library.custom_op("gfo::occluder_step", mutates_args=("occluders", "momentum"))
+@operation("occluder_step", mutates=("occluders", "momentum"))
 def _occluder_step(
     occluders: Tensor,
     momentum: Tensor,
@@ -295,7 +296,7 @@ def _occluder_step(
         run(occluders, momentum, gradient, step, decay, epsilon, norm)
 
 
-@torch.library.custom_op("gfo::adam_step", mutates_args=("occluders", "first", "second"))
+@operation("adam_step", mutates=("occluders", "first", "second"))
 def _adam_step(
     occluders: Tensor,
     first: Tensor,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_index, check_logits
+from ._operation import operation
 from ._triton import CLASSES_SHOWN, SHORT_NAMES, Variant, jit, row_block, tl
 from .impl import choose_impl
 
@@ -93,7 +94,7 @@ def _launch(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 # ---- registration
 
 
-@torch.library.custom_op("gfo::score", mutates_args=())
+@operation("score")
 def _score(logits: Tensor, labels: Tensor, impl: str, validate: bool) -> tuple[Tensor, Tensor, Tensor]:
     if validate:
         check_index("labels", labels, logits.shape[1])

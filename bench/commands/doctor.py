@@ -114,4 +114,4 @@ def _number(value: float | None, form: str) -> str:
 
 def main() -> None:
     """Console script."""
-    options.run(app, "gfo-doctor")
+    options.run(app, "gfo-doctor", resumes=False)

@@ -70,8 +70,10 @@ def _three(option: str, text: str | None) -> tuple[float, float, float] | None:
     return red, green, blue
 
 
-def run(app: typer.Typer, name: str) -> None:
+def run(app: typer.Typer, name: str, *, resumes: bool = True) -> None:
     """Run a command and leave with its exit code: 0, 2 bad input, 3 engine unavailable, 130 interrupted.
+
+    `resumes`: whether the same command goes on where an interrupted one stopped, to say so.
 
     Bad input is one line on standard error, without a traceback. A defect keeps its traceback and exits with 1.
     """
@@ -92,7 +94,8 @@ def run(app: typer.Typer, name: str) -> None:
             raise
         _leave(name, f"{_usage(error)} (see {name} --help)", BAD_INPUT)
     if code == INTERRUPTED:  # typer itself turns Ctrl-C into this code, without a word
-        _leave(name, "interrupted; what is finished is kept, the same command resumes", INTERRUPTED)
+        kept = "what is finished is kept, the same command resumes" if resumes else "nothing is kept"
+        _leave(name, f"interrupted; {kept}", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -27,4 +27,4 @@ def report(
 
 def main() -> None:
     """Console script."""
-    options.run(app, "gfo-report")
+    options.run(app, "gfo-report", resumes=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,27 @@ from hypothesis import strategies as st
 from gfo.kernels.margin_loss import margin_loss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, float], torch.Tensor]
+
+
+def called(impl: str) -> Way:
+    """The public function."""
+    return lambda logits, labels, weight, kappa: margin_loss(logits, labels, kappa, weight=weight, impl=impl)
+
+
+def dispatched(impl: str) -> Way:
+    """The registered operation, as compiled and exported code calls it."""
+    return lambda logits, labels, weight, kappa: torch.ops.gfo.margin_loss(logits, labels, weight, kappa, impl, True)[0]
+
+
+WAYS = pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way(impl), id=f"{way.__name__} {impl}")
+        for way in (called, dispatched)
+        for impl in ("reference", "triton")
+    ],
+)
 IMPLS = pytest.mark.parametrize("impl", ["reference", "triton"])
 
 
@@ -28,11 +51,11 @@ def truth(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray, kappa: flo
 
 
 @pytest.mark.usefixtures("poisoned")
-@IMPLS
+@WAYS
 @pytest.mark.parametrize("weighted", [False, True])
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(p=st.integers(0, 8), c=st.integers(2, 40), kappa=st.sampled_from([0.0, 0.5, 3.0]), seed=st.integers(0, 999))
-def test_equals_the_loop_on_ties_too(impl: str, weighted: bool, p: int, c: int, kappa: float, seed: int) -> None:
+def test_equals_the_loop_on_ties_too(way: Way, weighted: bool, p: int, c: int, kappa: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.integers(-4, 5, (p, c)) / 2.0  # few values: many ties, exact in float32
     labels = rng.integers(0, c, p)
@@ -41,7 +64,7 @@ def test_equals_the_loop_on_ties_too(impl: str, weighted: bool, p: int, c: int, 
     wanted, grad = truth(logits, labels, weight, kappa)
     leaf = torch.tensor(logits, dtype=torch.float32, device=DEVICE, requires_grad=True)
     weights = torch.tensor(weight, dtype=torch.float32, device=DEVICE) if weighted else None
-    losses = margin_loss(leaf, torch.tensor(labels, device=DEVICE), kappa, weight=weights, impl=impl)
+    losses = way(leaf, torch.tensor(labels, device=DEVICE), weights, kappa)
     losses.backward(torch.tensor(upstream, dtype=torch.float32, device=DEVICE))
     assert leaf.grad is not None
     np.testing.assert_array_equal(losses.detach().cpu().numpy(), wanted)
@@ -91,17 +114,30 @@ def test_rows_longer_than_a_block(impl: str) -> None:
     assert leaf.grad.nonzero().tolist() == [[0, 0], [0, 4096], [1, 0], [1, 8999]]
 
 
-@IMPLS
+@WAYS
 @pytest.mark.parametrize("place", [0, 1])
-def test_nan_gives_a_nan_loss_and_no_gradient(impl: str, place: int) -> None:
+def test_nan_gives_a_nan_loss_and_no_gradient(way: Way, place: int) -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]], device=DEVICE)
     logits[0, place] = float("nan")
     leaf = logits.requires_grad_()
-    loss = margin_loss(leaf, torch.zeros(2, dtype=torch.int64, device=DEVICE), 5.0, impl=impl)
+    loss = way(leaf, torch.zeros(2, dtype=torch.int64, device=DEVICE), None, 5.0)
     loss[1].backward()
     assert [v != v for v in loss.tolist()] == [True, False]
     assert leaf.grad is not None
     assert leaf.grad.tolist() == [[0.0, 0.0, 0.0], [1.0, -1.0, 0.0]]
+
+
+@WAYS
+@pytest.mark.parametrize(("label", "wanted"), [(0, [1.0, -1.0, 0.0, 0.0]), (2, [-1.0, 0.0, 1.0, 0.0])])
+def test_where_all_others_are_minus_infinity_the_first_of_them_is_the_rival(
+    way: Way, label: int, wanted: list[float]
+) -> None:
+    logits = torch.full((1, 4), float("-inf"))
+    logits[0, label] = 1.0
+    leaf = logits.to(DEVICE).requires_grad_()
+    way(leaf, torch.tensor([label], device=DEVICE), None, 5.0).sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.tolist() == [wanted]
 
 
 # opcheck reads .grad of a clone that it made itself.
