@@ -1,4 +1,4 @@
-"""The demo: two small CNNs, their occluders, all pairs on both splits and the report, on embedded data.
+"""The demo: two small CNNs, their occluders, exports, all pairs on both splits and the report, on embedded data.
 
 Only the material is the demo's own. What trains, evaluates and reports is what runs on ImageNet.
 """
@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..engine.evaluation import evaluate
+from ..engine.exporting import export_checked
 from ..engine.progress import Progress, no_progress
 from ..engine.reporting import ReportFiles, report
 from ..engine.train_config import TrainConfig
 from ..engine.training import train
+from ..export.artefact import Artefact
+from ..export.bank import OccluderBank
+from ..export.errors import InputError
+from ..export.manifest import FAILED
 from ..export.model_spec import ModelSpec
 from ..export.networks import digits_weights_path
 from .digits import digits_weights, one_thread, write_digits
@@ -25,17 +30,22 @@ EPSILONS: Final[Mapping[str, float]] = {"digits-resnet": 16.0, "digits-vgg": 32.
 
 @dataclass(frozen=True)
 class DemoResult:
-    """`summaries[name][split]` is the contents of that RUN's `summary.json`; `files` is what the report wrote."""
+    """`summaries[name][split]` is the contents of that RUN's `summary.json`; `files` is what the report wrote.
+
+    `artefacts[name]` is the exported occluded classifier.
+    """
 
     summaries: Mapping[str, Mapping[str, dict[str, Any]]]
+    artefacts: Mapping[str, Artefact]
     files: ReportFiles
 
 
 def demo(out: Path, *, seed: int = 0, progress: Progress = no_progress) -> DemoResult:
     """Run the demo into a folder; what is there already from the same call is kept and not computed again.
 
-    Writes the pictures to `out/data`, and for each network its bank to `out/<name>.safetensors` and its RUNs to
-    `out/<name>/` (val) and `out/<name>/train/`; then `out/report.html` with its tables and figures.
+    Writes the pictures to `out/data`, and for each network its bank to `out/<name>.safetensors`, network and bank as
+    one ONNX graph, checked on test pictures, to `out/exported/<name>/`, and its RUNs to `out/<name>/` (val) and
+    `out/<name>/train/`, on the fastest engine present; then `out/report.html` with its tables and figures.
 
     Parameters
     ----------
@@ -45,7 +55,7 @@ def demo(out: Path, *, seed: int = 0, progress: Progress = no_progress) -> DemoR
     Raises
     ------
     InputError
-        `out` holds a demo with another seed or from another version.
+        `out` holds a demo with another seed or from another version, or an engine here computes something else.
     OSError
         `out` or the cache cannot be written.
     KeyboardInterrupt
@@ -53,13 +63,16 @@ def demo(out: Path, *, seed: int = 0, progress: Progress = no_progress) -> DemoR
     """
     data = write_digits(out / "data")
     with one_thread():
-        summaries = {name: _occlude_network(name, data, out, seed, progress) for name in EPSILONS}
+        done = {name: _occlude_network(name, data, out, seed, progress) for name in EPSILONS}
     runs = [run for name in EPSILONS for run in (out / name, out / name / "train")]
-    return DemoResult(summaries, report(runs, out))
+    summaries, artefacts = ({name: each[i] for name, each in done.items()} for i in range(2))
+    return DemoResult(summaries, artefacts, report(runs, out))  # type: ignore[arg-type] (of each its own kind)
 
 
-def _occlude_network(name: str, data: Path, out: Path, seed: int, progress: Progress) -> dict[str, dict[str, Any]]:
-    """One network's way through the demo, to its summary for each split."""
+def _occlude_network(
+    name: str, data: Path, out: Path, seed: int, progress: Progress
+) -> tuple[dict[str, dict[str, Any]], Artefact]:
+    """One network's way through the demo, to its summary for each split and its exported form."""
     cached = digits_weights_path(name).is_file()
     progress.say(f"{name}: {'network from the cache' if cached else 'training the network, some seconds'}")
     digits_weights(name, data)
@@ -69,8 +82,24 @@ def _occlude_network(name: str, data: Path, out: Path, seed: int, progress: Prog
     config = TrainConfig(epsilon=EPSILONS[name], seed=seed)
     # fp32, not what is measured as fastest here and now: two runs of the demo are to give the same numbers.
     train(model, data, bank, config, precision="fp32", progress=progress)
+    artefact = _exported(model, bank, data, out / "exported" / name, seed, progress)
     summaries = {}
     for split, run in (("val", out / name), ("train", out / name / "train")):
         progress.say(f"{name}: all pairs of {split}")
         summaries[split] = evaluate(model, bank, data, split, run, seed=seed, progress=progress)
-    return summaries
+    return summaries, artefact
+
+
+def _exported(model: ModelSpec, bank: Path, data: Path, out: Path, seed: int, progress: Progress) -> Artefact:
+    """Network and bank as one graph; what is there from the same bank is kept."""
+    if not out.exists():
+        artefact = export_checked(model, bank, out, data=data, seed=seed, progress=progress)
+    else:
+        artefact = Artefact.load(out)
+        if artefact.manifest.bank_hash != OccluderBank.load(bank).hash:
+            raise InputError(f"{out}: holds an export of another bank; use another --out or remove it")
+    if artefact.manifest.parity["status"] == FAILED:
+        raise InputError(
+            f"{out}: failed its parity check ({artefact.manifest.parity['reason']}); run gfo-doctor --selftest"
+        )
+    return artefact

@@ -6,14 +6,15 @@ import copy
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..engine.engines import ENGINES, open_engine
+from ..engine.engines import ENGINES, engine_class, open_engine
 from ..engine.engines.base import Engine
 from ..export.classifier import FrozenClassifier
+from ..export.errors import EngineUnavailable
 from ..export.networks import (
     DIGITS_INPUT_SIZE,
     DIGITS_INTERPOLATION,
@@ -24,14 +25,6 @@ from ..export.networks import (
 )
 from ..export.occluded import OccludedClassifier
 from ..export.preprocessing import Preprocessing
-
-DEVICES: Final = ("cpu", "cuda")
-# Engines of the design that this version does not have, and the packages that they will need.
-PLANNED: Final[Mapping[str, tuple[str, ...]]] = {
-    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
-    "openvino": ("openvino",),
-    "trt": ("tensorrt", "tensorrt-rtx"),
-}
 
 # An engine may round this many times as badly as plain PyTorch at the same precision, and then by this share of the
 # largest logit more: another order of the same sums, not another formula.
@@ -90,23 +83,14 @@ class _Pairs:
 
 
 def engine_states() -> list[EngineState]:
-    """Every engine of this version on every device, then those that are still to come."""
-    classifier = _random_classifier()
-    present = [_state(name, classifier, device) for name in ENGINES for device in DEVICES]
-    return present + [
-        EngineState(name, "–", (), available=False, reason="not in this version of gfo")
-        for name in PLANNED
-        if name not in ENGINES
-    ]
+    """Every engine on every kind of device that it runs on."""
+    return [_state(name, device) for name in ENGINES for device in engine_class(name).devices]
 
 
-def _state(name: str, classifier: FrozenClassifier, device: str) -> EngineState:
+def _state(name: str, device: str) -> EngineState:
     try:
-        engine, _ = open_engine(name, classifier, "fp32", device)
-        with engine:
-            engine.load_bank(torch.zeros(1, DIGITS_INPUT_SIZE, DIGITS_INPUT_SIZE, 3))
-            return EngineState(name, engine.device, engine.precisions, available=True)
-    except RuntimeError as error:  # EngineUnavailable, or a driver that does not fit
+        return EngineState(name, device, engine_class(name).precisions(device), available=True)
+    except EngineUnavailable as error:
         return EngineState(name, device, (), available=False, reason=str(error).splitlines()[0])
 
 
@@ -139,6 +123,8 @@ def notes(packages: Mapping[str, str | None]) -> list[str]:
 def self_test() -> Iterator[Check]:
     """Run every engine present, on every device, at every precision that it has, against float64.
 
+    An engine that runs a graph has it exported from the small network of this check first.
+
     Yields
     ------
     Check
@@ -146,19 +132,19 @@ def self_test() -> Iterator[Check]:
     """
     classifier, pairs = _random_classifier(), _random_pairs()
     truth = _float64_logits(classifier, pairs)
-    for name in ENGINES:
-        for device in DEVICES:
-            state = _state(name, classifier, device)
-            if not state.available:
-                yield Check(name, device, "–", passed=None, reason=state.reason)
-            for precision in state.precisions:
-                allowed = _allowed_error(classifier, precision, pairs, truth)
-                engine, _ = open_engine(name, classifier, precision, device)
-                try:
-                    with engine:
-                        yield _checked(engine, pairs, truth, allowed)
-                except RuntimeError as error:  # an operation that this device lacks, a driver that gives up
-                    yield Check(name, engine.device, precision, passed=False, reason=str(error).splitlines()[0])
+    for state in engine_states():
+        if not state.available:
+            yield Check(state.engine, state.device, "–", passed=None, reason=state.reason)
+        for precision in state.precisions:
+            allowed = _allowed_error(classifier, precision, pairs, truth)
+            engine, _ = open_engine(state.engine, classifier, precision, state.device)
+            try:
+                with engine:
+                    yield _checked(engine, pairs, truth, allowed)
+            except EngineUnavailable as error:  # a provider or a driver that is there, but does not come up
+                yield Check(state.engine, state.device, precision, passed=None, reason=str(error))
+            except RuntimeError as error:  # an operation that this device lacks
+                yield Check(state.engine, engine.device, precision, passed=False, reason=str(error).splitlines()[0])
 
 
 def _checked(engine: Engine, pairs: _Pairs, truth: Tensor, allowed: float) -> Check:

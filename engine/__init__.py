@@ -6,13 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .evaluation import evaluate
+    from .exporting import export_checked
     from .reporting import report
     from .train_config import TrainConfig
     from .training import train
 
-__all__ = ["TrainConfig", "evaluate", "report", "train"]
+__all__ = ["TrainConfig", "evaluate", "export_checked", "report", "train"]
 
-_HOMES = {"TrainConfig": "train_config", "evaluate": "evaluation", "report": "reporting", "train": "training"}
+_HOMES = {
+    "TrainConfig": "train_config",
+    "evaluate": "evaluation",
+    "export_checked": "exporting",
+    "report": "reporting",
+    "train": "training",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,14 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..export.artefact import Artefact, EmbeddedBank
 from ..export.bank import OccluderBank, picture_key
 from ..export.classifier import FrozenClassifier, load_classifier
 from ..export.errors import InputError
 from ..export.files import atomic_path
+from ..export.manifest import FAILED, NOT_RUN
 from ..export.model_spec import ModelSpec
 from ..kernels.score import Score
 from .engines import open_engine
-from .engines.base import Engine
+from .engines.base import Engine, Subject
 from .folders import SPLITS, ClassFolder, list_classes, name_of
 from .metrics import summarize
 from .pictures import Block, open_source
@@ -34,14 +36,14 @@ PICTURES = ("all", "fitted", "held-out", "unseen")
 
 
 def evaluate(
-    model: ModelSpec | FrozenClassifier,
-    occluders: Path,
+    model: ModelSpec | FrozenClassifier | Artefact,
+    occluders: Path | None,
     data: Path,
     split: str,
     out: Path,
     *,
     engine: str = "auto",
-    precision: str = "fp32",
+    precision: str | None = None,
     device: str = "auto",
     classes: str | Sequence[str] | None = None,
     class_map: Path | None = None,
@@ -50,6 +52,8 @@ def evaluate(
     batch_size: int = 64,
     loader: str = "auto",
     impl: str = "auto",
+    provider: str = "auto",
+    compiled: bool = False,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
@@ -57,8 +61,11 @@ def evaluate(
 
     Parameters
     ----------
+    model
+        What to run; an artefact, what `export` wrote.
     occluders
-        A bank of this model, these weights and this preprocessing.
+        A bank of this model, these weights and this preprocessing; None for an artefact with its bank inside: that one
+        has no noise control, which would have to be in the bank.
     data, split
         Pictures are `data/<split>/<folder>/*`.
     classes
@@ -66,10 +73,13 @@ def evaluate(
     pictures, per_class
         Which training pictures: `all`, those the bank was `fitted` on, those `held-out`, or `unseen` ones; and how
         many of each class at most, a seeded draw.
+    engine, precision, device
+        See `engines.open_engine`; the precision of an artefact is its own, else fp32 if not given.
     batch_size
         Pairs in a pass through the network, at most.
-    impl
-        Of the fused operations around the network: `auto`, `reference` or `triton`; see `kernels.impl.choose_impl`.
+    impl, provider, compiled
+        Of one engine: whose fused operations run around the network (torch; `kernels.impl.choose_impl`), through what
+        ONNX Runtime runs, whether `torch.compile` is used.
     seed
         Of the noise row, the permutation, the draws and the bootstrap.
 
@@ -83,26 +93,30 @@ def evaluate(
     InputError
         Bad input, or `out` holds a run of another configuration; what differs is named.
     EngineUnavailable
-        The engine or device is not there.
+        The engine or device is not there; then nothing is written.
     KeyboardInterrupt
         Finished blocks stay; the same call resumes.
     """
     _check(split, pictures, per_class, batch_size)
-    bank = OccluderBank.load(occluders)
-    classifier = load_classifier(model) if isinstance(model, ModelSpec) else model
-    bank.check_fits(classifier, occluders)
-    folders = _folders(bank, occluders, classifier, data, split, classes, class_map, seed)
+    subject = load_classifier(model) if isinstance(model, ModelSpec) else model
+    unchecked = _unchecked(subject) if isinstance(subject, Artefact) else None
+    bank, where = _bank(subject, occluders)
+    folders = _folders(bank, where, subject, data, split, classes, class_map, seed)
     images = _select(folders, bank, pictures, per_class, seed)
-    source = open_source(loader, data, classifier.preprocessing, worker_count())
-    opened, why = open_engine(engine, classifier, precision, device, impl)
+    source = open_source(loader, data, subject.preprocessing, worker_count())
+    if precision is None:
+        precision = subject.manifest.precision if isinstance(subject, Artefact) else "fp32"
+    options = {"impl": impl, "provider": provider, "compiled": compiled, "pairs": batch_size}
+    opened, why = open_engine(engine, subject, precision, device, **options)
     named = _folder_names(bank, folders)
     run = {
         "gfo_version": version("gfo"),
-        "model": classifier.model,
-        "num_classes": classifier.num_classes,
-        "weights": classifier.weights,
-        "weights_hash": classifier.weights_hash,
-        "bank": str(Path(occluders).resolve()),
+        "model": subject.model,
+        "num_classes": subject.num_classes,
+        "weights": subject.weights,
+        "weights_hash": subject.weights_hash,
+        "artefact": subject.key if isinstance(subject, Artefact) else None,
+        "bank": str(where.resolve()),
         "bank_hash": bank.hash,
         "epsilon": bank.epsilon,
         "norm": bank.norm,
@@ -114,18 +128,43 @@ def evaluate(
         "loader": source.name,
         "seed": seed,
         "data_root": str(data.resolve()),
-        "preprocessing": classifier.preprocessing.to_dict(),
+        "preprocessing": subject.preprocessing.to_dict(),
         "class_ids": list(bank.class_ids),
-        "class_names": {i: name_of(int(i), classifier.num_classes, named) for i in named},
+        "class_names": {i: name_of(int(i), subject.num_classes, named) for i in named},
         "folders": named,
         "pictures": pictures,
         "per_class": per_class,
     }
-    store = _open_store(out, run, images, bank)
-    progress.say(f"engine {opened.name} on {opened.device}, {precision}: {why}; loader {source.name}")
-    with opened as engine_:
+    with opened as engine_:  # before anything is written: an engine that does not come up leaves no RUN
+        store = _open_store(out, run, images, bank)
+        if unchecked:
+            progress.say(unchecked)
+        progress.say(f"engine {opened.name} on {opened.device}, {precision}: {why}; {opened.how}; loader {source.name}")
         seconds, pairs = _all_pairs(engine_, store, bank, source.blocks, batch_size, seed, progress)
     return _summary(out, store, seconds, pairs)
+
+
+def _unchecked(artefact: Artefact) -> str | None:
+    """A word where it was never checked; `InputError` where the check failed."""
+    parity = artefact.manifest.parity
+    if parity["status"] == FAILED:
+        raise InputError(f"{artefact.folder}: failed its parity check ({parity['reason']}); export it again")
+    said = f"{artefact.folder}: was never checked against PyTorch ({parity['reason']})"
+    return said if parity["status"] == NOT_RUN else None
+
+
+def _bank(subject: Subject, occluders: Path | None) -> tuple[OccluderBank | EmbeddedBank, Path]:
+    """The bank, and the file or folder that it is in."""
+    embedded = subject.embedded_bank() if isinstance(subject, Artefact) else None
+    if isinstance(subject, Artefact) and embedded is not None:
+        if occluders is not None:
+            raise InputError(f"--occluders {occluders}: {subject.folder} has its bank inside; leave --occluders out")
+        return embedded, subject.folder
+    if occluders is None:
+        raise InputError("--occluders: a bank is needed, there is none inside what is evaluated; gfo-train writes one")
+    bank = OccluderBank.load(occluders)
+    bank.check_fits(subject, occluders)
+    return bank, Path(occluders)
 
 
 def _check(split: str, pictures: str, per_class: int | None, batch_size: int) -> None:
@@ -139,9 +178,9 @@ def _check(split: str, pictures: str, per_class: int | None, batch_size: int) ->
 
 
 def _folders(
-    bank: OccluderBank,
+    bank: OccluderBank | EmbeddedBank,
     bank_path: Path,
-    classifier: FrozenClassifier,
+    subject: Subject,
     data: Path,
     split: str,
     classes: str | Sequence[str] | None,
@@ -159,7 +198,7 @@ def _folders(
         data,
         split,  # type: ignore[arg-type] (checked by _check)
         classes=own if classes is None else classes,
-        model_outputs=classifier.num_classes,
+        model_outputs=subject.num_classes,
         class_map=class_map,
         seed=seed,
     )
@@ -174,7 +213,7 @@ def _folders(
 
 
 def _select(
-    folders: Sequence[ClassFolder], bank: OccluderBank, pictures: str, per_class: int | None, seed: int
+    folders: Sequence[ClassFolder], bank: OccluderBank | EmbeddedBank, pictures: str, per_class: int | None, seed: int
 ) -> list[tuple[str, int, int]]:
     """(path, class id, fit) of the pictures to evaluate, class by class."""
     fitted, held_out = set(bank.fitted.tolist()), set(bank.held_out.tolist())
@@ -197,17 +236,20 @@ def _select(
     return chosen
 
 
-def _folder_names(bank: OccluderBank, folders: Sequence[ClassFolder]) -> dict[str, str]:
+def _folder_names(bank: OccluderBank | EmbeddedBank, folders: Sequence[ClassFolder]) -> dict[str, str]:
     return {str(i): folder for i, folder in zip(bank.class_ids, bank.header.folders, strict=True)} | {
         str(f.class_id): f.folder for f in folders
     }
 
 
-def _open_store(out: Path, run: dict[str, Any], images: Sequence[tuple[str, int, int]], bank: OccluderBank) -> RunStore:
+def _open_store(
+    out: Path, run: dict[str, Any], images: Sequence[tuple[str, int, int]], bank: OccluderBank | EmbeddedBank
+) -> RunStore:
     """The run's store, new or to be resumed; `InputError` if it is another run's."""
     paths, labels, fit = ([image[i] for image in images] for i in range(3))
+    rows = [CLEAN, *bank.class_ids, *([NOISE] if isinstance(bank, OccluderBank) else [])]
     if not (out / "predictions.zarr").exists():
-        return RunStore.create(out, run, paths=paths, labels=labels, fit=fit, class_ids=bank.class_ids)  # type: ignore[arg-type]
+        return RunStore.create(out, run, paths=paths, labels=labels, fit=fit, occluders=rows)  # type: ignore[arg-type]
     store = RunStore.open(out, writable=True)
     # Hashes and paths below say what they are, and the kernels agree to the last bit or nearly so.
     movable = ("gfo_version", "weights", "bank", "data_root", "impl")
@@ -215,9 +257,8 @@ def _open_store(out: Path, run: dict[str, Any], images: Sequence[tuple[str, int,
     if differing:
         listed = "; ".join(f"{k} {str(store.run.get(k))[:60]}, not {str(run[k])[:60]}" for k in differing[:3])
         raise InputError(f"{out}: holds a run of another configuration ({listed}); use another --out or remove it")
-    occluders = [CLEAN, *bank.class_ids, NOISE]
     same = store.paths == paths and store.labels.tolist() == labels and store.fit.tolist() == fit
-    if not same or store.occluders.tolist() != occluders:
+    if not same or store.occluders.tolist() != rows:
         raise InputError(f"{out}: holds a run over other pictures, labels or classes; use another --out or remove it")
     store.update_run({**run, "gfo_version": store.run["gfo_version"]})
     return store
@@ -232,15 +273,16 @@ def noise_row(epsilon: float, norm: str, size: int, seed: int) -> Tensor:
 def _all_pairs(
     engine: Engine,
     store: RunStore,
-    bank: OccluderBank,
+    bank: OccluderBank | EmbeddedBank,
     read_blocks: Any,
     batch_size: int,
     seed: int,
     progress: Progress,
 ) -> tuple[float, int]:
     """Evaluate the blocks that are not done; seconds and pairs of this call."""
-    noise = noise_row(bank.epsilon, bank.norm, bank.occluders.shape[1], seed)
-    engine.load_bank(torch.cat([bank.occluders, noise[None]]))
+    if isinstance(bank, OccluderBank):
+        noise = noise_row(bank.epsilon, bank.norm, bank.occluders.shape[1], seed)
+        engine.load_bank(torch.cat([bank.occluders, noise[None]]))
     rows, pending = len(store.occluders), store.pending()
     done = len(store) - sum(min(store.block, len(store) - start) for start in pending)
     if done:

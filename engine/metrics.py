@@ -69,12 +69,13 @@ def accuracy_matrix(store: RunStore) -> tuple[Floats, list[int]]:
     Returns
     -------
     tuple
-        float64 [K+2, C] in 0 … 1, NaN where a class has no readable picture; the C class ids, the bank's first.
+        float64 [K+2, C] in 0 … 1, NaN where a class has no readable picture, and for noise where the run has none; the
+        C class ids, the bank's first.
     """
     order = _class_order(store)
-    matrix = np.full((len(store.occluders), len(order)), np.nan)
+    matrix = np.full((len(_bank_ids(store)) + 2, len(order)), np.nan)
     for answers in _answers(store):
-        matrix[:, order.index(answers.class_id)] = answers.right.mean(axis=0)
+        matrix[: len(store.occluders), order.index(answers.class_id)] = answers.right.mean(axis=0)
     return matrix, order
 
 
@@ -203,7 +204,10 @@ class _Tally:
     ) -> None:
         row, n, right = self.bank.index(answers.class_id), len(answers.predictions), answers.right
         own, draws = row + 1, self._draws[:, row]
-        for name, column in (("clean", 0), ("matched", own), ("noise", len(self.bank) + 1)):
+        columns = {"clean": 0, "matched": own} | (
+            {"noise": len(self.bank) + 1} if NOISE in self._store.occluders else {}
+        )
+        for name, column in columns.items():
             self.cells[name].add(accuracy[column], replicates[:, column], draws)
             self.pictures[name] += n
         if len(self.bank) > 1:

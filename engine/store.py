@@ -49,7 +49,7 @@ class RunStore:
     paths, labels, fit
         Per picture: path relative to the data root, class id int32 [N], 0 unseen / 1 fitted / 2 held out int8 [N].
     occluders
-        int32 [K+2]: −1 clean, the bank's class ids in row order, −2 noise.
+        int32 [K+2]: −1 clean, the bank's class ids in row order, −2 noise; without noise [K+1].
     """
 
     def __init__(self, group: zarr.Group, path: Path) -> None:
@@ -77,15 +77,18 @@ class RunStore:
         paths: Sequence[str],
         labels: Sequence[int],
         fit: Sequence[int],
-        class_ids: Sequence[int],
+        occluders: Sequence[int],
     ) -> RunStore:
-        """Make an empty store, whole or not at all. Raises `OSError` where it cannot be written."""
+        """Make an empty store, whole or not at all, with `occluders` for its columns.
+
+        Raises `OSError` where it cannot be written.
+        """
         path = run_dir / "predictions.zarr"
         partial = run_dir / f".{path.name}.{os.getpid()}.partial"
         with naming(path):
             run_dir.mkdir(parents=True, exist_ok=True)
             try:
-                cls._create(partial, run, paths, labels, fit, class_ids)
+                cls._create(partial, run, paths, labels, fit, occluders)
                 partial.rename(path)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -98,10 +101,10 @@ class RunStore:
         paths: Sequence[str],
         labels: Sequence[int],
         fit: Sequence[int],
-        class_ids: Sequence[int],
+        occluders: Sequence[int],
     ) -> None:
         group = zarr.open_group(path, mode="w", zarr_format=3)
-        shape = (len(paths), len(class_ids) + 2)
+        shape = (len(paths), len(occluders))
         chunks = (block_size(shape[1]), shape[1])
         for name, dtype, fill in (("prediction", "int32", -1), ("rank", "int32", -1), ("margin", "float32", np.nan)):
             group.create_array(
@@ -132,7 +135,7 @@ class RunStore:
             dimension_names=("occluder",),
             compressors=_CODECS,
         )
-        occluder[:] = np.array([CLEAN, *class_ids, NOISE], dtype=np.int32)
+        occluder[:] = np.array(occluders, dtype=np.int32)
         group.attrs.update(
             {"run": dict(run), "data_root": run["data_root"], "coordinates": "path label fit reason occluder"}
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .artefact import Artefact, export
     from .bank import BankHeader, OccluderBank
     from .classifier import FrozenClassifier, load_classifier
     from .errors import EngineUnavailable, InputError
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from .preprocessing import Preprocessing
 
 __all__ = [
+    "Artefact",
     "BankHeader",
     "EngineUnavailable",
     "FrozenClassifier",
@@ -21,10 +23,12 @@ __all__ = [
     "OccludedClassifier",
     "OccluderBank",
     "Preprocessing",
+    "export",
     "load_classifier",
 ]
 
 _HOMES = {
+    "Artefact": "artefact",
     "BankHeader": "bank",
     "EngineUnavailable": "errors",
     "FrozenClassifier": "classifier",
@@ -33,6 +37,7 @@ _HOMES = {
     "OccludedClassifier": "occluded",
     "OccluderBank": "bank",
     "Preprocessing": "preprocessing",
+    "export": "artefact",
     "load_classifier": "classifier",
 }
 

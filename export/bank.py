@@ -14,16 +14,29 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..kernels.occluder_step import NORMS
-from .classifier import FrozenClassifier
 from .errors import InputError
 from .files import save_tensors
 from .preprocessing import Preprocessing
+
+
+class Model(Protocol):
+    """What a bank is held against: a frozen classifier, or an artefact of one."""
+
+    @property
+    def model(self) -> str: ...  # noqa: D102
+    @property
+    def weights_hash(self) -> str: ...  # noqa: D102
+    @property
+    def preprocessing(self) -> Preprocessing: ...  # noqa: D102
+    @property
+    def num_classes(self) -> int: ...  # noqa: D102
+
 
 # Rounding of the last projection, relative to ε.
 _BALL_SLACK = 1e-4
@@ -134,6 +147,27 @@ class OccluderBank:
         bank._validate(path)
         return bank
 
+    @classmethod
+    def zeros(cls, count: int, model: Model) -> OccluderBank:
+        """`count` ≥ 1 occluders of zeros, for the first classes of the model: for benchmarks and engine builds."""
+        if not 1 <= count <= model.num_classes:
+            raise InputError(
+                f"zero:{count}: expected zero:1 to zero:{model.num_classes}, as many as the model has outputs"
+            )
+        size, classes = model.preprocessing.input_size, range(count)
+        header = BankHeader(
+            model=model.model,
+            weights="",
+            weights_hash=model.weights_hash,
+            preprocessing=model.preprocessing,
+            epsilon=1.0,
+            norm="linf",
+            class_ids=tuple(classes),
+            folders=tuple(map(str, classes)),
+            objective={"zero": True},
+        )
+        return cls(torch.zeros(count, size, size, 3), header)
+
     def _validate(self, path: Path) -> None:
         d, header = self.occluders, self.header
         size = header.preprocessing.input_size
@@ -160,7 +194,7 @@ class OccluderBank:
                 f"{path}: an occluder reaches {radius:g} but ε is {header.epsilon:g}; train the bank again"
             )
 
-    def check_fits(self, classifier: FrozenClassifier, path: Path | str) -> None:
+    def check_fits(self, classifier: Model, path: Path | str) -> None:
         """Raise `InputError` if the bank was made for another model, other weights or another preprocessing."""
         ours, theirs = self.header, classifier
         for what, mine, wanted in (

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -49,6 +50,8 @@ class FrozenClassifier:
     weights_hash: str
     preprocessing: Preprocessing
     num_classes: int
+    origin: str = ""
+    """Library and version that the network's code comes from; empty for a user's own."""
 
     def network_as(self, precision: str) -> nn.Module:
         """A copy of the network with weights converted once to `precision` (autocast would convert them every pass)."""
@@ -123,7 +126,8 @@ def load_classifier(spec: ModelSpec) -> FrozenClassifier:
         warnings.filterwarnings("ignore", message="The default weight initialization of", category=FutureWarning)
         network, preprocessing = _FAMILIES[family](name, spec)
     weights = _default_weights(name) if (family, spec.weights) == ("torchvision", "default") else spec.weights
-    return FrozenClassifier.from_module(network, _overridden(preprocessing, spec), model=spec.model, weights=weights)
+    made = FrozenClassifier.from_module(network, _overridden(preprocessing, spec), model=spec.model, weights=weights)
+    return made if family == "python" else replace(made, origin=f"{family} {version(family)}")
 
 
 def _default_weights(name: str) -> str:

@@ -25,6 +25,12 @@ HEAVY = (
     "scipy",
     "sklearn",
     "PIL",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt_rtx",
 )
 
 RUN = """
@@ -47,7 +53,7 @@ def run_script(name: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_all_scripts_are_here():
-    assert set(SCRIPTS) == {"gfo-train", "gfo-eval", "gfo-report", "gfo-demo", "gfo-doctor"}
+    assert set(SCRIPTS) == {"gfo-train", "gfo-export", "gfo-eval", "gfo-report", "gfo-demo", "gfo-doctor"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

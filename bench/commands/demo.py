@@ -22,7 +22,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for pictures, banks, RUNs and report.html.")] = Path("runs/demo"),
     seed: options.Seed = 0,
 ) -> None:
-    """Train two small CNNs on digits and their occluders, evaluate all pairs, report. The same command resumes."""
+    """Train two small CNNs on digits and their occluders, export them, evaluate all pairs, report; resumes."""
     from rich.console import Console
 
     from ...engine.progress import TerminalProgress
@@ -30,7 +30,11 @@ def demo(
 
     result = run_demo(out, seed=seed, progress=TerminalProgress())
     result.files.show()
-    Console(highlight=False).print(summary_table(result))
+    console = Console(highlight=False)
+    for artefact in result.artefacts.values():
+        facts = artefact.manifest
+        console.print(f"{artefact.path}: {facts.precision}, parity {facts.parity['status']}", soft_wrap=True)
+    console.print(summary_table(result))
 
 
 def summary_table(result: DemoResult) -> Table:

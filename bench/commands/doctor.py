@@ -103,7 +103,7 @@ def _selftest_table(checks: Sequence[Check]) -> Table:
             _number(check.agreement, ".4f"),
             _number(check.pairs_per_second, ".0f"),
         )
-        result = {True: "passed", False: f"FAILED: {check.reason}", None: "not run, see above"}[check.passed]
+        result = {True: "passed", False: f"FAILED: {check.reason}", None: f"not run: {check.reason}"}[check.passed]
         table.add_row(check.engine, check.device, check.precision, *numbers, result)
     return table
 

@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 
 BAD_INPUT, UNAVAILABLE, INTERRUPTED = 2, 3, 130
 
-Model = Annotated[
-    str,
-    typer.Option(help="torchvision/<name>, timm/<name>, gfo/digits-resnet, gfo/digits-vgg or python:module:function."),
-]
+MODEL_HELP = "torchvision/<name>, timm/<name>, gfo/digits-resnet, gfo/digits-vgg or python:module:function."
+Model = Annotated[str, typer.Option(help=MODEL_HELP)]
 Weights = Annotated[
     str,
     typer.Option(help="default, a torchvision name such as IMAGENET1K_V1, random, or a .safetensors/.pth state dict."),

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...export.errors import InputError
 from . import _options as options
+
+if TYPE_CHECKING:
+    from ...export.artefact import Artefact
+    from ...export.model_spec import ModelSpec
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
 def evaluate(
-    model: options.Model,
-    occluders: Annotated[Path, typer.Option(help="A bank that gfo-train wrote for this model.")],
     data: options.Data,
     split: Annotated[str, typer.Option(help="train or val.")],
     out: Annotated[Path, typer.Option(help="The RUN: predictions.zarr and summary.json.")],
+    model: Annotated[str | None, typer.Option(help=options.MODEL_HELP)] = None,
     weights: options.Weights = "default",
-    engine: Annotated[str, typer.Option(help="auto or torch.")] = "auto",
-    precision: options.Precision = "fp32",
+    occluders: Annotated[Path | None, typer.Option(help="A bank that gfo-train wrote for this model.")] = None,
+    artefact: Annotated[
+        Path | None, typer.Option(help="A folder that gfo-export wrote, instead of MODEL (and of the bank inside it).")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="auto, torch, onnxruntime, openvino or trt.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; the artefact's own, else fp32.")] = None,
     classes: Annotated[
         str | None, typer.Option(help="Other pictures than those of the bank's classes: A,B,…, all or random:N.")
     ] = None,
@@ -34,6 +42,8 @@ def evaluate(
     device: options.Device = "auto",
     loader: options.Loader = "auto",
     impl: options.Impl = "auto",
+    provider: Annotated[str, typer.Option(help="Of onnxruntime: auto, cpu, cuda or tensorrt.")] = "auto",
+    compiled: Annotated[bool, typer.Option("--compiled", help="torch: compile the network first.")] = False,
     input_size: options.InputSize = None,
     resize: options.Resize = None,
     interpolation: options.Interpolation = None,
@@ -45,8 +55,11 @@ def evaluate(
     from ..evaluation import evaluate as evaluate_pairs
     from ..progress import TerminalProgress
 
+    if (model is None) == (artefact is None):
+        raise InputError("--model, --artefact: give one of them, the other says nothing more")
+    made = options.model_spec(model or "", weights, input_size, resize, interpolation, mean, std, seed)
     summary = evaluate_pairs(
-        options.model_spec(model, weights, input_size, resize, interpolation, mean, std, seed),
+        made if artefact is None else _opened(artefact, made),
         occluders,
         data,
         split,
@@ -61,11 +74,25 @@ def evaluate(
         batch_size=batch_size,
         loader=loader,
         impl=impl,
+        provider=provider,
+        compiled=compiled,
         seed=seed,
         progress=TerminalProgress(),
     )
     print("\n".join(_lines(summary)))
     print(f"{out / 'summary.json'}")
+
+
+def _opened(folder: Path, spec: ModelSpec) -> Artefact:
+    """The artefact; `InputError` where options say of it what it says itself."""
+    from dataclasses import replace
+
+    from ...export.artefact import Artefact
+    from ...export.model_spec import ModelSpec
+
+    if replace(spec, seed=0) != ModelSpec(""):
+        raise InputError(f"--artefact {folder}: has weights and preprocessing inside; leave their options out")
+    return Artefact.load(folder)
 
 
 def _lines(summary: dict[str, Any]) -> list[str]:

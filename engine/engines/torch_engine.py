@@ -12,9 +12,9 @@ from ...export.classifier import PRECISIONS, FrozenClassifier
 from ...export.errors import EngineUnavailable, InputError
 from ...export.occluded import OccludedClassifier
 from ...kernels.impl import choose_impl
-from ...kernels.occlude import as_grid, check_pair_list
+from ...kernels.occlude import as_grid
 from ..runtime import exact_float32
-from .base import Engine
+from .base import Engine, Subject
 
 
 def resolve_device(device: str) -> torch.device:
@@ -59,32 +59,49 @@ def device_name(device: torch.device) -> str:
 
 
 class TorchEngine(Engine):
-    """Kernels around the bare network: `occlude` → network → logits, in eager PyTorch.
+    """Kernels around the bare network: `occlude` → network → logits, in PyTorch.
 
-    `impl` chooses the kernels, as in `choose_impl`.
+    `impl` chooses the kernels, as in `choose_impl`. With `compiled`, `torch.compile` makes the network faster, after a
+    start of many seconds.
     """
 
     name: ClassVar[str] = "torch"
-    precisions: ClassVar[tuple[str, ...]] = PRECISIONS
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     def __init__(
-        self, classifier: FrozenClassifier, precision: str, device: str = "auto", *, impl: str = "auto"
+        self,
+        subject: Subject,
+        precision: str,
+        device: str = "auto",
+        *,
+        impl: str = "auto",
+        compiled: bool = False,
     ) -> None:
-        super().__init__(classifier, precision)
+        super().__init__(subject, precision, device)
         self._device = resolve_device(device)
         self.impl, self.impl_reason = checked_impl(impl, self._device)
+        self._compiled = compiled
         self._switches = ExitStack()
         self._bank: Tensor | None = None
         self.device = device_name(self._device)
+        self.how = f"kernels {self.impl}: {self.impl_reason}{', torch.compile' if compiled else ''}"
+
+    @classmethod
+    def precisions(cls, device: str = "auto") -> tuple[str, ...]:
+        """See `Engine.precisions`: all of them, anywhere."""
+        resolve_device(device)
+        return PRECISIONS
 
     def open(self) -> None:
         """Convert the network once to the precision, on the device; fp32 on CUDA is fp32, not TF32, until closed."""
-        model = OccludedClassifier(self.classifier, self.precision, impl=self.impl)
+        assert isinstance(self.subject, FrozenClassifier)  # it has no formats
+        model = OccludedClassifier(self.subject, self.precision, impl=self.impl)
         self._model = model.to(self._device).eval()
+        if self._compiled:  # the network alone: what is around it are kernels already
+            model.network.compile(dynamic=True)
         self._switches.enter_context(exact_float32(self.precision, self._device))
 
-    def load_bank(self, occluders: Tensor) -> None:
-        """See `Engine.load_bank`."""
+    def _load_bank(self, occluders: Tensor) -> None:
         self._bank = occluders.to(self._device).contiguous()
 
     def place(self, tensor: Tensor) -> Tensor:
@@ -92,15 +109,10 @@ class TorchEngine(Engine):
         return tensor.to(self._device)
 
     @torch.inference_mode()
-    def infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
-        """See `Engine.infer`."""
-        if self._bank is None:
-            raise ValueError("no bank: load_bank comes first")
+    def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
         grid, on_host = None, image_index.device.type == occluder_index.device.type == "cpu"
-        if on_host:  # elsewhere this would wait for the GPU
-            check_pair_list(image_index, occluder_index, len(images), len(self._bank))
-            if self.impl == "triton":  # the reference goes pair by pair anyway
-                grid = as_grid(image_index, occluder_index)
+        if on_host and self.impl == "triton":  # elsewhere this would wait for the GPU; the reference goes pair by pair
+            grid = as_grid(image_index, occluder_index)
         lists = (index.to(self._device) for index in grid or (image_index, occluder_index))
         return self._model(images.to(self._device), *lists, self._bank, grid=grid is not None, validate=not on_host)
 

@@ -90,7 +90,7 @@ def _draw_matrices(rows: Sequence[Row], out: Path) -> list[Drawn]:
             path = _save(matrix_figure(run, matrix, columns, title), out / f"matrix-{row.slug}-{split}.png")
             caption = (
                 f"All pairs. {title}: top-1 accuracy of each occluder (rows) on the pictures of each class (columns); "
-                "clean above, random noise of the same strength below; grey is no picture."
+                "clean above, random noise of the same strength below; grey was not evaluated."
             )
             drawn.append(Drawn("matrix", path, caption))
     return drawn

@@ -10,13 +10,19 @@ import pytest
 
 from gfo.engine import training
 from gfo.engine.commands import evaluate as eval_command
+from gfo.engine.commands import export as export_command
 from gfo.engine.commands import report as report_command
 from gfo.engine.commands import train as train_command
 
 Command = Callable[..., list[object]]
 Run = Callable[..., tuple[int, str, str]]
 
-COMMANDS = {"gfo-train": train_command.main, "gfo-eval": eval_command.main, "gfo-report": report_command.main}
+COMMANDS = {
+    "gfo-train": train_command.main,
+    "gfo-export": export_command.main,
+    "gfo-eval": eval_command.main,
+    "gfo-report": report_command.main,
+}
 MODEL = ("--model", "python:gfo_tiny:network")
 
 
@@ -29,8 +35,8 @@ def train() -> Command:
 
 @pytest.fixture(scope="session")
 def evaluate() -> Command:
-    """The words of a gfo-eval of the tiny network on val: `evaluate(data, bank, out, *options)`."""
-    base = ["gfo-eval", *MODEL, "--split", "val"]
+    """The words of a gfo-eval of the tiny network on val, on the engine that needs no export."""
+    base = ["gfo-eval", *MODEL, "--split", "val", "--engine", "torch"]
     return lambda data, bank, out, *options: [*base, "--data", data, "--occluders", bank, "--out", out, *options]
 
 

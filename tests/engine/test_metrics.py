@@ -27,7 +27,7 @@ def make(
         "class_names": {str(i): f"name {i}" for i in ids},
     }
     paths = [f"val/f{label}/{i}.png" for i, label in enumerate(labels)]
-    store = RunStore.create(folder, run, paths=paths, labels=labels, fit=[0] * len(labels), class_ids=bank)
+    store = RunStore.create(folder, run, paths=paths, labels=labels, fit=[0] * len(labels), occluders=[-1, *bank, -2])
     flat = torch.from_numpy(predictions).flatten()
     whole = Score(flat, flat, torch.zeros(len(flat)))
     assert len(labels) <= store.block

@@ -21,7 +21,7 @@ COUNT, IDS = 20, [7, 0, 3]
 def make(folder: Path) -> RunStore:
     labels = np.repeat(IDS, [8, 8, 4])
     paths = [f"val/{label}/{i}.png" for i, label in enumerate(labels)]
-    return RunStore.create(folder, RUN, paths=paths, labels=labels.tolist(), fit=[0, 1] * 10, class_ids=IDS)
+    return RunStore.create(folder, RUN, paths=paths, labels=labels.tolist(), fit=[0, 1] * 10, occluders=[-1, *IDS, -2])
 
 
 def scores(n: int, rows: int, seed: int) -> Score:

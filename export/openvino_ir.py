@@ -1,0 +1,43 @@
+"""The occluded classifier as OpenVINO's own format, `model.xml` and `model.bin`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import EngineUnavailable, InputError
+
+
+def openvino_from_onnx(source: Path, target: Path) -> list[str]:
+    """Convert an ONNX file; types stay as they are in it.
+
+    Returns
+    -------
+    list of str
+        The names of the files written: `target`'s first.
+
+    Raises
+    ------
+    EngineUnavailable
+        openvino is not installed.
+    InputError
+        OpenVINO does not take the graph; its first words.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineUnavailable(
+            "--format openvino needs openvino, which is not installed; pip install gfo[openvino]"
+        ) from error
+    try:
+        model = openvino.Core().read_model(source)
+    except RuntimeError as error:
+        raise InputError(
+            f"{source.name}: OpenVINO does not take it ({_first_line(error)}); export it as ONNX"
+        ) from error
+    # Its default would round the weights of a float32 network to half precision.
+    openvino.save_model(model, target, compress_to_fp16=False)
+    return [target.name, target.with_suffix(".bin").name]
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

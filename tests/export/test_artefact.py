@@ -1,0 +1,194 @@
+"""The folder that an export leaves: whole, described by its manifest, and refused where anything in it has changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+from gfo.export.artefact import Artefact, export
+from gfo.export.bank import OccluderBank
+from gfo.export.classifier import FrozenClassifier
+from gfo.export.errors import EngineUnavailable, InputError
+from gfo.export.manifest import NOT_RUN, file_hash
+
+MakeBank = Callable[..., OccluderBank]
+
+
+@pytest.fixture(scope="module")
+def bank(make_bank: MakeBank) -> OccluderBank:
+    return make_bank(fitted=torch.tensor([3, 1]), held_out=torch.tensor([7]))
+
+
+@pytest.fixture
+def artefact(tiny_classifier: FrozenClassifier, bank: OccluderBank, tmp_path: Path) -> Artefact:
+    return export(tiny_classifier, bank, tmp_path / "out")
+
+
+def spoil(artefact: Artefact, **changes: Any) -> Path:
+    """Change the manifest's words."""
+    path = artefact.folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return artefact.folder
+
+
+def test_the_manifest_tells_everything_and_reads_back(
+    artefact: Artefact, tiny_classifier: FrozenClassifier, bank: OccluderBank
+) -> None:
+    loaded = Artefact.load(artefact.folder)
+    assert loaded.manifest == artefact.manifest
+    facts = json.loads((artefact.folder / "manifest.json").read_text())
+    assert {"format": "onnx", "precision": "fp32", "bank": "embedded"}.items() <= facts.items()
+    assert facts["parity"]["status"] == NOT_RUN
+    assert facts["weights_hash"] == tiny_classifier.weights_hash
+    assert facts["bank_hash"] == bank.hash
+    for name, file in facts["files"].items():
+        assert file == {"sha256": file_hash(artefact.folder / name), "bytes": (artefact.folder / name).stat().st_size}
+    assert loaded.path == artefact.folder / "model.onnx"
+    assert (loaded.model, loaded.num_classes) == (tiny_classifier.model, 5)
+    inside = loaded.embedded_bank()
+    assert inside is not None
+    assert (inside.header, inside.hash) == (bank.header, bank.hash)
+    assert (inside.fitted.tolist(), inside.held_out.tolist()) == ([3, 1], [7])
+
+
+def test_the_graph_says_itself_what_it_is(artefact: Artefact, bank: OccluderBank) -> None:
+    said = {entry.key: entry.value for entry in onnx.load(artefact.path).metadata_props}
+    assert said["gfo.bank_hash"] == bank.hash
+    assert json.loads(said["gfo.class_ids"]) == list(bank.class_ids)
+    assert float(said["gfo.epsilon"]) == bank.epsilon
+    assert said["gfo.precision"] == "fp32"
+    assert json.loads(said["gfo.preprocessing"]) == artefact.preprocessing.to_dict()
+
+
+def test_without_a_bank_inside(tiny_classifier: FrozenClassifier, bank: OccluderBank, tmp_path: Path) -> None:
+    free = export(tiny_classifier, bank, tmp_path / "out", bank_input=True)
+    assert free.embedded_bank() is None
+    assert list(free.manifest.files) == ["model.onnx"]
+    assert free.manifest.bank_hash is None
+
+
+def test_other_formats_have_their_own_files(
+    tiny_classifier: FrozenClassifier, bank: OccluderBank, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    made = export(tiny_classifier, bank, tmp_path / "ir", format="openvino", precision="bf16")
+    assert sorted(p.name for p in made.folder.iterdir()) == [
+        "fit.safetensors",
+        "manifest.json",
+        "model.bin",
+        "model.xml",
+    ]
+    assert "openvino" in made.manifest.built_with
+
+
+@pytest.mark.parametrize("bank_input", [False, True])
+def test_a_tensorrt_engine_file_is_built_without_a_gpu(
+    bank_input: bool, tiny_classifier: FrozenClassifier, bank: OccluderBank, tmp_path: Path
+) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    made = export(
+        *(tiny_classifier, bank, tmp_path / "plan"),
+        format="trt",
+        precision="fp16",
+        bank_input=bank_input,
+        batch_size=8,
+        compute_capabilities=("8.9",),
+    )
+    limits = made.manifest.limits
+    assert limits is not None
+    assert (limits.pairs, limits.pictures) == ((1, 8, 8), (1, 8, 8))
+    assert (limits.rows is not None) == bank_input
+    assert (limits.library, limits.library_version) == ("tensorrt_rtx", trt.__version__)
+    assert limits.compute_capabilities == ("8.9",)
+    assert made.manifest.layers is not None
+    assert made.manifest.layers["HALF"] > 0
+    assert Artefact.load(made.folder).manifest == made.manifest
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "fit.safetensors"])
+def test_files_that_changed_are_refused(name: str, artefact: Artefact) -> None:
+    path = artefact.folder / name
+    whole = path.read_bytes()
+    for spoiled in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(spoiled)
+        with pytest.raises(InputError, match=r"was changed or cut off .* export again") as caught:
+            Artefact.load(artefact.folder)
+        assert str(path) in str(caught.value)
+    path.unlink()
+    with pytest.raises(InputError, match="missing"):
+        Artefact.load(artefact.folder)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "sub/model.onnx"])
+def test_files_outside_of_the_folder_are_refused(name: str, artefact: Artefact) -> None:
+    (artefact.folder.parent / "secret").write_text("x")
+    files = {name: {"sha256": "0", "bytes": 1}}
+    with pytest.raises(InputError, match="which is not in that folder"):
+        Artefact.load(spoil(artefact, files=files))
+
+
+def test_a_link_out_of_the_folder_is_refused(artefact: Artefact) -> None:
+    outside = artefact.folder.parent / "moved.onnx"
+    artefact.path.rename(outside)
+    artefact.path.symlink_to(outside)
+    with pytest.raises(InputError, match="which is not in that folder"):
+        Artefact.load(artefact.folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"schema": 2}, {"format": "caffe"}, {"bank": "elsewhere"}, {"files": {}}, {"extra": 1}, {"preprocessing": {}}],
+)
+def test_manifests_of_another_kind_are_refused(changes: dict[str, Any], artefact: Artefact) -> None:
+    with pytest.raises(InputError, match=r"manifest.json: not a manifest of gfo-export"):
+        Artefact.load(spoil(artefact, **changes))
+
+
+def test_folders_that_are_no_artefact(tmp_path: Path, artefact: Artefact) -> None:
+    with pytest.raises(InputError, match="no such file; --artefact takes a folder"):
+        Artefact.load(tmp_path / "nothing")
+    (artefact.folder / "manifest.json").write_text('["a list"]')
+    with pytest.raises(InputError, match="not a manifest"):
+        Artefact.load(artefact.folder)
+    header = {"class_ids": []}
+    (artefact.folder / "manifest.json").write_text(json.dumps({**artefact.manifest.to_dict(), "bank_header": header}))
+    with pytest.raises(InputError, match="its bank is not described"):
+        Artefact.load(artefact.folder).embedded_bank()
+
+
+def test_bad_exports_leave_nothing(
+    tiny_classifier: FrozenClassifier, make_bank: MakeBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank, out = make_bank(), tmp_path / "out"
+    for word, changes in (
+        ("--format caffe: expected one of onnx, openvino, trt", {"format": "caffe"}),
+        ("--precision int8: expected one of fp32, fp16, bf16", {"precision": "int8"}),
+    ):
+        with pytest.raises(InputError) as caught:
+            export(tiny_classifier, bank, out, **changes)  # type: ignore[arg-type]
+        assert word in str(caught.value)
+    with pytest.raises(InputError, match="bank was made for weights"):
+        export(tiny_classifier, make_bank(weights_hash="sha256:0"), out)
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(EngineUnavailable, match=r"pip install gfo\[openvino\]"):
+        export(tiny_classifier, bank, out, format="openvino")
+    assert list(tmp_path.iterdir()) == []
+    out.mkdir()
+    with pytest.raises(InputError, match="is there already"):
+        export(tiny_classifier, bank, out)
+
+
+def test_banks_of_zeros(tiny_classifier: FrozenClassifier) -> None:
+    bank = OccluderBank.zeros(2, tiny_classifier)
+    bank.check_fits(tiny_classifier, "zero:2")
+    assert bank.occluders.shape == (2, 16, 16, 3)
+    assert not bank.occluders.any()
+    for count in (0, 6):
+        with pytest.raises(InputError, match="expected zero:1 to zero:5"):
+            OccluderBank.zeros(count, tiny_classifier)
