@@ -23,8 +23,8 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def _usual_mode(path: Path) -> None:
-    # safetensors makes its files readable by the owner alone; a group that shares a bank wants the usual mode.
+def usual_mode(path: Path) -> None:
+    """The mode of a new file: safetensors and onnx make some readable by their owner alone, and groups share banks."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
@@ -42,7 +42,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
-            _usual_mode(partial)
+            usual_mode(partial)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .classifier import DTYPES, FrozenClassifier
 from .errors import InputError
+from .files import usual_mode
 
 if TYPE_CHECKING:
     import onnx
@@ -192,7 +193,10 @@ def save_graph(model: onnx.ModelProto, path: Path) -> list[str]:
     data = path.name + EXTERNAL_SUFFIX
     onnx.save_model(model, path, save_as_external_data=large, location=data if large else None)
     onnx.checker.check_model(str(path), full_check=True)
-    return [path.name, data] if large else [path.name]
+    names = [path.name, data] if large else [path.name]
+    for name in names:
+        usual_mode(path.with_name(name))
+    return names
 
 
 def check_graph(path: Path, size: int, classes: int, bank_input: bool) -> None:

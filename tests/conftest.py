@@ -20,6 +20,10 @@ from PIL import Image
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Side by side each process has a core to itself: threads beyond that would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
 from gfo.export.bank import BankHeader, OccluderBank
 from gfo.export.classifier import FrozenClassifier, load_classifier
 from gfo.export.model_spec import ModelSpec

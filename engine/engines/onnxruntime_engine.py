@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...export.artefact import Artefact
+from ...export.cache import cache_dir
 from ...export.errors import EngineUnavailable, InputError
 from ...export.onnx_graph import BANK, LOGITS, Gather, check_graph, occluded_graph, save_graph
 from ...kernels.impl import choose_impl
@@ -102,8 +103,11 @@ class OnnxRuntimeEngine(Engine):
             return {}
         options: dict[str, Any] = {"device_id": self._device.index or 0}
         if self._provider == "cuda":
-            options |= {"use_tf32": int(self.precision != "fp32"), "prefer_nhwc": 1}
-        return options
+            return options | {"use_tf32": int(self.precision != "fp32"), "prefer_nhwc": 1}
+        # Its own switch for fp16 stays off: the graph has its types, and the provider would drop strong typing.
+        kept = str(cache_dir() / "onnxruntime-tensorrt")
+        cached = {"trt_engine_cache_enable": 1, "trt_engine_cache_path": kept}
+        return options | cached | {"trt_timing_cache_enable": 1, "trt_timing_cache_path": kept}
 
     def _load_bank(self, occluders: Tensor) -> None:
         # The graph wants the clean row, too. Bound once, and kept alive here.

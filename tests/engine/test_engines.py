@@ -236,6 +236,25 @@ def test_openvino_keeps_occlusion_in_float32_where_the_network_is_bf16(
     assert not torch.equal(first, second)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["torchvision/googlenet", "torchvision/resnet50", "timm/tf_efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_the_fields_networks_give_pytorchs_logits(name: str, model: str) -> None:
+    """GoogLeNet normalises once more inside (`transform_input`) and has lost its auxiliary heads."""
+    classifier = load_classifier(ModelSpec(model, "random", input_size=64))
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8, generator=g)
+    bank = torch.randn(2, 64, 64, 3, generator=g) * 20
+    pairs = torch.tensor([[2, 0, 1, 1], [0, 2, 1, 2]])
+    with open_engine(name, classifier, "fp32", "cpu")[0] as engine:
+        engine.load_bank(bank)
+        logits = engine.infer(images, *pairs)
+    with torch.no_grad():
+        wanted = OccludedClassifier(classifier)(images, *pairs, bank)
+    spread = float(wanted.max() - wanted.min())
+    assert float((logits - wanted).abs().max()) <= 1e-4 * spread
+
+
 # ---- choosing
 
 

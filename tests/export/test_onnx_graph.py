@@ -103,6 +103,7 @@ def test_a_large_bank_lies_beside_the_graph(
     monkeypatch.setattr(onnx_graph, "EXTERNAL_BYTES", 4096)
     assert save_graph(occluded_graph(tiny_classifier, "fp32", BANK), tmp_path / "m.onnx") == ["m.onnx", "m.onnx.data"]
     assert (tmp_path / "m.onnx.data").stat().st_size >= 3 * BANK[0].nbytes
+    assert (tmp_path / "m.onnx.data").stat().st_mode == (tmp_path / "m.onnx").stat().st_mode  # others may read it
     check_graph(tmp_path / "m.onnx", 16, 5, bank_input=False)
     (logits,) = ReferenceEvaluator(str(tmp_path / "m.onnx")).run(None, given(None))
     torch.testing.assert_close(torch.tensor(logits).double(), by_hand(tiny_classifier), rtol=1e-4, atol=1e-5)
