@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bank import BankHeader, OccluderBank
+from .bank import BankHeader, Described, OccluderBank
 from .classifier import FrozenClassifier
 from .errors import InputError
 from .files import naming, save_tensors
@@ -36,28 +36,13 @@ FIT = "fit.safetensors"
 
 
 @dataclass(frozen=True)
-class EmbeddedBank:
+class EmbeddedBank(Described):
     """What an artefact knows of the bank inside it: all but the occluders, which only its engine sees."""
 
     header: BankHeader
     hash: str
     fitted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     held_out: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-
-    @property
-    def class_ids(self) -> tuple[int, ...]:
-        """Model output index of each row."""
-        return self.header.class_ids
-
-    @property
-    def epsilon(self) -> float:
-        """Radius of the ball, pixel units."""
-        return self.header.epsilon
-
-    @property
-    def norm(self) -> str:
-        """`linf` or `l2`."""
-        return self.header.norm
 
 
 @dataclass(frozen=True)

@@ -78,14 +78,10 @@ class BankHeader:
         return cls(**data)
 
 
-@dataclass(frozen=True)
-class OccluderBank:
-    """K occluders, float32 [K, H, W, 3] in pixel units (0 … 255), with their header."""
+class Described:
+    """What a bank says of itself by its header."""
 
-    occluders: Tensor
     header: BankHeader
-    fitted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    held_out: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     @property
     def class_ids(self) -> tuple[int, ...]:
@@ -101,6 +97,16 @@ class OccluderBank:
     def norm(self) -> str:
         """`linf` or `l2`."""
         return self.header.norm
+
+
+@dataclass(frozen=True)
+class OccluderBank(Described):
+    """K occluders, float32 [K, H, W, 3] in pixel units (0 … 255), with their header."""
+
+    occluders: Tensor
+    header: BankHeader
+    fitted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    held_out: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     @cached_property
     def hash(self) -> str:

@@ -48,3 +48,15 @@ def test_indices_out_of_range_are_an_error(
 ) -> None:
     with pytest.raises(ValueError, match=word):
         logits(tiny_classifier, impl, torch.tensor(pair)[:, None])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_compiled_network_gives_the_same_logits(tiny_classifier: FrozenClassifier) -> None:
+    wanted = logits(tiny_classifier, "reference", GRID)
+    with TorchEngine(tiny_classifier, "fp32", DEVICE, compiled=True) as engine:
+        engine.load_bank(BANK)
+        for pairs in (GRID, GRID[:, :4]):
+            found = engine.infer(IMAGES, pairs[0].contiguous(), pairs[1].contiguous()).cpu()
+            torch.testing.assert_close(found, wanted[: pairs.shape[1]], rtol=1e-4, atol=1e-5)
+        assert "torch.compile" in engine.how
