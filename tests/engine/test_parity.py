@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gfo.engine.paired_interval import paired_interval
 from gfo.engine.parity import CLEAN, KINDS, MATCHED, UNMATCHED, ParityPairs, judge, parity_pairs
 from gfo.export.bank import OccluderBank
 from gfo.export.classifier import FrozenClassifier
@@ -204,7 +205,8 @@ def test_accuracy_fails_when_wholly_beyond_half_a_point(kind: int, better: bool)
         logits = [answering(labels), answering(wrong_in(count, kind, pairs, labels))]
         truth, found = reversed(logits) if better else logits
         verdict = judge(truth, found, pairs, "fp16", labels, None)
-        low, high = interval(count, 0, 300) if better else interval(0, count, 300)
+        difference = np.array([1 if better else -1] * count + [0] * (300 - count))
+        low, high, _ = paired_interval(difference, np.arange(300))
         assert verdict.passed is not (low > 0.005 or high < -0.005)
         assert verdict.kinds[KINDS[kind]].ci95_points == pytest.approx([100 * low, 100 * high])
         assert verdict.passed or verdict.reason.startswith(f"{KINDS[kind]} accuracy")
