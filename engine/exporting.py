@@ -21,7 +21,7 @@ from ..export.bank import OccluderBank
 from ..export.classifier import FrozenClassifier, load_classifier
 from ..export.errors import EngineUnavailable, InputError
 from ..export.files import atomic_path
-from ..export.manifest import FAILED, NOT_RUN, PASSED, Manifest
+from ..export.manifest import FAILED, NOT_RUN, PASSED
 from ..export.model_spec import ModelSpec
 from .engines import engine_class
 from .engines.base import Engine
@@ -94,6 +94,8 @@ def export_checked(
         See `export`; also pictures that are not there.
     """
     check_export(out, format, precision)  # before anything that takes time
+    if compute_capabilities and format != "trt":
+        raise InputError(f"--compute-capability {','.join(compute_capabilities)}: is for --format trt; leave it out")
     if split not in SPLITS:
         raise InputError(f"--split {split}: expected one of {', '.join(SPLITS)}")
     if batch_size < 1 or (pairs is not None and pairs < 3):
@@ -104,7 +106,14 @@ def export_checked(
     # Before anything is exported: pictures that are not there are better known first.
     material = _material(classifier, bank, data, split, class_map, -(-wanted // 3), seed) if parity else None
     progress.say(f"exporting {classifier.model} with {len(bank.class_ids)} occluders to {format}, {precision}")
-    artefact = export(
+
+    def prove(artefact: Artefact) -> None:
+        report: dict[str, Any] = {"status": NOT_RUN, "reason": "asked for without it", "engines": []}
+        if material is not None:
+            report = _parity(artefact, classifier, bank, material, wanted, batch_size, seed, progress)
+        _record(artefact, report)
+
+    return export(
         classifier,
         bank,
         out,
@@ -113,15 +122,13 @@ def export_checked(
         bank_input=bank_input,
         batch_size=batch_size,
         compute_capabilities=compute_capabilities,
+        prove=prove,
     )
-    if material is None:
-        return _recorded(artefact, {"status": NOT_RUN, "reason": "asked for without it", "engines": []})
-    return _recorded(artefact, _parity(artefact, classifier, bank, material, wanted, batch_size, seed, progress))
 
 
 def _bank(occluders: Path, classifier: FrozenClassifier) -> OccluderBank:
     kind, _, count = str(occluders).partition(":")
-    if kind == "zero" and count.isdigit():
+    if kind == "zero" and count.isdecimal():
         return OccluderBank.zeros(int(count), classifier)
     bank = OccluderBank.load(occluders)
     bank.check_fits(classifier, occluders)
@@ -144,7 +151,8 @@ def _material(
     if data is None:
         return _Material(_synthetic(classifier.preprocessing.input_size, seed), None, "synthetic")
     own = list(bank.header.folders)
-    there = all((data / split / folder).is_dir() for folder in own)
+    # A single occluder meets other classes' pictures only if these are read, too.
+    there = len(own) > 1 and all((data / split / folder).is_dir() for folder in own)
     folders = list_classes(
         data,
         split,  # type: ignore[arg-type] (checked)
@@ -210,7 +218,14 @@ def _parity(
                 logits[name] = _logits(reference, bank, material.images, pairs, batch_size, "reference", progress)
         own = logits[precision] if with_own else None
         labels = None if material.labels is None else material.labels[pairs.image_index]
-        got = _logits(engine, bank, material.images, pairs, batch_size, engine.name, progress)
+        try:
+            got = _logits(engine, bank, material.images, pairs, batch_size, engine.name, progress)
+        except EngineUnavailable as error:  # a provider or driver that is there, but does not come up
+            refusals.append({"engine": engine.name, "status": NOT_RUN, "reason": str(error)})
+            continue
+        except InputError as error:  # it does not take what we have just written
+            found.append({"engine": engine.name, "device": engine.device, "status": FAILED, "reason": str(error)})
+            continue
         verdict = judge(logits["fp32"], got, pairs, precision, labels, own)
         for line in verdict.lines():
             progress.say(f"  {engine.name}: {line}")
@@ -260,12 +275,10 @@ def _logits(
     return torch.cat(parts)
 
 
-def _recorded(artefact: Artefact, report: dict[str, Any]) -> Artefact:
+def _record(artefact: Artefact, report: dict[str, Any]) -> None:
     """The report beside the model, and its verdict in the manifest."""
     with atomic_path(artefact.folder / REPORT) as partial:
         partial.write_text(json.dumps(report, indent=1, allow_nan=False))
     kept = {key: value for key, value in report.items() if key != "engines"}
     engines = {each["engine"]: each["status"] for each in report["engines"]}
-    manifest: Manifest = replace(artefact.manifest, parity={**kept, "engines": engines})
-    manifest.write(artefact.folder)
-    return Artefact(artefact.folder, manifest)
+    replace(artefact.manifest, parity={**kept, "engines": engines}).write(artefact.folder)

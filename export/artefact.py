@@ -11,11 +11,11 @@ With an embedded bank, `fit.safetensors` remembers which pictures it was trained
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,11 +28,9 @@ from .bank import BankHeader, Described, OccluderBank
 from .classifier import FrozenClassifier
 from .errors import InputError
 from .files import naming, save_tensors
-from .manifest import EMBEDDED, FORMATS, INPUT, Limits, Manifest, file_facts
+from .manifest import EMBEDDED, FILES, FIT, FORMATS, INPUT, Limits, Manifest, file_facts
 from .onnx_graph import OPSETS, occluded_graph, save_graph
 from .preprocessing import Preprocessing
-
-FIT = "fit.safetensors"
 
 
 @dataclass(frozen=True)
@@ -66,12 +64,13 @@ class Artefact:
     @property
     def path(self) -> Path:
         """The file to open."""
-        return self.folder / next(iter(self.manifest.files))
+        return self.folder / FILES[self.manifest.format][0]
 
     @property
     def key(self) -> str:
-        """SHA-256 over the files: what a compiled form of it is cached under."""
-        return "-".join(facts["sha256"][:16] for facts in self.manifest.files.values())
+        """SHA-256 over those of the files: what a compiled form of it is cached under."""
+        sums = "".join(self.manifest.files[name]["sha256"] for name in sorted(self.manifest.files))
+        return hashlib.sha256(sums.encode()).hexdigest()
 
     @property
     def model(self) -> str:
@@ -113,7 +112,11 @@ class Artefact:
 
         try:
             header = BankHeader.from_json(json.dumps(self.manifest.bank_header))
-            return EmbeddedBank(header, str(self.manifest.bank_hash), **load_file(self.folder / FIT))
+            bank = EmbeddedBank(header, str(self.manifest.bank_hash), **load_file(self.folder / FIT))
+            bank.check_fits(self, self.folder)
+            if any(keys.dtype != torch.int64 or keys.dim() != 1 for keys in (bank.fitted, bank.held_out)):
+                raise ValueError(f"{FIT} holds no int64 lists")
+            return bank
         except (ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
             raise InputError(
                 f"{self.folder}: its bank is not described as it should be ({error}); export again"
@@ -130,8 +133,9 @@ def export(
     bank_input: bool = False,
     batch_size: int = 64,
     compute_capabilities: Sequence[str] = (),
+    prove: Callable[[Artefact], object] | None = None,
 ) -> Artefact:
-    """Freeze classifier and bank into the folder `out`; the parity in its manifest is `not run`.
+    """Freeze classifier and bank into the folder `out`; the parity in its manifest is `not run`, unless proved.
 
     Parameters
     ----------
@@ -146,7 +150,9 @@ def export(
     batch_size
         Only for `trt`: the best and largest number of pairs, and of pictures, of a call.
     compute_capabilities
-        Only for `trt` without a GPU: those that the engine file is for, as `8.9`; default all that the library names.
+        Only for `trt` without a GPU: those that the engine file is for, as `8.9`; see `choose_targets`.
+    prove
+        Called with the artefact before its folder appears under its name; may write into it.
 
     Raises
     ------
@@ -162,11 +168,15 @@ def export(
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     with naming(out):
         partial.mkdir(parents=True)
-        try:
+    try:
+        with naming(out):  # a full disk does not say what it was to hold
             _write(partial, classifier, bank, format, precision, bank_input, batch_size, compute_capabilities)
+        if prove:
+            prove(Artefact.load(partial))
+        with naming(out):
             partial.rename(out)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return Artefact.load(out)
 
 
@@ -251,7 +261,8 @@ def _converted(
         from .tensorrt_plan import self_contained_profile, tensorrt_from_onnx
 
         size = manifest.preprocessing.input_size
-        rows = None if manifest.bank == EMBEDDED else (2, 1001)
+        # The clean row, all classes, and the noise row of an evaluation.
+        rows = None if manifest.bank == EMBEDDED else (2, manifest.num_classes + 2)
         profile = self_contained_profile(size, batch_size, rows)
         plan = tensorrt_from_onnx(
             source, folder / "model.plan", manifest.precision, profile, compute_capabilities=compute_capabilities
@@ -265,7 +276,7 @@ def _converted(
             compute_capabilities=plan.compute_capabilities,
         )
         names = ["model.plan"]
-        manifest = dataclasses.replace(
+        manifest = replace(
             manifest,
             built_with={**built, plan.library: plan.library_version},
             limits=limits,

@@ -72,6 +72,13 @@ class BankHeader:
         data["preprocessing"] = Preprocessing.from_dict(data["preprocessing"])
         data["class_ids"] = tuple(int(i) for i in data["class_ids"])
         data["folders"] = tuple(str(f) for f in data["folders"])
+        ids, folders = data["class_ids"], data["folders"]
+        if len(ids) != len(folders) or not ids:
+            raise ValueError(f"{len(folders)} folders for {len(ids)} class ids")
+        if len(set(ids)) != len(ids) or len(set(folders)) != len(folders):
+            raise ValueError("a class id or folder appears twice")
+        if data["norm"] not in NORMS:
+            raise ValueError(f"norm {data['norm']!r} is none of {', '.join(NORMS)}")
         data["epsilon"] = float(data["epsilon"])
         if not 0 < data["epsilon"] < math.inf:
             raise ValueError(f"epsilon {data['epsilon']}")
@@ -79,7 +86,7 @@ class BankHeader:
 
 
 class Described:
-    """What a bank says of itself by its header."""
+    """What a bank says of itself by its header, and whether that is about a model."""
 
     header: BankHeader
 
@@ -97,6 +104,26 @@ class Described:
     def norm(self) -> str:
         """`linf` or `l2`."""
         return self.header.norm
+
+    def check_fits(self, classifier: Model, path: Path | str) -> None:
+        """Raise `InputError` if the bank was made for another model, other weights or another preprocessing."""
+        ours, theirs = self.header, classifier
+        for what, mine, wanted in (
+            ("model", ours.model, theirs.model),
+            ("weights", ours.weights_hash, theirs.weights_hash),
+            ("preprocessing", ours.preprocessing.to_dict(), theirs.preprocessing.to_dict()),
+        ):
+            if mine != wanted:
+                raise InputError(
+                    f"{path}: bank was made for {what} {_differences(mine, wanted)}; train a bank for this model "
+                    "or name the one it was made for"
+                )
+        foreign = [class_id for class_id in self.class_ids if not 0 <= class_id < theirs.num_classes]
+        if foreign:
+            raise InputError(
+                f"{path}: bank has class id {foreign[0]}, the model has outputs 0..{theirs.num_classes - 1}; "
+                "train a bank for this model"
+            )
 
 
 @dataclass(frozen=True)
@@ -183,8 +210,6 @@ class OccluderBank(Described):
                 f"{path}: occluders are {d.dtype} {list(d.shape)} but the header says float32 {list(wanted)} for "
                 f"{len(header.folders)} folders; train the bank again"
             )
-        if len(set(header.class_ids)) != wanted[0] or len(set(header.folders)) != wanted[0]:
-            raise InputError(f"{path}: a class id or folder appears twice; train the bank again")
         if any(keys.dtype != torch.int64 or keys.dim() != 1 for keys in (self.fitted, self.held_out)):
             raise InputError(f"{path}: fitted and held_out are not int64 lists; train the bank again")
         # Row by row: a copy of a bank of 1,000 occluders would be 600 MB more.
@@ -192,32 +217,10 @@ class OccluderBank(Described):
         if broken:
             row = broken[0]
             raise InputError(f"{path}: the occluder of {header.folders[row]} holds NaN or infinity; train it again")
-        if header.norm not in NORMS:
-            raise InputError(f"{path}: norm {header.norm!r} is none of {', '.join(NORMS)}; train the bank again")
         radius = max(float(o.abs().max() if header.norm == "linf" else o.norm()) for o in d)
         if radius > header.epsilon * (1 + _BALL_SLACK):
             raise InputError(
                 f"{path}: an occluder reaches {radius:g} but ε is {header.epsilon:g}; train the bank again"
-            )
-
-    def check_fits(self, classifier: Model, path: Path | str) -> None:
-        """Raise `InputError` if the bank was made for another model, other weights or another preprocessing."""
-        ours, theirs = self.header, classifier
-        for what, mine, wanted in (
-            ("model", ours.model, theirs.model),
-            ("weights", ours.weights_hash, theirs.weights_hash),
-            ("preprocessing", ours.preprocessing.to_dict(), theirs.preprocessing.to_dict()),
-        ):
-            if mine != wanted:
-                raise InputError(
-                    f"{path}: bank was made for {what} {_differences(mine, wanted)}; train a bank for this model "
-                    "or name the one it was made for"
-                )
-        foreign = [class_id for class_id in self.class_ids if not 0 <= class_id < theirs.num_classes]
-        if foreign:
-            raise InputError(
-                f"{path}: bank has class id {foreign[0]}, the model has outputs 0..{theirs.num_classes - 1}; "
-                "train a bank for this model"
             )
 
 

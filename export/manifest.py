@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .errors import InputError
@@ -22,6 +22,13 @@ Format = Literal["onnx", "openvino", "trt"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 NAME = "manifest.json"
+FIT = "fit.safetensors"
+# The file to open first, then those that must be beside it and those that may.
+FILES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "onnx": ("model.onnx", (), ("model.onnx.data",)),
+    "openvino": ("model.xml", ("model.bin",), ()),
+    "trt": ("model.plan", (), ()),
+}
 EMBEDDED, INPUT = "embedded", "input"
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 
@@ -57,7 +64,7 @@ class Manifest:
     Attributes
     ----------
     files
-        {name: {"sha256": …, "bytes": …}}; the first is the one to open.
+        {name: {"sha256": …, "bytes": …}} of all there are, by the names that the format has.
     bank
         `embedded`, or `input`: then any bank of the same model is given with each call.
     bank_hash, bank_header
@@ -125,16 +132,39 @@ class Manifest:
             limits = Limits(**values)
         preprocessing = Preprocessing.from_dict(data["preprocessing"])
         manifest = cls(**{**data, "limits": limits, "preprocessing": preprocessing})
-        if manifest.format not in FORMATS or manifest.bank not in (EMBEDDED, INPUT) or not manifest.files:
-            raise ValueError(f"format {manifest.format}, bank {manifest.bank}, {len(manifest.files)} files")
+        manifest._check()
         return manifest
+
+    def _check(self) -> None:
+        """Raise `ValueError` where a value is not what it should be; from a file it may be anything."""
+        _expect(self.format in FORMATS, "format", self.format)
+        _expect(self.bank in (EMBEDDED, INPUT), "bank", self.bank)
+        for name in ("precision", "model", "weights", "weights_hash", "gfo_version"):
+            _expect(isinstance(getattr(self, name), str), name, getattr(self, name))
+        _expect(type(self.num_classes) is int and self.num_classes >= 2, "num_classes", self.num_classes)
+        _expect(isinstance(self.bank_hash, str) == (self.bank == EMBEDDED), "bank_hash", self.bank_hash)
+        _expect((self.limits is not None) == (self.format == "trt"), "limits", self.limits)
+        parity: Any = self.parity
+        known = isinstance(parity, dict) and parity.get("status") in (PASSED, FAILED, NOT_RUN)
+        _expect(known and isinstance(parity.get("reason"), str), "parity", parity)
+        files: Any = self.files
+        first, beside, perhaps = FILES[self.format]
+        needed = {first, *beside, *((FIT,) if self.bank == EMBEDDED else ())}
+        _expect(isinstance(files, dict) and needed <= set(files) <= needed | {*perhaps}, "files", files)
+        for facts in files.values():
+            described = isinstance(facts, dict) and set(facts) == {"sha256", "bytes"}
+            _expect(described and isinstance(facts["sha256"], str) and type(facts["bytes"]) is int, "files", facts)
+
+
+def _expect(fits: bool, name: str, value: object) -> None:
+    if not fits:
+        raise ValueError(f"{name} {str(value)[:80]}")
 
 
 def _check_file(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
     path = folder / name
-    inside = PurePosixPath(name).name == name and path.resolve().parent == folder.resolve()
-    if not inside:
-        raise InputError(f"{folder / NAME}: names {name}, which is not in that folder; export again")
+    if path.resolve().parent != folder.resolve():  # the names are ours, but links lead anywhere
+        raise InputError(f"{path}: is a link out of its folder; copy the file itself there")
     if not path.is_file():
         raise InputError(f"{path}: missing; copy the whole folder or export again")
     size = path.stat().st_size

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -80,13 +80,19 @@ def bare_network(classifier: FrozenClassifier, precision: str) -> onnx.ModelProt
                 verbose=False,
             )
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{classifier.model}: cannot be exported to ONNX ({reason}); torch.export must be able to trace it for any "
-            "number of pictures"
+            f"{classifier.model}: cannot be exported to ONNX ({_cause(error)}); torch.export must be able to trace it "
+            "for any number of pictures; the engine torch runs it without"
         ) from error
     assert program is not None
     return program.model_proto
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what began it: around that the exporter puts a banner in colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @contextlib.contextmanager
@@ -199,38 +205,55 @@ def save_graph(model: onnx.ModelProto, path: Path) -> list[str]:
     return names
 
 
-def check_graph(path: Path, size: int, classes: int, bank_input: bool) -> None:
-    """Raise `InputError` unless a file is a graph of `occluded_graph`'s form whose data lie beside it.
+def check_graph(path: Path, size: int, classes: int, rows: int | None, data: Collection[str]) -> None:
+    """Raise `InputError` unless a file is a graph of `occluded_graph`'s form whose data lie where they should.
 
     Read before a native library opens it: one that is cut off, or foreign, may not be refused there as politely.
+
+    Parameters
+    ----------
+    size, classes
+        S and C.
+    rows
+        K + 1 of the bank inside; None where it is an input.
+    data
+        Names of the files beside it that it may read.
     """
     onnx = _onnx()
     try:
         model = onnx.load(path, load_external_data=False)
-        _check_places(model, path)
+        _check_places(model, path, data)
         onnx.checker.check_model(str(path))
     except InputError:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: not a valid ONNX file ({reason}); export again") from error
-    found = {value.name: _shape(value) for value in (*model.graph.input, *model.graph.output)}
-    wanted: dict[str, list[int | None]] = {
-        "images": [None, size, size, 3],
-        "image_index": [None],
-        "occluder_index": [None],
-        LOGITS: [None, classes],
-    } | ({BANK: [None, size, size, 3]} if bank_input else {})
+    banks = {array.name: array for array in model.graph.initializer if array.name == BANK}
+    found = {value.name: _described(value) for value in (*model.graph.input, *model.graph.output)}
+    found |= {name: (onnx.TensorProto.DataType.Name(array.data_type), [*array.dims]) for name, array in banks.items()}
+    wanted = ports(size, classes, rows)
     if found != wanted:
         raise InputError(f"{path}: takes and gives {found}, not {wanted}; export again")
 
 
-def _check_places(model: Any, path: Path) -> None:
+def ports(size: int, classes: int, rows: int | None) -> dict[str, tuple[str, list[int | None]]]:
+    """Type and shape of what the graph takes and gives, and of the bank; None is any size. Arguments as above."""
+    return {
+        "images": ("UINT8", [None, size, size, 3]),
+        "image_index": ("INT64", [None]),
+        "occluder_index": ("INT64", [None]),
+        BANK: ("FLOAT", [rows, size, size, 3]),
+        LOGITS: ("FLOAT", [None, classes]),
+    }
+
+
+def _check_places(model: Any, path: Path, data: Collection[str]) -> None:
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     for array in (*model.graph.initializer, *_arrays(nodes)):
         for entry in array.external_data:
-            if entry.key == "location" and Path(entry.value).name != entry.value:
-                raise InputError(f"{path}: keeps data at {entry.value}, outside of its folder; export again")
+            if entry.key == "location" and entry.value not in data:
+                raise InputError(f"{path}: keeps data at {entry.value}, which is none of its own files; export again")
 
 
 def _arrays(nodes: Iterable[Any]) -> Iterator[Any]:
@@ -241,5 +264,7 @@ def _arrays(nodes: Iterable[Any]) -> Iterator[Any]:
             yield from (*graph.initializer, *_arrays(graph.node))
 
 
-def _shape(value: Any) -> list[int | None]:
-    return [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
+def _described(value: Any) -> tuple[str, list[int | None]]:
+    kind = value.type.tensor_type
+    sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim]
+    return _onnx().TensorProto.DataType.Name(kind.elem_type), sizes

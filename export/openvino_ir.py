@@ -32,12 +32,15 @@ def openvino_from_onnx(source: Path, target: Path) -> list[str]:
         model = openvino.Core().read_model(source)
     except RuntimeError as error:
         raise InputError(
-            f"{source.name}: OpenVINO does not take it ({_first_line(error)}); export it as ONNX"
+            f"{source.name}: OpenVINO does not take it ({openvino_words(error)}); export it as ONNX"
         ) from error
     # Its default would round the weights of a float32 network to half precision.
     openvino.save_model(model, target, compress_to_fp16=False)
     return [target.name, target.with_suffix(".bin").name]
 
 
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def openvino_words(error: Exception) -> str:
+    """What went wrong, without the lines before it that say where in OpenVINO's source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return (said or lines or [type(error).__name__])[0]

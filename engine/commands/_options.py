@@ -69,7 +69,7 @@ def _three(option: str, text: str | None) -> tuple[float, float, float] | None:
 
 
 def run(app: typer.Typer, name: str, *, resumes: bool = True) -> None:
-    """Run a command and leave with its exit code: 0, 2 bad input, 3 engine unavailable, 130 interrupted.
+    """Run a command and leave with its exit code: 0, 2 bad input, 3 engine unavailable, 130 interrupted, or its own.
 
     `resumes`: whether the same command goes on where an interrupted one stopped, to say so.
 

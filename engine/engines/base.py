@@ -58,8 +58,9 @@ class Engine(ABC):
         self.subject = subject
         self.precision = precision
         embedded = subject.embedded_bank() if isinstance(subject, Artefact) else None
-        self._embedded = embedded is not None
-        self._rows = None if embedded is None else len(embedded.class_ids)
+        self._embedded = None if embedded is None else len(embedded.class_ids)
+        self._rows: int | None = None
+        self._entered = False
 
     def _check_artefact(self, artefact: Artefact, precision: str) -> None:
         manifest = artefact.manifest
@@ -82,17 +83,22 @@ class Engine(ABC):
         """
 
     def __enter__(self) -> Self:
-        self.open()
+        if not self._entered:  # `auto` has opened what it gives
+            self._rows = self._embedded  # what an earlier opening was given is gone
+            self.open()
+            self._entered = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        if self._entered:
+            self._entered = False
+            self.close()
 
     @abstractmethod
     def open(self) -> None:
-        """Build or load what runs. Raises `EngineUnavailable` if it cannot run here."""
+        """Build or load what runs; `with` calls it, and `close`. Raises `EngineUnavailable` if it cannot run here."""
 
     def load_bank(self, occluders: Tensor) -> None:
         """Take the occluders, float32 [K, S, S, 3] in pixel units; may be called again with another bank.
@@ -103,7 +109,7 @@ class Engine(ABC):
             Another dtype or size, or the bank is embedded in what runs.
         """
         size = self.subject.preprocessing.input_size
-        if self._embedded:
+        if self._embedded is not None:
             raise ValueError("occluders: the artefact has its bank inside, and takes no other")
         if occluders.dtype != torch.float32 or tuple(occluders.shape[1:]) != (size, size, 3):
             got = f"{str(occluders.dtype).removeprefix('torch.')} {list(occluders.shape)}"

@@ -18,10 +18,12 @@ from pathlib import Path
 
 from ...export.cache import cache_dir
 from ...export.classifier import FrozenClassifier
+from ...export.files import atomic_path
+from ...export.manifest import file_facts
 from ...export.onnx_graph import GRAPH_VERSION, OPSETS
 
 _EXPORTERS = ("torch", "onnx", "onnxscript", "gfo")
-_FILE = "model.onnx"
+_FILE, _SUMS = "model.onnx", "files.json"
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,15 @@ def cached_graph(
         write(path)
         return Graph(path, None)
     folder = cache_dir() / "graphs" / key
+    drop_damaged(folder)
     if not (folder / _FILE).is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=folder.parent))
         try:
             write(partial / _FILE)
+            note_files(partial)
+            partial.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+            shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
         except OSError:
             if not (folder / _FILE).is_file():  # else another process was faster, and its file is the same
@@ -80,3 +86,29 @@ def cached_graph(
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return Graph(folder / _FILE, folder)
+
+
+def note_files(folder: Path) -> None:
+    """Remember the hashes of what a folder of the cache holds now: engines do not check what they read."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != _SUMS)
+    with atomic_path(folder / _SUMS) as partial:
+        partial.write_text(json.dumps(file_facts(folder, names)))
+
+
+def drop_damaged(folder: Path) -> None:
+    """Remove a folder of the cache whose files are not those that were noted; what is removed is made again."""
+    if not folder.is_dir():
+        return
+    try:
+        noted = json.loads((folder / _SUMS).read_text())
+        whole = file_facts(folder, list(noted)) == noted
+    except (OSError, ValueError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

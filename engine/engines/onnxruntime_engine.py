@@ -51,7 +51,6 @@ class OnnxRuntimeEngine(Engine):
     @classmethod
     def precisions(cls, device: str = "auto") -> tuple[str, ...]:
         """See `Engine.precisions`."""
-        _onnxruntime()
         return _PRECISIONS[_resolve("auto", device)[0]]
 
     def open(self) -> None:
@@ -67,7 +66,9 @@ class OnnxRuntimeEngine(Engine):
     def _graph(self, scratch: Path) -> Path:
         if isinstance(self.subject, Artefact):
             facts = self.subject
-            check_graph(facts.path, facts.preprocessing.input_size, facts.num_classes, not self._embedded)
+            rows = None if self._embedded is None else self._embedded + 1
+            size, classes = facts.preprocessing.input_size, facts.num_classes
+            check_graph(facts.path, size, classes, rows, facts.manifest.files)
             return facts.path
         classifier, precision = self.subject, self.precision
 
@@ -120,7 +121,7 @@ class OnnxRuntimeEngine(Engine):
 
     def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
         given = {"images": images, "image_index": image_index, "occluder_index": occluder_index}
-        if not self._embedded:
+        if self._embedded is None:
             given[BANK] = self._bank
         tensors = {name: tensor.to(self._device).contiguous() for name, tensor in given.items()}
         logits = torch.empty(len(image_index), self.subject.num_classes, device=self._device)
@@ -151,6 +152,7 @@ def _numpy_type(tensor: Tensor) -> Any:
 
 def _resolve(provider: str, device: str) -> tuple[str, torch.device]:
     """Provider and device: `auto` is CUDA where there is a GPU; a GPU's provider needs one."""
+    available = _onnxruntime().get_available_providers()
     if provider not in ("auto", *PROVIDERS):
         raise InputError(f"--provider {provider}: expected auto or one of {', '.join(PROVIDERS)}")
     if provider == "cpu":
@@ -160,4 +162,10 @@ def _resolve(provider: str, device: str) -> tuple[str, torch.device]:
     resolved = resolve_device("cuda" if provider != "auto" and device == "auto" else device)
     if resolved.type == "cpu" and provider != "auto":
         raise InputError(f"--provider {provider}: does not go with --device cpu")
-    return provider if provider != "auto" else resolved.type, resolved
+    chosen = provider if provider != "auto" else resolved.type
+    if PROVIDERS[chosen] not in available:
+        raise EngineUnavailable(
+            f"--engine onnxruntime: the installed package has no {PROVIDERS[chosen]}; pip uninstall onnxruntime, then "
+            "pip install gfo[onnx]"
+        )
+    return chosen, resolved

@@ -20,11 +20,13 @@ from ...export.artefact import Artefact
 from ...export.cache import cache_dir
 from ...export.errors import EngineUnavailable, InputError
 from ...export.files import atomic_path
-from ...export.onnx_graph import BANK, LOGITS, check_graph, occluded_graph, save_graph
+from ...export.onnx_graph import BANK, LOGITS, check_graph, occluded_graph, ports, save_graph
+from ...export.openvino_ir import openvino_words
 from .base import Engine, Subject
-from .graphs import Graph, cached_graph
+from .graphs import Graph, cached_graph, drop_damaged, note_files
 
 HINTS = ("latency", "throughput")
+_TYPES = {"UINT8": "u8", "INT64": "i64", "FLOAT": "f32"}
 _CAPABILITIES = {"FP32": "fp32", "BF16": "bf16", "FP16": "fp16"}
 # To choose a hint: pairs in a call, calls that count, after one that does not.
 _TRIAL_PAIRS, _TRIAL_CALLS = 16, 3
@@ -82,7 +84,7 @@ class OpenVinoEngine(Engine):
         if isinstance(self.subject, Artefact):
             facts = self.subject
             if facts.manifest.format == "onnx":
-                check_graph(facts.path, facts.preprocessing.input_size, facts.num_classes, not self._embedded)
+                check_graph(facts.path, *self._sizes(), facts.manifest.files)
             return Graph(facts.path, cache_dir() / "artefacts" / facts.key)
         classifier, precision = self.subject, self.precision
 
@@ -91,9 +93,17 @@ class OpenVinoEngine(Engine):
 
         return cached_graph(classifier, precision, "occluded, gather uint8", write, scratch)
 
+    def _sizes(self) -> tuple[int, int, int | None]:
+        """S, C and the rows of the bank inside, as `ports` takes them."""
+        rows = None if self._embedded is None else self._embedded + 1
+        return self.subject.preprocessing.input_size, self.subject.num_classes, rows
+
     def _compile(self, graph: Graph) -> None:
         model = self._read(graph.path)
-        kept = None if graph.compiled is None else graph.compiled / f"openvino-{_openvino().__version__}"
+        version = _openvino().__version__.replace("/", "-")
+        kept = None if graph.compiled is None else graph.compiled / f"openvino-{version}"
+        if kept is not None:
+            drop_damaged(kept)
         remembered = None if kept is None else kept / "hint.json"
         hint, why = self._hint, "asked for"
         if hint == "auto":
@@ -109,17 +119,26 @@ class OpenVinoEngine(Engine):
             if remembered is not None:
                 with atomic_path(remembered) as partial:
                     partial.write_text(json.dumps({"hint": hint, "cores": torch.get_num_threads()}))
+        if kept is not None and kept.is_dir():
+            note_files(kept)
         self.how = f"{hint}, {len(self._requests)} streams ({why})"
 
     def _read(self, path: Path) -> Any:
         try:
             model = self._core.read_model(path)
         except RuntimeError as error:
-            raise InputError(f"{path}: OpenVINO does not take it ({_words(error)}); export again") from error
-        wanted = {"images", "image_index", "occluder_index"} | (set() if self._embedded else {BANK})
-        found = {name for port in model.inputs for name in port.names}
-        if not wanted <= found or LOGITS not in {name for port in model.outputs for name in port.names}:
-            raise InputError(f"{path}: takes {sorted(found)}, not {sorted(wanted)}; export again")
+            raise InputError(f"{path}: OpenVINO does not take it ({openvino_words(error)}); export again") from error
+        found = {name: _described(port) for port in (*model.inputs, *model.outputs) for name in port.names}
+        wanted = {name: (_TYPES[kind], shape) for name, (kind, shape) in ports(*self._sizes()).items()}
+        if self._embedded is not None:
+            bank = wanted.pop(BANK)
+            constants = (op.output(0) for op in model.get_ops() if op.get_type_name() == "Constant")
+            found[BANK] = bank if bank in map(_described, constants) else ("none of that size", [])
+            wanted[BANK] = bank
+        if any(found.get(name) != wanted[name] for name in wanted) or len(model.inputs) != len(wanted) - (
+            1 if self._embedded is None else 2
+        ):
+            raise InputError(f"{path}: takes and gives {found}, not {wanted}; export again")
         return model
 
     def _made(self, model: Any, hint: str, kept: Path | None) -> list[Any]:
@@ -136,7 +155,7 @@ class OpenVinoEngine(Engine):
         size = self.subject.preprocessing.input_size
         images = torch.zeros(1, size, size, 3, dtype=torch.uint8)
         index = torch.zeros(_TRIAL_PAIRS, dtype=torch.int64)
-        bank = None if self._embedded else self._shared(torch.zeros(2, size, size, 3))
+        bank = None if self._embedded is not None else self._shared(torch.zeros(2, size, size, 3))
         taken = []
         for _ in range(1 + _TRIAL_CALLS):
             start = time.perf_counter()
@@ -195,5 +214,5 @@ def _remembered(path: Path | None) -> str | None:
     return facts["hint"] if fits else None
 
 
-def _words(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _described(port: Any) -> tuple[str, list[int | None]]:
+    return port.get_element_type().get_type_name(), [None if d.is_dynamic else len(d) for d in port.get_partial_shape()]

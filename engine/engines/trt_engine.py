@@ -150,9 +150,11 @@ class TrtEngine(Engine):
             self._pairs = FixedPairs(self._size, size, self._device)
             path, jit, found = self._plan_file(Path(scratch))
             self._plan = Plan(self._library, path, self._device, jit)
+            self._capturable = self._plan.capturable()
         self._bank: Tensor | None = None
         self._step: Step | None = None
         self.how = f"{self._library} {self._version}, {found}, {self._size} pairs in a pass, kernels {self.impl}"
+        self.how += "" if self._capturable else ", no CUDA graph: TensorRT cannot have this plan captured"
 
     def _plan_file(self, scratch: Path) -> tuple[Path, Path | None, str]:
         """The plan, where its compiled kernels are kept, and in words where it is from."""
@@ -215,9 +217,7 @@ class TrtEngine(Engine):
         self._pairs.occluder_index.zero_()
         step = self._whole() if isinstance(self.subject, Artefact) else self._around(self.subject)
         step()
-        capturable = self._plan.capturable()
-        self.how += "" if capturable else ", no CUDA graph: TensorRT cannot have this plan captured"
-        return captured(step, self._stream) if capturable else step
+        return captured(step, self._stream) if self._capturable else step
 
     def _around(self, classifier: FrozenClassifier) -> Step:
         assert self._bank is not None

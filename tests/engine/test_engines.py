@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from gfo.export.artefact import Artefact, export
 from gfo.export.bank import OccluderBank
 from gfo.export.classifier import FrozenClassifier, load_classifier
 from gfo.export.errors import EngineUnavailable, InputError
+from gfo.export.manifest import file_facts
 from gfo.export.model_spec import ModelSpec
 from gfo.export.occluded import OccludedClassifier
 from gfo.kernels.score import score
@@ -209,6 +210,8 @@ def test_an_engine_opens_again_after_it_was_closed(case: Case, bank: Tensor) -> 
     for _ in range(2):
         with engine:
             if not case.embedded:
+                with pytest.raises(ValueError, match="no bank"):  # not the one of the last time
+                    engine.infer(IMAGES, *PAIRS)
                 engine.load_bank(bank)
             logits.append(engine.infer(IMAGES, *PAIRS))
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-6)
@@ -258,15 +261,32 @@ def test_the_fields_networks_give_pytorchs_logits(name: str, model: str) -> None
 # ---- choosing
 
 
+def test_auto_passes_over_what_does_not_come_up(tiny_classifier: FrozenClassifier, bank: Tensor) -> None:
+    class Counts(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, : 2 + int(x.sum() > 1e9)]
+
+    untraceable = FrozenClassifier.from_module(Counts(), tiny_classifier.preprocessing, model="counts")
+    engine, why = open_engine("auto", untraceable, "fp32", "cpu")
+    with engine:
+        assert engine.name == "torch"
+        assert "not openvino: counts: cannot be exported to ONNX" in why
+        engine.load_bank(bank)
+        assert engine.infer(IMAGES, *PAIRS).shape == (11, 2)
+    with pytest.raises(InputError, match="cannot be exported"), open_engine("openvino", untraceable, "fp32")[0]:
+        pass
+
+
 def test_auto_takes_the_fastest_that_there_is_and_says_why(tiny_classifier: FrozenClassifier) -> None:
-    engine, why = open_engine("auto", tiny_classifier, "fp32", "cpu")
-    assert engine.name == "openvino"
-    assert "fastest" in why
-    engine, why = open_engine("auto", tiny_classifier, "fp16", "cpu")
-    assert engine.name == "torch" or "fp16" in OpenVinoEngine.precisions()
-    engine, why = open_engine("auto", tiny_classifier, "fp32", "cpu", impl="reference")
-    assert engine.name == "torch"
-    assert "openvino has no such choice" in why
+    found = {}
+    for precision, impl in (("fp32", "auto"), ("fp16", "auto"), ("fp32", "reference")):
+        engine, found[precision, impl] = open_engine("auto", tiny_classifier, precision, "cpu", impl=impl)
+        with engine:
+            found[precision, impl] += f", {engine.name}"
+    assert found["fp32", "auto"] == "the first here of those found fastest, openvino"
+    assert found["fp16", "auto"].endswith("torch") or "fp16" in OpenVinoEngine.precisions()
+    assert "openvino has no such choice" in found["fp32", "reference"]
+    assert found["fp32", "reference"].endswith("torch")
 
 
 @pytest.mark.parametrize(
@@ -277,6 +297,8 @@ def test_auto_takes_the_fastest_that_there_is_and_says_why(tiny_classifier: Froz
         ("onnxruntime", "bf16", "cpu", {}, "--precision bf16: engine onnxruntime has fp32"),
         ("openvino", "fp32", "cuda", {}, "--device cuda: engine openvino runs on the CPU"),
         ("openvino", "fp32", "auto", {"impl": "reference"}, "--impl reference: engine openvino has no such choice"),
+        ("auto", "fp32", "cpu", {"provider": "rocm"}, "--provider rocm: expected auto or one of"),
+        ("auto", "fp32", "cpu", {"impl": "fast"}, "--impl fast: expected auto or one of"),
         ("onnxruntime", "fp32", "cpu", {"provider": "rocm"}, "--provider rocm: expected auto or one of"),
         ("onnxruntime", "fp32", "cpu", {"provider": "cuda"}, "--provider cuda: does not go with --device cpu"),
     ],
@@ -363,6 +385,42 @@ def test_graphs_are_cached_by_what_makes_them_and_never_by_the_bank(
     assert len(made) == 3
 
 
+@pytest.mark.parametrize("spoil", ["cut", "changed", "gone"])
+def test_a_damaged_graph_in_the_cache_is_made_again(
+    spoil: str, library_classifier: FrozenClassifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GFO_CACHE", str(tmp_path))
+    with open_engine("onnxruntime", library_classifier, "fp32")[0]:
+        (graph,) = tmp_path.rglob("model.onnx")
+    whole = graph.read_bytes()
+    if spoil == "gone":
+        graph.unlink()
+    else:
+        graph.write_bytes(whole[:-100] if spoil == "cut" else whole[:-100] + bytes(100))
+    with open_engine("onnxruntime", library_classifier, "fp32")[0]:
+        assert len(graph.read_bytes()) == len(whole)
+    assert graph.parent.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_graph_with_another_bank_than_its_manifest_says_is_refused(
+    tiny_classifier: FrozenClassifier, make_bank: Callable[..., OccluderBank], tmp_path: Path
+) -> None:
+    """Rows that are not there would read as other memory, or as clean."""
+    one = make_bank(occluders=make_bank().occluders[:1], class_ids=(3,), folders=("ant",))
+    for form, names in (("onnx", ("onnxruntime", "openvino")), ("openvino", ("openvino",))):
+        large = export(tiny_classifier, make_bank(), tmp_path / form, format=form)
+        small = export(tiny_classifier, one, tmp_path / f"{form}-small", format=form)
+        for name in small.manifest.files:
+            (large.folder / name).write_bytes((small.folder / name).read_bytes())
+        replace(large.manifest, files=file_facts(large.folder, list(large.manifest.files))).write(large.folder)
+        for name in names:
+            with (
+                pytest.raises(InputError, match="takes and gives"),
+                open_engine(name, Artefact.load(large.folder), "fp32")[0],
+            ):
+                pass
+
+
 def test_a_users_own_network_is_never_cached(
     tiny_classifier: FrozenClassifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -384,7 +442,8 @@ def test_openvino_remembers_what_it_compiled_and_which_hint_was_faster(
     assert "measured before" in said[1]
     assert said[0].split(",")[0] == said[1].split(",")[0]
     assert list(tmp_path.rglob("*.blob"))
-    next(tmp_path.rglob("hint.json")).write_text("{")  # damaged: measured again
+    blob = next(tmp_path.rglob("*.blob"))
+    blob.write_bytes(blob.read_bytes()[:-9] + b"123456789")  # damaged: compiled and measured again
     with open_engine("openvino", library_classifier, "fp32")[0] as engine:
         assert "pairs/s" in engine.how
 

@@ -137,6 +137,8 @@ def test_bad_exports_are_refused(tiny_data: Path, tiny_bank: Path, tmp_path: Pat
     refused([*words, "--data", tiny_data, "--split", "test"], "--split test: expected one of")
     refused([*words, "--parity-pairs", 2], "--parity-pairs 2")
     refused([*words, "--batch-size", 0], "--batch-size 0")
+    refused([*words, "--compute-capability", "8.9"], "--compute-capability 8.9: is for --format trt")
+    refused([*EXPORT, "--occluders", "zero:²", "--out", tmp_path / "out"], "zero:²", "no such bank")
     refused([*EXPORT, "--occluders", "zero:9", "--out", tmp_path / "out"], "zero:9: expected zero:1 to zero:5")
     refused([*EXPORT, "--occluders", tmp_path / "x.st", "--out", tmp_path / "out"], tmp_path / "x.st", "no such bank")
     assert list(tmp_path.iterdir()) == []

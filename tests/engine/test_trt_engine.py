@@ -407,7 +407,7 @@ def test_an_artefact_for_other_gpus_is_refused_before_it_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     artefact = exported(tiny_classifier, make_bank(), tmp_path / "out", True)
-    with TrtEngine(artefact, "fp32") as engine, pytest.raises(InputError, match="takes banks of 1 to 1000 occluders"):
+    with TrtEngine(artefact, "fp32") as engine, pytest.raises(InputError, match="takes banks of 1 to 6 occluders"):
         engine.load_bank(occluders(16, rows=1001))
     stand.graphs.clear()  # loading it would now be another error
     monkeypatch.setattr(trt_engine, "capability_here", lambda: "12.0")

@@ -125,11 +125,10 @@ def test_files_that_changed_are_refused(name: str, artefact: Artefact) -> None:
         Artefact.load(artefact.folder)
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "sub/model.onnx"])
-def test_files_outside_of_the_folder_are_refused(name: str, artefact: Artefact) -> None:
-    (artefact.folder.parent / "secret").write_text("x")
-    files = {name: {"sha256": "0", "bytes": 1}}
-    with pytest.raises(InputError, match="which is not in that folder"):
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "sub/model.onnx", "weights.bin", "a\0b"])
+def test_files_of_other_names_are_refused(name: str, artefact: Artefact) -> None:
+    files = {**artefact.manifest.files, name: {"sha256": "0", "bytes": 1}}
+    with pytest.raises(InputError, match="not a manifest"):
         Artefact.load(spoil(artefact, files=files))
 
 
@@ -137,13 +136,28 @@ def test_a_link_out_of_the_folder_is_refused(artefact: Artefact) -> None:
     outside = artefact.folder.parent / "moved.onnx"
     artefact.path.rename(outside)
     artefact.path.symlink_to(outside)
-    with pytest.raises(InputError, match="which is not in that folder"):
+    with pytest.raises(InputError, match="is a link out of its folder"):
         Artefact.load(artefact.folder)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"schema": 2}, {"format": "caffe"}, {"bank": "elsewhere"}, {"files": {}}, {"extra": 1}, {"preprocessing": {}}],
+    [
+        {"schema": 2},
+        {"format": "caffe"},
+        {"format": "openvino"},
+        {"bank": "elsewhere"},
+        {"bank_hash": None},
+        {"files": {}},
+        {"files": ["model.onnx"]},
+        {"files": {"model.onnx": {}, "fit.safetensors": 3}},
+        {"parity": {}},
+        {"parity": "passed"},
+        {"num_classes": "5"},
+        {"limits": {}},
+        {"extra": 1},
+        {"preprocessing": {}},
+    ],
 )
 def test_manifests_of_another_kind_are_refused(changes: dict[str, Any], artefact: Artefact) -> None:
     with pytest.raises(InputError, match=r"manifest.json: not a manifest of gfo-export"):
@@ -156,10 +170,26 @@ def test_folders_that_are_no_artefact(tmp_path: Path, artefact: Artefact) -> Non
     (artefact.folder / "manifest.json").write_text('["a list"]')
     with pytest.raises(InputError, match="not a manifest"):
         Artefact.load(artefact.folder)
-    header = {"class_ids": []}
-    (artefact.folder / "manifest.json").write_text(json.dumps({**artefact.manifest.to_dict(), "bank_header": header}))
-    with pytest.raises(InputError, match="its bank is not described"):
-        Artefact.load(artefact.folder).embedded_bank()
+    header = artefact.manifest.bank_header or {}
+    for changes in ({"class_ids": []}, {"folders": ["ant"]}, {"norm": "l1"}, {"weights_hash": "sha256:0"}):
+        facts = {**artefact.manifest.to_dict(), "bank_header": {**header, **changes}}
+        (artefact.folder / "manifest.json").write_text(json.dumps(facts))
+        with pytest.raises(InputError, match="its bank is not described"):
+            Artefact.load(artefact.folder).embedded_bank()
+
+
+def test_a_proof_that_fails_leaves_nothing_and_one_that_ends_is_inside(
+    tiny_classifier: FrozenClassifier, bank: OccluderBank, tmp_path: Path
+) -> None:
+    def interrupted(artefact: Artefact) -> None:
+        assert artefact.path.is_file()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(tiny_classifier, bank, tmp_path / "out", prove=interrupted)
+    assert list(tmp_path.iterdir()) == []
+    export(tiny_classifier, bank, tmp_path / "out", prove=lambda made: (made.folder / "proof").touch())
+    assert (tmp_path / "out" / "proof").is_file()
 
 
 def test_bad_exports_leave_nothing(

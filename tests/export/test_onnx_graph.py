@@ -104,7 +104,10 @@ def test_a_large_bank_lies_beside_the_graph(
     assert save_graph(occluded_graph(tiny_classifier, "fp32", BANK), tmp_path / "m.onnx") == ["m.onnx", "m.onnx.data"]
     assert (tmp_path / "m.onnx.data").stat().st_size >= 3 * BANK[0].nbytes
     assert (tmp_path / "m.onnx.data").stat().st_mode == (tmp_path / "m.onnx").stat().st_mode  # others may read it
-    check_graph(tmp_path / "m.onnx", 16, 5, bank_input=False)
+    check_graph(tmp_path / "m.onnx", 16, 5, 3, ["m.onnx.data"])
+    for rows, data in ((4, ["m.onnx.data"]), (None, ["m.onnx.data"]), (3, ["m.onnx"])):
+        with pytest.raises(InputError):
+            check_graph(tmp_path / "m.onnx", 16, 5, rows, data)
     (logits,) = ReferenceEvaluator(str(tmp_path / "m.onnx")).run(None, given(None))
     torch.testing.assert_close(torch.tensor(logits).double(), by_hand(tiny_classifier), rtol=1e-4, atol=1e-5)
 
@@ -129,15 +132,15 @@ def graph_file(tiny_classifier: FrozenClassifier, tmp_path: Path) -> Path:
 
 
 def test_files_that_are_no_graph_or_another(graph_file: Path) -> None:
-    check_graph(graph_file, 16, 5, bank_input=True)
-    for size, classes, bank_input in ((17, 5, True), (16, 6, True), (16, 5, False)):
+    check_graph(graph_file, 16, 5, None, ["model.onnx"])
+    for size, classes, rows in ((17, 5, None), (16, 6, None), (16, 5, 3)):
         with pytest.raises(InputError, match="takes and gives"):
-            check_graph(graph_file, size, classes, bank_input)
+            check_graph(graph_file, size, classes, rows, [])
     whole = graph_file.read_bytes()
     for spoiled in (whole[:-100], b"", b"not a graph at all"):
         graph_file.write_bytes(spoiled)
         with pytest.raises(InputError, match=r"not a valid ONNX file|takes and gives"):
-            check_graph(graph_file, 16, 5, bank_input=True)
+            check_graph(graph_file, 16, 5, None, ["model.onnx"])
 
 
 @pytest.mark.parametrize("place", ["/etc/passwd", "../outside", "sub/inside"])
@@ -151,5 +154,5 @@ def test_data_outside_of_the_folder_are_refused(place: str, inside: bool, graph_
     else:
         model.graph.initializer.append(array)
     graph_file.write_bytes(model.SerializeToString())
-    with pytest.raises(InputError, match="outside of its folder"):
-        check_graph(graph_file, 16, 5, bank_input=True)
+    with pytest.raises(InputError, match="none of its own files"):
+        check_graph(graph_file, 16, 5, None, ["model.onnx"])
