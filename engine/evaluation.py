@@ -122,6 +122,7 @@ def evaluate(
         "norm": bank.norm,
         "split": split,
         "engine": opened.name,
+        "engine_variant": opened.variant,
         "device": opened.device,
         "precision": precision,
         "impl": opened.impl,

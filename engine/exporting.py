@@ -96,6 +96,8 @@ def export_checked(
     check_export(out, format, precision)  # before anything that takes time
     if compute_capabilities and format != "trt":
         raise InputError(f"--compute-capability {','.join(compute_capabilities)}: is for --format trt; leave it out")
+    if not parity and (data or class_map or pairs):
+        raise InputError("--no-parity: then --data, --class-map and --parity-pairs say nothing; leave them out")
     if split not in SPLITS:
         raise InputError(f"--split {split}: expected one of {', '.join(SPLITS)}")
     if batch_size < 1 or (pairs is not None and pairs < 3):

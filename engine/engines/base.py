@@ -44,6 +44,8 @@ class Engine(ABC):
     """What the results were computed on, for the record: `cpu`, or the GPU's name."""
     impl: str
     """Whose `occlude` and `score` run around the network: `reference` or `triton`."""
+    variant: str | None = None
+    """Which form of the engine computes, for the record: ONNX Runtime's provider, TensorRT's library, `compiled`."""
     how: str = ""
     """What it chose for itself when it was opened, in words."""
 

@@ -46,6 +46,7 @@ class OnnxRuntimeEngine(Engine):
             raise InputError(f"--precision {precision}: engine onnxruntime has {listed} through {self._provider}")
         self.device = device_name(self._device)
         self.impl, _ = choose_impl("auto", self._device)
+        self.variant = self._provider
         self.how = f"provider {self._provider}"
 
     @classmethod

@@ -81,6 +81,7 @@ class TorchEngine(Engine):
         self._device = resolve_device(device)
         self.impl, self.impl_reason = checked_impl(impl, self._device)
         self._compiled = compiled
+        self.variant = "compiled" if compiled else None
         self._switches = ExitStack()
         self._bank: Tensor | None = None
         self.device = device_name(self._device)

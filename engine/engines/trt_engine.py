@@ -115,6 +115,7 @@ class TrtEngine(Engine):
         self._device = _gpu(device)
         limits = subject.manifest.limits if isinstance(subject, Artefact) else None
         _, self._library, self._version = tensorrt_library(preferred(limits))
+        self.variant = f"{self._library} {self._version}"
         with torch.cuda.device(self._device):
             self._capability = str(capability_here())
         self._limits: Limits | None = None
@@ -150,11 +151,9 @@ class TrtEngine(Engine):
             self._pairs = FixedPairs(self._size, size, self._device)
             path, jit, found = self._plan_file(Path(scratch))
             self._plan = Plan(self._library, path, self._device, jit)
-            self._capturable = self._plan.capturable()
         self._bank: Tensor | None = None
         self._step: Step | None = None
         self.how = f"{self._library} {self._version}, {found}, {self._size} pairs in a pass, kernels {self.impl}"
-        self.how += "" if self._capturable else ", no CUDA graph: TensorRT cannot have this plan captured"
 
     def _plan_file(self, scratch: Path) -> tuple[Path, Path | None, str]:
         """The plan, where its compiled kernels are kept, and in words where it is from."""
@@ -217,7 +216,11 @@ class TrtEngine(Engine):
         self._pairs.occluder_index.zero_()
         step = self._whole() if isinstance(self.subject, Artefact) else self._around(self.subject)
         step()
-        return captured(step, self._stream) if self._capturable else step
+        if self._plan.capturable():  # it knows after a pass, at that pass's shapes
+            return captured(step, self._stream)
+        without = ", no CUDA graph: TensorRT cannot have this plan captured"
+        self.how = self.how.removesuffix(without) + without
+        return step
 
     def _around(self, classifier: FrozenClassifier) -> Step:
         assert self._bank is not None

@@ -136,6 +136,7 @@ def test_bad_exports_are_refused(tiny_data: Path, tiny_bank: Path, tmp_path: Pat
     refused([*words, "--data", tmp_path / "none"], tmp_path / "none", "no such folder")
     refused([*words, "--data", tiny_data, "--split", "test"], "--split test: expected one of")
     refused([*words, "--parity-pairs", 2], "--parity-pairs 2")
+    refused([*words, "--no-parity", "--data", tiny_data], "--no-parity: then --data")
     refused([*words, "--batch-size", 0], "--batch-size 0")
     refused([*words, "--compute-capability", "8.9"], "--compute-capability 8.9: is for --format trt")
     refused([*EXPORT, "--occluders", "zero:²", "--out", tmp_path / "out"], "zero:²", "no such bank")
@@ -177,6 +178,7 @@ def test_an_artefact_evaluates_to_what_torch_says(
     assert found["noise"] is None
     assert found["bank_hash"] == make_bank().hash
     assert (found["engine"], found["device"], found["precision"]) == (engine, "cpu", "fp32")
+    assert found["engine_variant"] == {"onnxruntime": "cpu", "openvino": None}[engine]
     ids, predictions = columns_of(tmp_path / engine)
     assert ids == [-1, *make_bank().class_ids]
     assert np.array_equal(predictions, columns_of(tmp_path / "torch")[1][:, :-1])
