@@ -65,8 +65,9 @@ def demo(out: Path, *, seed: int = 0, progress: Progress = no_progress) -> DemoR
     with one_thread():
         done = {name: _occlude_network(name, data, out, seed, progress) for name in EPSILONS}
     runs = [run for name in EPSILONS for run in (out / name, out / name / "train")]
-    summaries, artefacts = ({name: each[i] for name, each in done.items()} for i in range(2))
-    return DemoResult(summaries, artefacts, report(runs, out))  # type: ignore[arg-type] (of each its own kind)
+    summaries = {name: summary for name, (summary, _) in done.items()}
+    artefacts = {name: artefact for name, (_, artefact) in done.items()}
+    return DemoResult(summaries, artefacts, report(runs, out))
 
 
 def _occlude_network(

@@ -211,29 +211,30 @@ def _parity(
     pairs = parity_pairs(material.labels, bank.class_ids, len(material.images), wanted, seed)
     # Where labels decide by accuracy PyTorch's own rounding is not needed, and half precision is slow on many CPUs.
     with_own = precision != "fp32" and material.labels is None
-    logits: dict[str, Tensor] = {}
+    labels = None if material.labels is None else material.labels[pairs.image_index]
+
+    def logits_of(engine: Engine, title: str) -> Tensor:
+        return _logits(engine, bank, material.images, pairs, batch_size, title, progress)
+
+    # Without an engine to compare there is nothing to compute.
+    names = ("fp32", *((precision,) if with_own else ())) if engines else ()
+    logits = {name: logits_of(engine_class("torch")(classifier, name), f"reference {name}") for name in names}
     found: list[dict[str, Any]] = []
     for engine in engines:
-        for name in ("fp32", precision) if with_own else ("fp32",):
-            if name not in logits:
-                reference = engine_class("torch")(classifier, name)
-                logits[name] = _logits(reference, bank, material.images, pairs, batch_size, "reference", progress)
-        own = logits[precision] if with_own else None
-        labels = None if material.labels is None else material.labels[pairs.image_index]
         try:
-            got = _logits(engine, bank, material.images, pairs, batch_size, engine.name, progress)
+            got = logits_of(engine, engine.name)
         except EngineUnavailable as error:  # a provider or driver that is there, but does not come up
             refusals.append({"engine": engine.name, "status": NOT_RUN, "reason": str(error)})
             continue
         except InputError as error:  # it does not take what we have just written
             found.append({"engine": engine.name, "device": engine.device, "status": FAILED, "reason": str(error)})
             continue
-        verdict = judge(logits["fp32"], got, pairs, precision, labels, own)
+        verdict = judge(logits["fp32"], got, pairs, precision, labels, logits[precision] if with_own else None)
         for line in verdict.lines():
             progress.say(f"  {engine.name}: {line}")
         state = PASSED if verdict.passed else FAILED
         found.append({"engine": engine.name, "device": engine.device, "status": state, **verdict.to_dict()})
-    reasons = [*(f"{each['engine']}: {each['reason']}" for each in found if each["status"] == FAILED)]
+    reasons = [f"{each['engine']}: {each['reason']}" for each in found if each["status"] == FAILED]
     status = FAILED if reasons else PASSED if found else NOT_RUN
     return {
         "status": status,
@@ -266,7 +267,7 @@ def _logits(
     """float32 [P, C] on the CPU. Only the pictures of a batch are given to the engine."""
     parts: list[Tensor] = []
     with engine, progress.task(f"parity, {title}", len(pairs)) as bar:
-        if not (isinstance(engine.subject, Artefact) and engine.subject.manifest.bank == "embedded"):
+        if engine.takes_bank:
             engine.load_bank(bank.occluders)
         for image_index, occluder_index in zip(
             pairs.image_index.split(batch_size), pairs.occluder_index.split(batch_size), strict=True

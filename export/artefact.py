@@ -170,9 +170,11 @@ def export(
         partial.mkdir(parents=True)
     try:
         with naming(out):  # a full disk does not say what it was to hold
-            _write(partial, classifier, bank, format, precision, bank_input, batch_size, compute_capabilities)
+            manifest = _write(
+                partial, classifier, bank, format, precision, bank_input, batch_size, compute_capabilities
+            )
         if prove:
-            prove(Artefact.load(partial))
+            prove(Artefact(partial, manifest))
         with naming(out):
             partial.rename(out)
     finally:
@@ -199,7 +201,7 @@ def _write(
     bank_input: bool,
     batch_size: int,
     compute_capabilities: Sequence[str],
-) -> None:
+) -> Manifest:
     manifest = Manifest(
         format=format,
         precision=precision,
@@ -227,7 +229,9 @@ def _write(
     if not bank_input:
         save_tensors(folder / FIT, {"fitted": bank.fitted, "held_out": bank.held_out})
         names = [*names, FIT]
-    replace(manifest, files=file_facts(folder, names)).write(folder)
+    manifest = replace(manifest, files=file_facts(folder, names))
+    manifest.write(folder)
+    return manifest
 
 
 def _metadata(manifest: Manifest) -> dict[str, str]:

@@ -24,10 +24,10 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def usual_mode(path: Path) -> None:
-    """The mode of a new file: safetensors and onnx make some readable by their owner alone, and groups share banks."""
+    """The mode of a new file or folder: some are born readable by their owner alone, and groups share banks."""
     umask = os.umask(0)
     os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 @contextlib.contextmanager

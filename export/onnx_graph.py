@@ -103,6 +103,11 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def with_clean_row(occluders: Tensor) -> Tensor:
+    """float32 [K, S, S, 3] → [K + 1, S, S, 3] as the graph's `bank` wants it, row 0 zeros."""
+    return torch.cat([torch.zeros_like(occluders[:1]), occluders])
+
+
 def occluded_graph(
     classifier: FrozenClassifier,
     precision: str,
@@ -139,7 +144,7 @@ def occluded_graph(
         "shift": np.array(classifier.preprocessing.shift, np.float32),
     }
     if bank is not None:
-        constants[BANK] = torch.cat([torch.zeros_like(bank[:1]), bank]).numpy()
+        constants[BANK] = with_clean_row(bank).numpy()
     half = source.type.tensor_type.elem_type
     node = helper.make_node
     pick, cast = ("images", "image_index"), {"to": types.FLOAT}

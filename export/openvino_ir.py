@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import EngineUnavailable, InputError
+from .errors import InputError
+from .optional import optional
 
 
 def openvino_from_onnx(source: Path, target: Path) -> list[str]:
@@ -22,12 +23,7 @@ def openvino_from_onnx(source: Path, target: Path) -> list[str]:
     InputError
         OpenVINO does not take the graph; its first words.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise EngineUnavailable(
-            "--format openvino needs openvino, which is not installed; pip install gfo[openvino]"
-        ) from error
+    openvino = optional("openvino", "--format openvino", "openvino")
     try:
         model = openvino.Core().read_model(source)
     except RuntimeError as error:

@@ -71,6 +71,16 @@ class Engine(ABC):
             raise InputError(f"--engine {self.name}: {runs}, and {artefact.folder} is {manifest.format}")
         check_precision(artefact, precision)
 
+    @property
+    def takes_bank(self) -> bool:
+        """Whether it is given a bank, and has none inside."""
+        return self._embedded is None
+
+    def _sizes(self) -> tuple[int, int, int | None]:
+        """S, C and the rows of the bank inside, as `onnx_graph.ports` takes them."""
+        rows = None if self._embedded is None else self._embedded + 1
+        return self.subject.preprocessing.input_size, self.subject.num_classes, rows
+
     @classmethod
     @abstractmethod
     def precisions(cls, device: str = "auto") -> tuple[str, ...]:
@@ -111,7 +121,7 @@ class Engine(ABC):
             Another dtype or size, or the bank is embedded in what runs.
         """
         size = self.subject.preprocessing.input_size
-        if self._embedded is not None:
+        if not self.takes_bank:
             raise ValueError("occluders: the artefact has its bank inside, and takes no other")
         if occluders.dtype != torch.float32 or tuple(occluders.shape[1:]) != (size, size, 3):
             got = f"{str(occluders.dtype).removeprefix('torch.')} {list(occluders.shape)}"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ...export.cache import cache_dir
 from ...export.classifier import FrozenClassifier
-from ...export.files import atomic_path
+from ...export.files import atomic_path, usual_mode
 from ...export.manifest import file_facts
 from ...export.onnx_graph import GRAPH_VERSION, OPSETS
 
@@ -77,7 +77,7 @@ def cached_graph(
         try:
             write(partial / _FILE)
             note_files(partial)
-            partial.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+            usual_mode(partial)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
         except OSError:
@@ -106,9 +106,3 @@ def drop_damaged(folder: Path) -> None:
         whole = False
     if not whole:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

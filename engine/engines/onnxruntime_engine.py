@@ -12,7 +12,8 @@ from torch import Tensor
 from ...export.artefact import Artefact
 from ...export.cache import cache_dir
 from ...export.errors import EngineUnavailable, InputError
-from ...export.onnx_graph import BANK, LOGITS, Gather, check_graph, occluded_graph, save_graph
+from ...export.onnx_graph import BANK, LOGITS, Gather, check_graph, occluded_graph, save_graph, with_clean_row
+from ...export.optional import optional
 from ...kernels.impl import choose_impl
 from .base import Engine, Subject
 from .graphs import cached_graph
@@ -24,11 +25,7 @@ _PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "fp16"), "tensorrt": ("fp32", 
 
 
 def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise EngineUnavailable("--engine onnxruntime: onnxruntime is not installed; pip install gfo[onnx]") from error
-    return onnxruntime
+    return optional("onnxruntime", "--engine onnxruntime", "onnx")
 
 
 class OnnxRuntimeEngine(Engine):
@@ -67,9 +64,7 @@ class OnnxRuntimeEngine(Engine):
     def _graph(self, scratch: Path) -> Path:
         if isinstance(self.subject, Artefact):
             facts = self.subject
-            rows = None if self._embedded is None else self._embedded + 1
-            size, classes = facts.preprocessing.input_size, facts.num_classes
-            check_graph(facts.path, size, classes, rows, facts.manifest.files)
+            check_graph(facts.path, *self._sizes(), facts.manifest.files)
             return facts.path
         classifier, precision = self.subject, self.precision
 
@@ -112,9 +107,7 @@ class OnnxRuntimeEngine(Engine):
         return options | cached | {"trt_timing_cache_enable": 1, "trt_timing_cache_path": kept}
 
     def _load_bank(self, occluders: Tensor) -> None:
-        # The graph wants the clean row, too. Bound once, and kept alive here.
-        rows = torch.cat([torch.zeros_like(occluders[:1]), occluders]).to(self._device)
-        self._bank = rows
+        self._bank = with_clean_row(occluders).to(self._device)  # what is bound must stay alive
 
     def place(self, tensor: Tensor) -> Tensor:
         """See `Engine.place`."""
@@ -122,7 +115,7 @@ class OnnxRuntimeEngine(Engine):
 
     def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
         given = {"images": images, "image_index": image_index, "occluder_index": occluder_index}
-        if self._embedded is None:
+        if self.takes_bank:
             given[BANK] = self._bank
         tensors = {name: tensor.to(self._device).contiguous() for name, tensor in given.items()}
         logits = torch.empty(len(image_index), self.subject.num_classes, device=self._device)

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ...export.artefact import Artefact
 from ...export.cache import cache_dir
-from ...export.errors import EngineUnavailable, InputError
+from ...export.errors import InputError
 from ...export.files import atomic_path
-from ...export.onnx_graph import BANK, LOGITS, check_graph, occluded_graph, ports, save_graph
+from ...export.onnx_graph import BANK, LOGITS, check_graph, occluded_graph, ports, save_graph, with_clean_row
 from ...export.openvino_ir import openvino_words
+from ...export.optional import optional
 from ..runtime import worker_count
 from .base import Engine, Subject
 from .graphs import Graph, cached_graph, drop_damaged, note_files
@@ -34,11 +35,7 @@ _TRIAL_PAIRS, _TRIAL_CALLS = 16, 5
 
 
 def _openvino() -> Any:
-    try:
-        import openvino
-    except ImportError as error:
-        raise EngineUnavailable("--engine openvino: openvino is not installed; pip install gfo[openvino]") from error
-    return openvino
+    return optional("openvino", "--engine openvino", "openvino")
 
 
 class OpenVinoEngine(Engine):
@@ -94,11 +91,6 @@ class OpenVinoEngine(Engine):
 
         return cached_graph(classifier, precision, "occluded, gather uint8", write, scratch)
 
-    def _sizes(self) -> tuple[int, int, int | None]:
-        """S, C and the rows of the bank inside, as `ports` takes them."""
-        rows = None if self._embedded is None else self._embedded + 1
-        return self.subject.preprocessing.input_size, self.subject.num_classes, rows
-
     def _compile(self, graph: Graph) -> None:
         model = self._read(graph.path)
         version = _openvino().__version__.replace("/", "-")
@@ -131,14 +123,10 @@ class OpenVinoEngine(Engine):
             raise InputError(f"{path}: OpenVINO does not take it ({openvino_words(error)}); export again") from error
         found = {name: _described(port) for port in (*model.inputs, *model.outputs) for name in port.names}
         wanted = {name: (_TYPES[kind], shape) for name, (kind, shape) in ports(*self._sizes()).items()}
-        if self._embedded is not None:
-            bank = wanted.pop(BANK)
-            constants = (op.output(0) for op in model.get_ops() if op.get_type_name() == "Constant")
-            found[BANK] = bank if bank in map(_described, constants) else ("none of that size", [])
-            wanted[BANK] = bank
-        if any(found.get(name) != wanted[name] for name in wanted) or len(model.inputs) != len(wanted) - (
-            1 if self._embedded is None else 2
-        ):
+        if not self.takes_bank:  # constants have lost their names, and another one of that size there is not
+            constants = [_described(op.output(0)) for op in model.get_ops() if op.get_type_name() == "Constant"]
+            found |= {BANK: wanted[BANK]} if wanted[BANK] in constants else {}
+        if found != wanted:
             raise InputError(f"{path}: takes and gives {found}, not {wanted}; export again")
         return model
 
@@ -156,7 +144,7 @@ class OpenVinoEngine(Engine):
         size = self.subject.preprocessing.input_size
         images = torch.zeros(1, size, size, 3, dtype=torch.uint8)
         index = torch.zeros(_TRIAL_PAIRS, dtype=torch.int64)
-        bank = None if self._embedded is not None else self._shared(torch.zeros(2, size, size, 3))
+        bank = self._shared(torch.zeros(2, size, size, 3)) if self.takes_bank else None
         taken: dict[str, list[float]] = {name: [] for name in trials}
         for _ in range(1 + _TRIAL_CALLS):
             for name, requests in trials.items():
@@ -166,7 +154,7 @@ class OpenVinoEngine(Engine):
         return {name: statistics.median(times[1:]) for name, times in taken.items()}
 
     def _load_bank(self, occluders: Tensor) -> None:
-        self._bank = self._shared(torch.cat([torch.zeros_like(occluders[:1]), occluders]))
+        self._bank = self._shared(with_clean_row(occluders))
 
     @staticmethod
     def _shared(tensor: Tensor) -> Any:

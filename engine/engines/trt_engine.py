@@ -20,7 +20,7 @@ from ...export.cache import cache_dir
 from ...export.classifier import DTYPES, FrozenClassifier
 from ...export.errors import EngineUnavailable, InputError
 from ...export.manifest import Limits
-from ...export.onnx_graph import BANK, INPUTS, NETWORK_INPUT, save_graph
+from ...export.onnx_graph import BANK, INPUTS, NETWORK_INPUT, save_graph, with_clean_row
 from ...export.preprocessing import Preprocessing
 from ...export.tensorrt_library import capability_here, check_gpu, tensorrt_library
 from ...export.tensorrt_plan import bare_graph, bare_profile, tensorrt_from_onnx
@@ -179,7 +179,7 @@ class TrtEngine(Engine):
     def _load_bank(self, occluders: Tensor) -> None:
         if self._limits is not None and isinstance(self.subject, Artefact):
             check_rows(self.subject.folder, self._limits, len(occluders))
-            occluders = torch.cat([torch.zeros_like(occluders[:1]), occluders])  # its graph wants the clean row, too
+            occluders = with_clean_row(occluders)
         with self._on_stream():
             self._bank = occluders.to(self._device).contiguous()
         self._step = None  # the captured one has the address of the bank before
