@@ -7,7 +7,9 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,11 @@ from .engines import open_engine
 from .engines.base import Engine, Subject
 from .folders import SPLITS, ClassFolder, list_classes, name_of
 from .metrics import summarize
-from .pictures import Block, open_source
+from .pictures import Block, PictureSource, open_source, shard_starts
 from .progress import Progress, no_progress
 from .runtime import fitting_memory, peak_rss_mb, worker_count
-from .store import CLEAN, FIT_FITTED, FIT_HELD_OUT, FIT_UNSEEN, NOISE, RunStore
+from .shards import shards_of
+from .store import CLEAN, FIT_FITTED, FIT_HELD_OUT, FIT_UNSEEN, NOISE, READ_TOGETHER, RunStore
 
 PICTURES = ("all", "fitted", "held-out", "unseen")
 
@@ -51,6 +54,8 @@ def evaluate(
     per_class: int | None = None,
     batch_size: int = 64,
     loader: str = "auto",
+    decoded_cache: bool = False,
+    shard: tuple[int, int] | None = None,
     impl: str = "auto",
     provider: str = "auto",
     compiled: bool = False,
@@ -77,6 +82,10 @@ def evaluate(
         See `engines.open_engine`; the precision of an artefact is its own, else fp32 if not given.
     batch_size
         Pairs in a pass through the network, at most.
+    loader, decoded_cache
+        See `pictures.open_source`; `auto` resumes a run with the loader that it has.
+    shard
+        (i, n): only every n-th block from the i-th (0 … n − 1), for n workers that fill one RUN together.
     impl, provider, compiled
         Of one engine: whose fused operations run around the network (torch; `kernels.impl.choose_impl`), through what
         ONNX Runtime runs, whether `torch.compile` is used.
@@ -86,7 +95,8 @@ def evaluate(
     Returns
     -------
     dict
-        The contents of `summary.json`.
+        The contents of `summary.json`. Where other workers' shards are not done: `complete` is false, `remaining`
+        their pictures, beside this call's speed, and no summary is written.
 
     Raises
     ------
@@ -97,17 +107,24 @@ def evaluate(
     KeyboardInterrupt
         Finished blocks stay; the same call resumes.
     """
-    _check(split, pictures, per_class, batch_size)
+    _check(split, pictures, per_class, batch_size, shard)
     subject = load_classifier(model) if isinstance(model, ModelSpec) else model
     unchecked = _unchecked(subject) if isinstance(subject, Artefact) else None
     bank, where = _bank(subject, occluders)
     folders = _folders(bank, where, subject, data, split, classes, class_map, seed)
     images = _select(folders, bank, pictures, per_class, seed)
-    source = open_source(loader, data, subject.preprocessing, worker_count())
     if precision is None:
         precision = subject.manifest.precision if isinstance(subject, Artefact) else "fp32"
     options = {"impl": impl, "provider": provider, "compiled": compiled, "pairs": batch_size}
     opened, why = open_engine(engine, subject, precision, device, **options)
+    source = open_source(
+        _loader(loader, out),
+        data,
+        subject.preprocessing,
+        worker_count(),
+        device=opened.device,
+        decoded_cache=decoded_cache,
+    )
     named = _folder_names(bank, folders)
     run = {
         "gfo_version": version("gfo"),
@@ -140,8 +157,12 @@ def evaluate(
         store = _open_store(out, run, images, bank)
         if unchecked:
             progress.say(unchecked)
-        progress.say(f"engine {opened.name} on {opened.device}, {precision}: {why}; {opened.how}; loader {source.name}")
-        seconds, pairs = _all_pairs(engine_, store, bank, source.blocks, batch_size, seed, progress)
+        progress.say(f"engine {opened.name} on {opened.device}, {precision}: {why}; {opened.how}")
+        progress.say(f"loader {source.name}: {source.how}")
+        seconds, pairs = _all_pairs(engine_, store, bank, source, batch_size, seed, shard, progress)
+    remaining = sum(min(store.block, len(store) - start) for start in store.pending())
+    if remaining:  # a shard's worker that is not the last
+        return {"complete": False, "remaining": remaining, **_speed(out, seconds, pairs)}
     return _summary(out, store, seconds, pairs)
 
 
@@ -168,7 +189,16 @@ def _bank(subject: Subject, occluders: Path | None) -> tuple[OccluderBank | Embe
     return bank, Path(occluders)
 
 
-def _check(split: str, pictures: str, per_class: int | None, batch_size: int) -> None:
+def _loader(loader: str, out: Path) -> str:
+    """`auto` is the run's own where there is one: another machine may have another."""
+    if loader != "auto" or not (out / "predictions.zarr").is_dir():
+        return loader
+    return RunStore.open(out).run.get("loader", loader)
+
+
+def _check(split: str, pictures: str, per_class: int | None, batch_size: int, shard: tuple[int, int] | None) -> None:
+    if shard is not None and not 0 <= shard[0] < shard[1]:
+        raise InputError(f"--shard {shard[0]}/{shard[1]}: expected I/N with I from 0 to N - 1")
     if split not in SPLITS:
         raise InputError(f"--split {split}: expected one of {', '.join(SPLITS)}")
     if pictures not in PICTURES:
@@ -190,7 +220,7 @@ def _folders(
 ) -> list[ClassFolder]:
     own = list(bank.header.folders)
     missing = [folder for folder in own if not (data / split / folder).is_dir()]
-    if classes is None and missing and (data / split).is_dir():
+    if classes is None and missing and (data / split).is_dir() and not shards_of(data / split):
         raise InputError(
             f"{bank_path}: its class {missing[0]} has no folder in {data / split}; evaluate on data with the bank's "
             "classes, or say which with --classes"
@@ -250,7 +280,11 @@ def _open_store(
     paths, labels, fit = ([image[i] for image in images] for i in range(3))
     rows = [CLEAN, *bank.class_ids, *([NOISE] if isinstance(bank, OccluderBank) else [])]
     if not (out / "predictions.zarr").exists():
-        return RunStore.create(out, run, paths=paths, labels=labels, fit=fit, occluders=rows)  # type: ignore[arg-type]
+        try:
+            return RunStore.create(out, run, paths=paths, labels=labels, fit=fit, occluders=rows)  # type: ignore[arg-type]
+        except OSError:
+            if not (out / "predictions.zarr").exists():  # else another worker was faster
+                raise
     store = RunStore.open(out, writable=True)
     # Hashes and paths below say what they are, and the kernels agree to the last bit or nearly so.
     movable = ("gfo_version", "weights", "bank", "data_root", "impl")
@@ -275,40 +309,62 @@ def _all_pairs(
     engine: Engine,
     store: RunStore,
     bank: OccluderBank | EmbeddedBank,
-    read_blocks: Any,
+    source: PictureSource,
     batch_size: int,
     seed: int,
+    shard: tuple[int, int] | None,
     progress: Progress,
 ) -> tuple[float, int]:
-    """Evaluate the blocks that are not done; seconds and pairs of this call."""
+    """Evaluate the blocks that are not done, or those of a shard; seconds and pairs of this call."""
     if isinstance(bank, OccluderBank):
         noise = noise_row(bank.epsilon, bank.norm, bank.occluders.shape[1], seed)
         engine.load_bank(torch.cat([bank.occluders, noise[None]]))
-    rows, pending = len(store.occluders), store.pending()
-    done = len(store) - sum(min(store.block, len(store) - start) for start in pending)
+    rows, own = len(store.occluders), shard_starts(len(store), store.block, *(shard or (0, 1)))
+    pending = [start for start in store.pending() if start in own]
+    done, every = (
+        [min(store.block, len(store) - start) for start in starts] for starts in (set(own) - set(pending), own)
+    )
     if done:
-        progress.say(f"resuming: {done} of {len(store)} pictures are done")
+        progress.say(f"resuming: {sum(done)} of {sum(every)} pictures are done")
     started, pairs = time.perf_counter(), 0
-    with progress.task("all pairs", len(store) * rows, done * rows) as bar:
-        for block in read_blocks(store.paths, store.block, pending):
-            labels = torch.from_numpy(store.labels[block.start : block.start + len(block.images)]).long()
-            scores = Score(*(torch.full((len(block.images) * rows,), fill) for fill in (-1, -1, math.nan)))
-            for piece, verdict in _score_block(engine, block, labels, rows, batch_size):
-                for target, part in zip(scores, verdict, strict=True):
-                    target[piece] = part
-                pairs += len(piece)
-                bar.advance(len(piece), f"{pairs / (time.perf_counter() - started):.0f} pairs/s")
-            store.write(block.start, scores, block.quarantined)
-            bar.advance(len(block.quarantined) * rows)
+    with progress.task("all pairs", sum(every) * rows, sum(done) * rows) as bar:
+        for start, parts in _parts(store, source, pending):
+            scores = _blank_scores(min(store.block, len(store) - start) * rows)
+            quarantined: dict[int, str] = {}
+            for part in parts:
+                offset = part.start - start
+                labels = torch.from_numpy(store.labels[part.start : part.start + len(part.images)]).long()
+                for piece, verdict in _score_block(engine, part, labels, rows, batch_size):
+                    for target, values in zip(scores, verdict, strict=True):
+                        target[piece + offset * rows] = values
+                    pairs += len(piece)
+                    bar.advance(len(piece), f"{pairs / (time.perf_counter() - started):.0f} pairs/s")
+                quarantined |= {offset + position: why for position, why in part.quarantined.items()}
+                bar.advance(len(part.quarantined) * rows)
+            store.write(start, scores, quarantined)
     return time.perf_counter() - started, pairs
+
+
+def _blank_scores(count: int) -> Score:
+    return Score(*(torch.full((count,), fill) for fill in (-1, -1, math.nan)))
+
+
+def _parts(store: RunStore, source: PictureSource, pending: Sequence[int]) -> Iterator[tuple[int, Iterator[Block]]]:
+    """The blocks of the store, each in the parts that are read together: small, so that the first is soon there."""
+    together = READ_TOGETHER if store.block % READ_TOGETHER == 0 else store.block
+    ends = {start: min(start + store.block, len(store)) for start in pending}
+    starts = [part for start in pending for part in range(start, ends[start], together)]
+    with closing(source.blocks(store.paths, together, starts)) as parts:  # type: ignore[type-var]
+        for start in pending:
+            yield start, islice(parts, len(range(start, ends[start], together)))
 
 
 def _score_block(
     engine: Engine, block: Block, labels: Tensor, rows: int, batch_size: int
 ) -> Iterator[tuple[Tensor, Score]]:
-    """Every readable picture of a block under every row, as a pair list in pieces.
+    """Every readable picture of a part under every row, as a pair list in pieces.
 
-    Yields places in the block, int64 [P] (picture · rows + row), with their verdicts.
+    Yields places in the part, int64 [P] (picture · rows + row), with their verdicts.
     """
     images, labels = engine.place(block.images), engine.place(labels)
     for piece in _tiles(block.readable, rows, batch_size):
@@ -336,7 +392,7 @@ def _summary(out: Path, store: RunStore, seconds: float, pairs: int) -> dict[str
     codes = {"unseen": FIT_UNSEEN, "fitted": FIT_FITTED, "held_out": FIT_HELD_OUT}
     summary = {
         "schema": 1,
-        "complete": not store.pending(),
+        "complete": True,
         **store.run,
         "read": len(store) - len(quarantined),
         "quarantined_count": len(quarantined),

@@ -1,4 +1,4 @@
-"""Data folders: ROOT/train/<class>/*, ROOT/val/<class>/*, and which model output each class folder is."""
+"""Data: ROOT/<split>/<class>/* or ROOT/<split>/*.tar, and which model output each class is."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from ..export.errors import InputError
+from .shards import shard_pictures, shards_of
 
 if TYPE_CHECKING:
     from timm.data.imagenet_info import ImageNetInfo
@@ -27,7 +28,10 @@ _IMAGENET_CLASSES = 1000
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """One class of a split: its folder's name, the model's output index, its files relative to ROOT, sorted."""
+    """One class of a split: its folder's name, the model's output index, its files relative to ROOT, sorted.
+
+    In shards a class has no folder: it is called as its folder would be, its files are `<shard>.tar/<member>`.
+    """
 
     folder: str
     class_id: int
@@ -69,7 +73,8 @@ def list_classes(
     Parameters
     ----------
     root
-        Holds `train/<folder>/*` or `val/<folder>/*`; only the split that is read must exist.
+        Holds `train/<folder>/*` or `val/<folder>/*`, or WebDataset shards `train/*.tar` or `val/*.tar`; only the split
+        that is read must exist.
     classes
         `all`, `random:N` (seeded), or folder names (a list, or one string separated by commas).
     model_outputs
@@ -86,11 +91,44 @@ def list_classes(
     if not base.is_dir():
         raise InputError(f"{base}: no such folder; --data must hold {split}/<class>/<pictures>")
     folders = sorted(entry.name for entry in os.scandir(base) if entry.is_dir() and not entry.name.startswith("."))
+    shards = shards_of(base)
+    if folders and shards:
+        raise InputError(f"{base}: holds class folders and tar shards; keep one of the two there")
+    if shards:
+        return _shard_classes(root, base, shards, classes, model_outputs, class_map, seed)
     if not folders:
-        raise InputError(f"{base}: holds no class folders; expected {split}/<class>/<pictures>")
+        raise InputError(f"{base}: holds no class folders; expected {split}/<class>/<pictures> or {split}/*.tar")
     chosen = _choose(folders, classes, base, seed)
     ids = _class_ids(root, chosen, model_outputs, class_map)
     return [ClassFolder(folder, ids[folder], _files(base / folder, root)) for folder in chosen]
+
+
+def _shard_classes(
+    root: Path,
+    base: Path,
+    shards: Sequence[Path],
+    classes: str | Sequence[str],
+    model_outputs: int,
+    class_map: Path | None,
+    seed: int,
+) -> list[ClassFolder]:
+    """Classes of shards, which say the model's output themselves; a class map, or ImageNet, gives their names."""
+    pictures = shard_pictures(root, shards)
+    out = next((index for index in sorted(pictures) if index >= model_outputs), None)
+    if out is not None:
+        raise InputError(
+            f"{base}: {pictures[out][0]} is of class {out}, the model has outputs 0..{model_outputs - 1}; give the "
+            "model that the shards were labelled for"
+        )
+    if class_map is None and (root / "classes.json").is_file():
+        class_map = root / "classes.json"
+    if class_map is not None:
+        names = {index: folder for folder, index in _read_class_map(class_map).items()}
+    else:
+        names = dict(enumerate(_imagenet_info().label_names() if model_outputs == _IMAGENET_CLASSES else ()))
+    ids = {names.get(index, str(index)): index for index in pictures}
+    chosen = _choose(sorted(ids), classes, base, seed)
+    return [ClassFolder(folder, ids[folder], tuple(pictures[ids[folder]])) for folder in chosen]
 
 
 def _choose(folders: list[str], classes: str | Sequence[str], base: Path, seed: int) -> list[str]:

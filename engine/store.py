@@ -31,12 +31,12 @@ FIT_UNSEEN, FIT_FITTED, FIT_HELD_OUT = 0, 1, 2
 # A block aims at so many pairs, which an interrupted run loses at most, within these numbers of pictures: few enough
 # to hold in memory, and enough to keep the files of a large run few.
 _BLOCK_PAIRS = 4096
-_FEWEST, _MOST = 32, 256
+READ_TOGETHER, _MOST = 32, 256
 
 
 def block_size(rows: int) -> int:
-    """Pictures in a block (and a chunk), for so many occluder rows."""
-    return min(_MOST, max(_FEWEST, _BLOCK_PAIRS // rows))
+    """Pictures in a block (and a chunk), for so many occluder rows: a multiple of those that are read together."""
+    return min(_MOST, max(1, _BLOCK_PAIRS // rows // READ_TOGETHER) * READ_TOGETHER)
 
 
 class RunStore:

@@ -90,6 +90,7 @@ def train(
     precision: str = "auto",
     device: str = "auto",
     loader: str = "auto",
+    decoded_cache: bool = False,
     impl: str = "auto",
     progress: Progress = no_progress,
 ) -> OccluderBank:
@@ -103,6 +104,8 @@ def train(
         As `folders.list_classes`.
     precision
         Of the network; the occluders stay float32. `auto` measures which is fastest and says so.
+    loader, decoded_cache
+        See `pictures.open_source`. Each class is read once, into memory (uint8).
     impl
         Of the fused operations: `auto`, `reference` or `triton`; see `kernels.impl.choose_impl`.
     progress
@@ -132,7 +135,9 @@ def train(
         data, "train", classes=classes, model_outputs=classifier.num_classes, class_map=class_map, seed=config.seed
     )
     splits = {f.class_id: split_pictures(f.paths, f.class_id, config) for f in folders}
-    source = open_source(loader, data, classifier.preprocessing, worker_count())
+    source = open_source(
+        loader, data, classifier.preprocessing, worker_count(), device=torch_device, decoded_cache=decoded_cache
+    )
     header = _header(classifier, config, folders, source)
     parts = TrainingParts(out, header, splits)
     finished = parts.finished_bank(precision)
@@ -147,7 +152,7 @@ def train(
             place,
             lambda: _choose_precision(classifier, precision, torch_device, config, kernels, progress),
         )
-        progress.say(f"kernels {kernels}: {why}")
+        progress.say(f"kernels {kernels}: {why}; loader {source.name}: {source.how}")
         network = OccludedClassifier(classifier, parts.precision, impl=kernels).to(torch_device)
         with exact_float32(parts.precision, torch_device):
             _train_groups(network, folders, splits, source, config, parts, torch_device, progress)
@@ -202,7 +207,7 @@ def _header(
 def _read_class(folder: ClassFolder, paths: Sequence[str], source: PictureSource, parts: TrainingParts) -> _ClassInWork:
     images, quarantined = [], []
     for block in source.blocks(paths, _READ_BLOCK):
-        images.append(block.images[block.readable])
+        images.append(block.images[block.readable].cpu())
         quarantined += [{"path": paths[block.start + i], "reason": why} for i, why in block.quarantined.items()]
     if sum(len(part) for part in images) == 0:
         raise InputError(

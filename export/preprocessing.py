@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from .errors import InputError
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Geometry(NamedTuple):
+    """The size that a picture is resized to, and the corner of the crop in it; all in pixels."""
+
+    height: int
+    width: int
+    top: int
+    left: int
 
 
 @dataclass(frozen=True)
@@ -83,23 +94,51 @@ class Preprocessing:
         """The same crop fraction at another input size: short side to floor(new size · resize / old size)."""
         return dataclasses.replace(self, input_size=input_size, resize=input_size * self.resize // self.input_size)
 
-    def load_uint8(self, path: Path | str) -> NDArray[np.uint8]:
+    def geometry(self, width: int, height: int) -> Geometry:
+        """What torchvision's Resize and CenterCrop do to a picture of `width` × `height`: its new size, and the crop.
+
+        The long side is rounded down, and the crop's corner to the even neighbour of a half.
+
+        Raises
+        ------
+        ValueError
+            More pixels than Pillow's own limit (178,956,970) once it is resized: a very long and thin picture.
+        """
+        long = int(self.resize * max(width, height) / min(width, height))
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        if limit and long * self.resize > limit:
+            raise ValueError(
+                f"{width} x {height} pixels would be {long} x {self.resize} when resized, over the limit of {limit}"
+            )
+        new_width, new_height = (self.resize, long) if width <= height else (long, self.resize)
+        corner = (round((side - self.input_size) / 2.0) for side in (new_height, new_width))
+        return Geometry(new_height, new_width, *corner)
+
+    def apply(self, picture: Image.Image) -> NDArray[np.uint8]:
+        """Resize and crop a picture in memory: uint8 [S, S, 3]. Raises `ValueError` as `geometry`."""
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as F
+
+        self.geometry(*picture.size)
+        rgb: Any = picture.convert("RGB")
+        resized = F.resize(rgb, [self.resize], InterpolationMode(self.interpolation))
+        return np.asarray(F.center_crop(resized, [self.input_size]))
+
+    def load_uint8(self, file: Path | str | BinaryIO) -> NDArray[np.uint8]:
         """Read one picture as the network sees it before occlusion and normalisation: uint8 [S, S, 3], RGB.
 
-        Grey, palette, CMYK, 16-bit, alpha and EXIF orientation are handled exactly as torchvision's own loader does.
+        Grey, palette, CMYK, 16-bit, alpha and EXIF orientation are handled exactly as torchvision's own loader does; of
+        an animation it is the first frame.
 
         Raises
         ------
         OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError
-            The file is missing, truncated or no picture (what Pillow raises).
+            The file is missing, truncated, no picture (what Pillow raises) or too large.
         """
-        from torchvision.datasets.folder import pil_loader
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms import functional as F
-
-        picture: Any = pil_loader(str(path))
-        picture = F.resize(picture, [self.resize], InterpolationMode(self.interpolation))
-        return np.asarray(F.center_crop(picture, [self.input_size]))
+        with contextlib.ExitStack() as stack:
+            # Pillow given a path leaves the file open where it fails.
+            opened = stack.enter_context(Path(file).open("rb")) if isinstance(file, (str, Path)) else file
+            return self.apply(Image.open(opened))
 
 
 def preprocessing_from_torchvision(model_name: str, weights_name: str | None) -> Preprocessing:

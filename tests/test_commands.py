@@ -29,6 +29,7 @@ HEAVY = (
     "onnxscript",
     "onnxruntime",
     "openvino",
+    "nvidia.dali",
     "tensorrt",
     "tensorrt_rtx",
 )

@@ -32,7 +32,10 @@ Interpolation = Annotated[str | None, typer.Option(help="bilinear or bicubic.")]
 Channels = Annotated[str | None, typer.Option(help="Three numbers for values in 0..1, as 0.485,0.456,0.406.")]
 Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Loader = Annotated[str, typer.Option(help="auto or pillow.")]
+Loader = Annotated[str, typer.Option(help="auto (DALI where the pictures go to a GPU, else Pillow), dali or pillow.")]
+DecodedCache = Annotated[
+    bool, typer.Option("--decoded-cache", help="Keep decoded pictures under GFO_CACHE and read them from there.")
+]
 Impl = Annotated[
     str, typer.Option(help="Fused operations: auto (Triton on CUDA, else reference), reference or triton.")
 ]

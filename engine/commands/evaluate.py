@@ -41,6 +41,10 @@ def evaluate(
     batch_size: options.BatchSize = 64,
     device: options.Device = "auto",
     loader: options.Loader = "auto",
+    decoded_cache: options.DecodedCache = False,
+    shard: Annotated[
+        str | None, typer.Option(help="I/N: this is worker I (from 0) of N that fill one --out together.")
+    ] = None,
     impl: options.Impl = "auto",
     provider: Annotated[str, typer.Option(help="Of onnxruntime: auto, cpu, cuda or tensorrt.")] = "auto",
     compiled: Annotated[bool, typer.Option("--compiled", help="torch: compile the network first.")] = False,
@@ -73,14 +77,30 @@ def evaluate(
         per_class=per_class,
         batch_size=batch_size,
         loader=loader,
+        decoded_cache=decoded_cache,
+        shard=_shard(shard),
         impl=impl,
         provider=provider,
         compiled=compiled,
         seed=seed,
         progress=TerminalProgress(),
     )
+    if not summary["complete"]:
+        print(
+            f"{out}: {summary['remaining']} pictures are other workers' or not done; the last one writes summary.json"
+        )
+        return
     print("\n".join(_lines(summary)))
     print(f"{out / 'summary.json'}")
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise InputError(f"--shard {text}: expected I/N, as 0/4 to 3/4")
+    return int(index), int(count)
 
 
 def _opened(folder: Path, spec: ModelSpec) -> Artefact:

@@ -36,6 +36,7 @@ def train(
     precision: Annotated[str, typer.Option(help="Of the network: auto (measured), fp32, bf16 or fp16.")] = "auto",
     device: options.Device = "auto",
     loader: options.Loader = "auto",
+    decoded_cache: options.DecodedCache = False,
     impl: options.Impl = "auto",
     input_size: options.InputSize = None,
     resize: options.Resize = None,
@@ -74,6 +75,7 @@ def train(
         precision=precision,
         device=device,
         loader=loader,
+        decoded_cache=decoded_cache,
         impl=impl,
         progress=TerminalProgress(),
     )

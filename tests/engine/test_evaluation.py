@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import zarr
 from PIL import Image
 from torch import nn
 
@@ -174,6 +176,55 @@ def test_a_stopped_run_keeps_its_blocks_and_resumes(
     np.testing.assert_array_equal(run.predictions(0, 29), whole.predictions(0, 29))
     again = evaluate(classifier, bank, pictures, "val", tmp_path / "run")
     assert again == summary  # nothing left to do: the same numbers, and the speed that was measured
+
+
+def test_blocks_that_are_read_in_parts_are_the_same(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(classifier, bank, pictures, "val", tmp_path / "whole")
+    broken = tmp_path / "broken"
+    shutil.copytree(pictures, broken)
+    (broken / "val/bee/03.png").write_text("no picture")
+    monkeypatch.setattr(evaluation, "READ_TOGETHER", 2)
+    evaluate(classifier, bank, pictures, "val", tmp_path / "parts")
+    summary = evaluate(classifier, bank, broken, "val", tmp_path / "broken parts")
+    assert [entry["path"] for entry in summary["quarantined"]] == ["val/bee/03.png"]
+    whole, parts, rest = (
+        np.asarray(zarr.open_array(tmp_path / out / "predictions.zarr" / "margin", mode="r")[:])
+        for out in ("whole", "parts", "broken parts")
+    )
+    np.testing.assert_array_equal(parts, whole)
+    place = RunStore.open(tmp_path / "whole").paths.index("val/bee/03.png")
+    assert np.isnan(rest[place]).all()
+    np.testing.assert_array_equal(np.delete(rest, place, 0), np.delete(whole, place, 0))
+
+
+@pytest.mark.parametrize("shards", [2, 3, 5])
+def test_workers_fill_one_run_together(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, shards: int
+) -> None:
+    whole = evaluate(classifier, bank, pictures, "val", tmp_path / "whole")
+    left, pairs, answer = 29, 0, dict[str, Any]()
+    for i in reversed(range(shards)):  # 4 blocks, of 8, 8, 8 and 5 pictures
+        answer = evaluate(classifier, bank, pictures, "val", tmp_path / "run", shard=(i, shards))
+        own = sum((8, 8, 8, 5)[i::shards])
+        left, pairs = left - own, pairs + answer["pairs"]
+        assert answer["complete"] == (left == 0)
+        assert answer.get("remaining", 0) == left
+        assert (tmp_path / "run" / "summary.json").exists() == (left == 0)
+    assert pairs == 29 * 5
+    speed = {"pairs", "seconds", "pairs_per_second", "peak_rss_mb"}
+    assert {k: v for k, v in answer.items() if k not in speed} == {k: v for k, v in whole.items() if k not in speed}
+
+
+def test_auto_resumes_with_the_loader_that_a_run_has(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("nvidia.dali")
+    evaluate(classifier, bank, pictures, "val", tmp_path / "run", loader="dali", shard=(0, 2))
+    assert evaluate(classifier, bank, pictures, "val", tmp_path / "run")["loader"] == "dali"
+    with pytest.raises(InputError, match="loader dali, not pillow"):
+        evaluate(classifier, bank, pictures, "val", tmp_path / "run", loader="pillow")
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,6 @@ def test_what_is_no_store_is_named(tmp_path: Path) -> None:
         RunStore.open(tmp_path)
 
 
-@pytest.mark.parametrize(("rows", "pictures"), [(3, 256), (22, 186), (1002, 32)])
+@pytest.mark.parametrize(("rows", "pictures"), [(3, 256), (12, 256), (22, 160), (1002, 32)])
 def test_block_size(rows: int, pictures: int) -> None:
     assert block_size(rows) == pictures
