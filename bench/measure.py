@@ -79,13 +79,16 @@ class Row:
     kernel, sizes, data
         For a kernel: the operation, what one call is given, and where that came from.
     passed
-        For a kernel: whether its result equals the formula's within rounding. False has no speed.
+        Whether the result is right: a kernel's equal to the formula's within rounding, a loader's pictures within a grey
+        level. False has no speed.
     rounds
         How often it was timed.
     bandwidth_share
         For a kernel: bytes a second, each input read and each result written once, over what a large copy moves here.
     extra_mb
         For a kernel: most memory that one call holds beyond what was there before, its result included, MiB.
+    cores, max_difference, mean_difference
+        For a loader: CPU cores that it may use, and how far its pictures are from torchvision's on Pillow, grey levels.
     """
 
     stage: str
@@ -110,6 +113,9 @@ class Row:
     rounds: int | None = None
     bandwidth_share: float | None = None
     extra_mb: float | None = None
+    cores: int | None = None
+    max_difference: int | None = None
+    mean_difference: float | None = None
 
 
 # ---- time
@@ -330,6 +336,7 @@ _COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "sizes": lambda row: row.sizes or "",
     "model": lambda row: row.model or "",
     "device": lambda row: row.device or "",
+    "cores": lambda row: str(row.cores or ""),
     "precision": lambda row: row.precision or "",
     "engine": lambda row: row.engine,
     "p20": lambda row: _rate(row.p20),
@@ -339,5 +346,7 @@ _COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "ratio to (95%)": lambda row: _ratio(row.ratio),
     "of copy": lambda row: _number(row.bandwidth_share, ".0%"),
     "MiB a call": lambda row: _number(row.extra_mb, ".1f"),
+    "max diff": lambda row: _number(row.max_difference, "d"),
+    "mean diff": lambda row: _number(row.mean_difference, ".4f"),
 }
-_NUMBERS = ("p20", "p50", "p80", "of copy", "MiB a call")
+_NUMBERS = ("cores", "p20", "p50", "p80", "of copy", "MiB a call", "max diff", "mean diff")
