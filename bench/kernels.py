@@ -219,6 +219,16 @@ def kernels(
         raise typer.Exit(FAILED)
 
 
+def measured_kernels(seconds: float) -> tuple[list[Row], dict[str, float]]:
+    """`kernel_rows` at the sizes of the command's defaults; for `gfo-bench --kernels`."""
+    from ..engine.runtime import keep_freed_memory
+    from .kernel_cases import Sizes
+
+    keep_freed_memory()
+    rows, ceilings = kernel_rows(Sizes(224, 64, 8, 1000), seconds=seconds, progress=TerminalProgress())
+    return rows, {f"copy_bytes_per_second_{device}": rate for device, rate in ceilings.items()}
+
+
 def _measured(size: int, pairs: int, occluders: int, classes: int, seconds: float) -> tuple[list[Row], str]:
     """Rows, printed as a table, and the line of JSON."""
     import torch

@@ -1,7 +1,7 @@
 """How fast pictures are read, and whether they are torchvision's: `gfo-bench --loader`.
 
-Before a loader is timed, its pictures are compared with torchvision's Resize and CenterCrop on Pillow, on the files that
-are given and on synthetic ones of awkward sizes. One that is more than a grey level off on the CPU has no speed.
+Before a loader is timed, its pictures are compared with torchvision's Resize and CenterCrop on Pillow, on the files
+that are given and on synthetic ones of awkward sizes. One more than a grey level off on the CPU has no speed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def picture_paths(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def synthetic_pictures(count: int = _SYNTHETIC, seed: int = 0) -> Iterator[Path]:
-    """A folder of JPEGs of ImageNet's usual size (500 x 375) and about its usual 110 kB, for as long as it is needed."""
+    """A folder of JPEGs of ImageNet's usual 500 x 375 pixels and about 110 kB, for as long as it is needed."""
     with tempfile.TemporaryDirectory(prefix="gfo-bench-") as folder:
         rng = np.random.default_rng(seed)
         for i in range(count):
@@ -77,7 +77,9 @@ def awkward_pictures(seed: int = 0) -> Iterator[Path]:
         yield Path(folder)
 
 
-def torchvision_pictures(folder: Path, paths: Sequence[str], preprocessing: Preprocessing) -> list[NDArray[np.uint8] | None]:
+def torchvision_pictures(
+    folder: Path, paths: Sequence[str], preprocessing: Preprocessing
+) -> list[NDArray[np.uint8] | None]:
     """What torchvision's own loader and transforms give, uint8 [S, S, 3]; None for what Pillow cannot read."""
     from torchvision.datasets.folder import pil_loader
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize

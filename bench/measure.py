@@ -26,6 +26,8 @@ from .environment import environment
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..export.classifier import FrozenClassifier
+
 Call: TypeAlias = Callable[[], object]
 
 MIN_ROUNDS = 5
@@ -36,6 +38,7 @@ _RESAMPLES, _INTERVAL = 2000, (2.5, 97.5)
 _COPY_BYTES, _COPY_SECONDS = {"cpu": 1 << 28, "cuda": 1 << 30}, 1.0
 # Written between two timings on a GPU, several times what its L2 cache holds: else the inputs would lie there.
 _FLUSH_BYTES = 1 << 28
+_PRODUCT_SIZES = {"cpu": 2048, "cuda": 8192}
 _FILE_WIDTH = 160
 
 
@@ -60,8 +63,8 @@ class Row:
     engine
         What did the work; for a kernel `reference`, `triton`, or the straightforward formula in `eager` PyTorch or
         through torch's `compile`.
-    precision, model
-        `fp32`, `bf16`, …; the model's name.
+    precision, model, weights
+        `fp32`, `bf16`, …; the model's name; where its weights are from, `random` among them.
     pictures, occluders
         How many of each the work was made of.
     unit
@@ -77,10 +80,10 @@ class Row:
     device
         `cpu` or `cuda`.
     kernel, sizes, data
-        For a kernel: the operation, what one call is given, and where that came from.
+        For a kernel the operation; what one call is given, and where that came from.
     passed
-        Whether the result is right: a kernel's equal to the formula's within rounding, a loader's pictures within a grey
-        level. False has no speed.
+        Whether the result is right: a kernel's equals the formula's within rounding, a loader's pictures torchvision's
+        within a grey level, an engine's logits PyTorch's (`engine.parity`). False has no speed.
     rounds
         How often it was timed.
     bandwidth_share
@@ -95,6 +98,7 @@ class Row:
     engine: str
     precision: str | None = None
     model: str | None = None
+    weights: str | None = None
     pictures: int | None = None
     occluders: int | None = None
     unit: str
@@ -220,6 +224,36 @@ def bandwidth(device: str, *, size: int | None = None) -> float:
     return 2 * size / float(np.median(times["copy"]))
 
 
+def product_rate(precision: str, device: str = "auto", *, size: int = 0) -> float | None:
+    """FLOP a second of a large square matrix product in PyTorch: what the multipliers of this machine reach at most.
+
+    A multiplication and an addition are two. None where the precision has no product on the device.
+    """
+    from ..engine.engines.torch_engine import resolve_device
+    from ..engine.runtime import exact_float32
+    from ..export.classifier import DTYPES
+
+    place = resolve_device(device)
+    size = size or _PRODUCT_SIZES[place.type]
+    left = torch.randn(size, size, device=place).to(DTYPES[precision])
+    try:
+        with exact_float32(precision, place):
+            times = measure({"product": lambda: left @ left}, seconds=_COPY_SECONDS, timer=timer(place.type))
+    except RuntimeError:
+        return None
+    return 2 * size**3 / float(np.median(times["product"]))
+
+
+def flops(classifier: FrozenClassifier) -> int:
+    """Of the network for one picture, as PyTorch counts them (convolutions and products; an addition is one)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    size = classifier.preprocessing.input_size
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        classifier.network(torch.zeros(1, 3, size, size))
+    return counter.get_total_flops()
+
+
 # ---- memory
 
 
@@ -335,6 +369,10 @@ _COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "kernel": lambda row: row.kernel or "",
     "sizes": lambda row: row.sizes or "",
     "model": lambda row: row.model or "",
+    "weights": lambda row: Path(row.weights).name if row.weights else "",
+    "data": lambda row: "" if row.stage == "kernel" else Path(row.data or "").name,
+    "pictures": lambda row: "" if row.stage == "kernel" else str(row.pictures or ""),
+    "K": lambda row: "" if row.stage == "kernel" else str(row.occluders or ""),
     "device": lambda row: row.device or "",
     "cores": lambda row: str(row.cores or ""),
     "precision": lambda row: row.precision or "",
@@ -349,4 +387,4 @@ _COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "max diff": lambda row: _number(row.max_difference, "d"),
     "mean diff": lambda row: _number(row.mean_difference, ".4f"),
 }
-_NUMBERS = ("cores", "p20", "p50", "p80", "of copy", "MiB a call", "max diff", "mean diff")
+_NUMBERS = ("pictures", "K", "cores", "p20", "p50", "p80", "of copy", "MiB a call", "max diff", "mean diff")

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..export.artefact import Artefact, EmbeddedBank
 from ..export.bank import OccluderBank, picture_key
@@ -24,16 +19,17 @@ from ..export.errors import InputError
 from ..export.files import atomic_path
 from ..export.manifest import FAILED, NOT_RUN
 from ..export.model_spec import ModelSpec
-from ..kernels.score import Score
+from .all_pairs import all_pairs, noise_row
 from .engines import open_engine
-from .engines.base import Engine, Subject
+from .engines.base import Subject
 from .folders import SPLITS, ClassFolder, list_classes, name_of
 from .metrics import summarize
-from .pictures import Block, PictureSource, open_source, shard_starts
+from .pictures import open_source
 from .progress import Progress, no_progress
-from .runtime import fitting_memory, peak_rss_mb, worker_count
+from .runtime import peak_rss_mb, worker_count
 from .shards import shards_of
-from .store import CLEAN, FIT_FITTED, FIT_HELD_OUT, FIT_UNSEEN, NOISE, READ_TOGETHER, RunStore
+from .split import choose_split
+from .store import CLEAN, FIT_FITTED, FIT_HELD_OUT, FIT_UNSEEN, NOISE, RunStore
 
 PICTURES = ("all", "fitted", "held-out", "unseen")
 
@@ -52,7 +48,7 @@ def evaluate(
     class_map: Path | None = None,
     pictures: str = "all",
     per_class: int | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     loader: str = "auto",
     decoded_cache: bool = False,
     shard: tuple[int, int] | None = None,
@@ -81,7 +77,8 @@ def evaluate(
     engine, precision, device
         See `engines.open_engine`; the precision of an artefact is its own, else fp32 if not given.
     batch_size
-        Pairs in a pass through the network, at most.
+        Pairs in a pass through the network, at most; None measures what is fastest where the run is long enough, and
+        remembers it (`split`).
     loader, decoded_cache
         See `pictures.open_source`; `auto` resumes a run with the loader that it has.
     shard
@@ -159,7 +156,12 @@ def evaluate(
             progress.say(unchecked)
         progress.say(f"engine {opened.name} on {opened.device}, {precision}: {why}; {opened.how}")
         progress.say(f"loader {source.name}: {source.how}")
-        seconds, pairs = _all_pairs(engine_, store, bank, source, batch_size, seed, shard, progress)
+        if isinstance(bank, OccluderBank):
+            noise = noise_row(bank.epsilon, bank.norm, bank.occluders.shape[1], seed)
+            engine_.load_bank(torch.cat([bank.occluders, noise[None]]))
+        passes, why = choose_split(engine_, len(store.occluders), len(store), batch_size)
+        progress.say(f"{passes}: {why}")
+        seconds, pairs = all_pairs(engine_, store, source, passes, shard=shard, progress=progress)
     remaining = sum(min(store.block, len(store) - start) for start in store.pending())
     if remaining:  # a shard's worker that is not the last
         return {"complete": False, "remaining": remaining, **_speed(out, seconds, pairs)}
@@ -196,7 +198,9 @@ def _loader(loader: str, out: Path) -> str:
     return RunStore.open(out).run.get("loader", loader)
 
 
-def _check(split: str, pictures: str, per_class: int | None, batch_size: int, shard: tuple[int, int] | None) -> None:
+def _check(
+    split: str, pictures: str, per_class: int | None, batch_size: int | None, shard: tuple[int, int] | None
+) -> None:
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise InputError(f"--shard {shard[0]}/{shard[1]}: expected I/N with I from 0 to N - 1")
     if split not in SPLITS:
@@ -297,94 +301,6 @@ def _open_store(
         raise InputError(f"{out}: holds a run over other pictures, labels or classes; use another --out or remove it")
     store.update_run({**run, "gfo_version": store.run["gfo_version"]})
     return store
-
-
-def noise_row(epsilon: float, norm: str, size: int, seed: int) -> Tensor:
-    """The control: one occluder of seeded random signs on the ε sphere, float32 [S, S, 3] in pixel units."""
-    signs = torch.randint(0, 2, (size, size, 3), generator=torch.Generator().manual_seed(seed)).float() * 2 - 1
-    return signs * (epsilon if norm == "linf" else epsilon / signs.norm())
-
-
-def _all_pairs(
-    engine: Engine,
-    store: RunStore,
-    bank: OccluderBank | EmbeddedBank,
-    source: PictureSource,
-    batch_size: int,
-    seed: int,
-    shard: tuple[int, int] | None,
-    progress: Progress,
-) -> tuple[float, int]:
-    """Evaluate the blocks that are not done, or those of a shard; seconds and pairs of this call."""
-    if isinstance(bank, OccluderBank):
-        noise = noise_row(bank.epsilon, bank.norm, bank.occluders.shape[1], seed)
-        engine.load_bank(torch.cat([bank.occluders, noise[None]]))
-    rows, own = len(store.occluders), shard_starts(len(store), store.block, *(shard or (0, 1)))
-    pending = [start for start in store.pending() if start in own]
-    done, every = (
-        [min(store.block, len(store) - start) for start in starts] for starts in (set(own) - set(pending), own)
-    )
-    if done:
-        progress.say(f"resuming: {sum(done)} of {sum(every)} pictures are done")
-    started, pairs = time.perf_counter(), 0
-    with progress.task("all pairs", sum(every) * rows, sum(done) * rows) as bar:
-        for start, parts in _parts(store, source, pending):
-            scores = _blank_scores(min(store.block, len(store) - start) * rows)
-            quarantined: dict[int, str] = {}
-            for part in parts:
-                offset = part.start - start
-                labels = torch.from_numpy(store.labels[part.start : part.start + len(part.images)]).long()
-                for piece, verdict in _score_block(engine, part, labels, rows, batch_size):
-                    for target, values in zip(scores, verdict, strict=True):
-                        target[piece + offset * rows] = values
-                    pairs += len(piece)
-                    bar.advance(len(piece), f"{pairs / (time.perf_counter() - started):.0f} pairs/s")
-                quarantined |= {offset + position: why for position, why in part.quarantined.items()}
-                bar.advance(len(part.quarantined) * rows)
-            store.write(start, scores, quarantined)
-    return time.perf_counter() - started, pairs
-
-
-def _blank_scores(count: int) -> Score:
-    return Score(*(torch.full((count,), fill) for fill in (-1, -1, math.nan)))
-
-
-def _parts(store: RunStore, source: PictureSource, pending: Sequence[int]) -> Iterator[tuple[int, Iterator[Block]]]:
-    """The blocks of the store, each in the parts that are read together: small, so that the first is soon there."""
-    together = READ_TOGETHER if store.block % READ_TOGETHER == 0 else store.block
-    ends = {start: min(start + store.block, len(store)) for start in pending}
-    starts = [part for start in pending for part in range(start, ends[start], together)]
-    with closing(source.blocks(store.paths, together, starts)) as parts:  # type: ignore[type-var]
-        for start in pending:
-            yield start, islice(parts, len(range(start, ends[start], together)))
-
-
-def _score_block(
-    engine: Engine, block: Block, labels: Tensor, rows: int, batch_size: int
-) -> Iterator[tuple[Tensor, Score]]:
-    """Every readable picture of a part under every row, as a pair list in pieces.
-
-    Yields places in the part, int64 [P] (picture · rows + row), with their verdicts.
-    """
-    images, labels = engine.place(block.images), engine.place(labels)
-    for piece in _tiles(block.readable, rows, batch_size):
-        with fitting_memory(batch_size, engine.device):
-            verdict = engine.score(images, piece // rows, piece % rows, labels)
-        if bool((verdict.prediction < 0).any()):
-            mend = "check the weights" if engine.precision == "fp32" else "use bf16 or fp32"
-            raise InputError(f"--precision {engine.precision}: the network gave NaN on {engine.name}; {mend}")
-        yield piece, verdict
-
-
-def _tiles(pictures: Tensor, rows: int, batch_size: int) -> Iterator[Tensor]:
-    """The places picture · rows + row of a block, int64, in tiles as square as at most `batch_size` places allow.
-
-    A grid of a few pictures and a few occluders reads fewer bytes than one picture under many.
-    """
-    across = math.ceil(rows / math.ceil(rows / math.isqrt(batch_size)))
-    for down in pictures.split(batch_size // across):
-        for columns in torch.arange(rows).split(across):
-            yield (down[:, None] * rows + columns).flatten()
 
 
 def _summary(out: Path, store: RunStore, seconds: float, pairs: int) -> dict[str, Any]:

@@ -292,6 +292,32 @@ def _gradient(
     return gradient, int((logits.detach().argmax(dim=1) != labels).sum())
 
 
+def training_step(
+    classifier: FrozenClassifier,
+    precision: str,
+    device: torch.device,
+    config: TrainConfig,
+    *,
+    groups: int,
+    impl: str = "auto",
+) -> Callable[[Tensor, Tensor, Tensor], None]:
+    """One step of `train` on occluders of its own, from zero, for benchmarks: the size is that of the first step.
+
+    It takes pictures uint8 [P, S, S, 3], occluder_index int64 [P] (1 … groups) and labels int64 [P], on the device.
+    """
+    kernels, _ = checked_impl(impl, device)
+    network = OccludedClassifier(classifier, precision, impl=kernels).to(device)
+    size = classifier.preprocessing.input_size
+    names = ("occluders", *_OPTIMIZER_STATE[config.optimizer])
+    state = {name: torch.zeros(groups, size, size, 3, device=device) for name in names}
+
+    def step(images: Tensor, occluder_index: Tensor, labels: Tensor) -> None:
+        gradient, _ = _gradient(network, images, occluder_index, labels, state["occluders"], config)
+        _update(state, gradient, config, 0, 1, network.impl)
+
+    return step
+
+
 def _choose_precision(
     classifier: FrozenClassifier,
     precision: str,

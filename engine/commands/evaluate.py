@@ -38,7 +38,9 @@ def evaluate(
     per_class: Annotated[
         int | None, typer.Option(help="At most so many pictures of each class, a seeded draw.")
     ] = None,
-    batch_size: options.BatchSize = 64,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pairs in a pass through the network, at most; measured if not given.")
+    ] = None,
     device: options.Device = "auto",
     loader: options.Loader = "auto",
     decoded_cache: options.DecodedCache = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from types import TracebackType
 from typing import ClassVar, Self, TypeAlias
 
@@ -46,6 +47,8 @@ class Engine(ABC):
     """Whose `occlude` and `score` run around the network: `reference` or `triton`."""
     variant: str | None = None
     """Which form of the engine computes, for the record: ONNX Runtime's provider, TensorRT's library, `compiled`."""
+    fixed_pairs: int | None = None
+    """How many pairs every pass takes, where that is built in: what a list lacks is filled up."""
     how: str = ""
     """What it chose for itself when it was opened, in words."""
 
@@ -167,6 +170,24 @@ class Engine(ABC):
     @abstractmethod
     def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
         """`infer`, checked."""
+
+    @abstractmethod
+    def bare(self, batch: int) -> dict[str, Callable[[], object]]:
+        """Calls that run the network alone on `batch` ready pictures, by memory layout: what a pair costs at least.
+
+        Noise in the precision's dtype, where the engine wants it, at the engine's own settings. Empty where it runs
+        other batches only.
+
+        Raises
+        ------
+        ValueError
+            What runs is an artefact: its network is not to be had alone.
+        """
+
+    def _classifier(self) -> FrozenClassifier:
+        if isinstance(self.subject, Artefact):
+            raise ValueError(f"{self.subject.folder}: an artefact's network is not to be had alone")
+        return self.subject
 
     def score(self, images: Tensor, image_index: Tensor, occluder_index: Tensor, labels: Tensor) -> Score:
         """`infer`, judged where the logits are, so that only the verdict travels.

@@ -20,7 +20,8 @@ from ...export.cache import cache_dir
 from ...export.classifier import FrozenClassifier
 from ...export.files import atomic_path, usual_mode
 from ...export.manifest import file_facts
-from ...export.onnx_graph import GRAPH_VERSION, OPSETS
+from ...export.onnx_graph import GRAPH_VERSION, OPSETS, bare_network, save_graph
+from ...export.tensorrt_plan import bare_graph
 
 _EXPORTERS = ("torch", "onnx", "onnxscript", "gfo")
 _FILE, _SUMS = "model.onnx", "files.json"
@@ -86,6 +87,14 @@ def cached_graph(
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return Graph(folder / _FILE, folder)
+
+
+def bare_file(classifier: FrozenClassifier, precision: str, layout: str, scratch: Path) -> Graph:
+    """The network alone, which takes `pictures` as `NCHW` or `NHWC`."""
+    make, form = {"NCHW": (bare_network, "bare"), "NHWC": (bare_graph, "bare, channels last")}[layout]
+    own = scratch / layout
+    own.mkdir(exist_ok=True)
+    return cached_graph(classifier, precision, form, lambda path: save_graph(make(classifier, precision), path), own)
 
 
 def note_files(folder: Path) -> None:

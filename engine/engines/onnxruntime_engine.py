@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,12 +12,23 @@ from torch import Tensor
 
 from ...export.artefact import Artefact
 from ...export.cache import cache_dir
+from ...export.classifier import DTYPES
 from ...export.errors import EngineUnavailable, InputError
-from ...export.onnx_graph import BANK, LOGITS, Gather, check_graph, occluded_graph, save_graph, with_clean_row
+from ...export.onnx_graph import (
+    BANK,
+    LOGITS,
+    NETWORK_INPUT,
+    NETWORK_OUTPUT,
+    Gather,
+    check_graph,
+    occluded_graph,
+    save_graph,
+    with_clean_row,
+)
 from ...export.optional import optional
 from ...kernels.impl import choose_impl
 from .base import Engine, Subject
-from .graphs import cached_graph
+from .graphs import bare_file, cached_graph
 from .torch_engine import device_name, resolve_device
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -60,6 +72,7 @@ class OnnxRuntimeEngine(Engine):
             self._scratch.cleanup()
             raise
         self._bank: Any = None
+        self._bare: dict[str, Any] = {}
 
     def _graph(self, scratch: Path) -> Path:
         if isinstance(self.subject, Artefact):
@@ -131,11 +144,39 @@ class OnnxRuntimeEngine(Engine):
         binding.synchronize_outputs()
         return logits
 
+    def bare(self, batch: int) -> dict[str, Callable[[], object]]:
+        """See `Engine.bare`."""
+        size, dtype = self._classifier().preprocessing.input_size, DTYPES[self.precision]
+        shapes = {"NCHW": (3, size, size), "NHWC": (size, size, 3)}
+        return {name: self._bare_call(name, torch.randn(batch, *shape).to(dtype)) for name, shape in shapes.items()}
+
+    def _bare_call(self, layout: str, noise: Tensor) -> Callable[[], object]:
+        if layout not in self._bare:
+            graph = bare_file(self._classifier(), self.precision, layout, Path(self._scratch.name))
+            self._bare[layout] = self._open_session(graph.path)
+        session, pictures = self._bare[layout], noise.to(self._device)
+        logits = torch.empty(len(noise), self.subject.num_classes, device=self._device, dtype=noise.dtype)
+        binding, place = session.io_binding(), (self._device.type, self._device.index or 0)
+        kind = _ONNX_TYPES[noise.dtype]  # ONNX's own numbers: numpy has no bfloat16
+        binding.bind_input(NETWORK_INPUT, *place, kind, tuple(pictures.shape), pictures.data_ptr())
+        binding.bind_output(NETWORK_OUTPUT, *place, kind, tuple(logits.shape), logits.data_ptr())
+
+        def run() -> Tensor:
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+            return logits if len(pictures) else pictures  # what is bound must stay alive
+
+        return run
+
     def close(self) -> None:
         """Drop the session and what it was loaded from."""
-        del self._session
+        del self._session, self._bare
         self._bank = None
         self._scratch.cleanup()
+
+
+# TensorProto's FLOAT, FLOAT16, BFLOAT16.
+_ONNX_TYPES = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}
 
 
 def _numpy_type(tensor: Tensor) -> Any:

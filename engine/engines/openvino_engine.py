@@ -10,14 +10,17 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...export.artefact import Artefact
 from ...export.cache import cache_dir
+from ...export.classifier import DTYPES
 from ...export.errors import InputError
 from ...export.files import atomic_path
 from ...export.onnx_graph import BANK, LOGITS, check_graph, occluded_graph, ports, save_graph, with_clean_row
@@ -25,7 +28,7 @@ from ...export.openvino_ir import openvino_words
 from ...export.optional import optional
 from ..runtime import worker_count
 from .base import Engine, Subject
-from .graphs import Graph, cached_graph, drop_damaged, note_files
+from .graphs import Graph, bare_file, cached_graph, drop_damaged, note_files
 
 HINTS = ("latency", "throughput")
 _TYPES = {"UINT8": "u8", "INT64": "i64", "FLOAT": "f32"}
@@ -77,6 +80,7 @@ class OpenVinoEngine(Engine):
             self._scratch.cleanup()
             raise
         self._bank: Any = None
+        self._bare: dict[str, list[Any]] = {}
 
     def _graph(self, scratch: Path) -> Graph:
         if isinstance(self.subject, Artefact):
@@ -114,6 +118,7 @@ class OpenVinoEngine(Engine):
                     partial.write_text(json.dumps({"hint": hint, "cores": worker_count()}))
         if kept is not None and kept.is_dir():
             note_files(kept)
+        self._chosen = hint
         self.how = f"{hint}, {len(self._requests)} streams ({why})"
 
     def _read(self, path: Path) -> Any:
@@ -185,9 +190,42 @@ class OpenVinoEngine(Engine):
             parts.append(torch.from_numpy(request.get_tensor(LOGITS).data.copy()))
         return torch.cat(parts)
 
+    def bare(self, batch: int) -> dict[str, Callable[[], object]]:
+        """See `Engine.bare`: with the hint that the engine has chosen, a piece of the batch for each stream."""
+        size = self._classifier().preprocessing.input_size
+        shapes = {"NCHW": (3, size, size), "NHWC": (size, size, 3)}
+        return {layout: self._bare_call(layout, batch, shape) for layout, shape in shapes.items()}
+
+    def _bare_call(self, layout: str, batch: int, shape: tuple[int, ...]) -> Callable[[], object]:
+        if layout not in self._bare:
+            graph = bare_file(self._classifier(), self.precision, layout, Path(self._scratch.name))
+            self._bare[layout] = self._made(self._core.read_model(graph.path), self._chosen, None)
+        requests = self._bare[layout]
+        pieces = [piece for piece in torch.randn(batch, *shape).tensor_split(len(requests)) if len(piece)]
+        inputs = [self._typed(piece.to(DTYPES[self.precision])) for piece in pieces]
+
+        def run() -> None:
+            running = list(zip(requests, inputs, strict=False))
+            for request, given in running:
+                request.start_async([given], share_inputs=True)
+            for request, _ in running:
+                request.wait()
+
+        return run
+
+    @staticmethod
+    def _typed(tensor: Tensor) -> Any:
+        """A tensor of any precision for OpenVINO: numpy has no bfloat16, so its bits are handed over."""
+        ov = _openvino()
+        if tensor.dtype != torch.bfloat16:
+            return ov.Tensor(tensor.contiguous().numpy())
+        given = ov.Tensor(ov.Type.bf16, ov.Shape(tensor.shape))
+        given.data.view(np.int16)[:] = tensor.contiguous().view(torch.int16).numpy()
+        return given
+
     def close(self) -> None:
         """Drop the compiled graph and what it was compiled from."""
-        del self._requests, self._core
+        del self._requests, self._core, self._bare
         self._bank = None
         self._scratch.cleanup()
 

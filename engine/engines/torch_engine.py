@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ...export.classifier import PRECISIONS, FrozenClassifier
+from ...export.classifier import DTYPES, PRECISIONS, FrozenClassifier
 from ...export.errors import EngineUnavailable, InputError
 from ...export.occluded import OccludedClassifier
 from ...kernels.impl import choose_impl
@@ -116,6 +118,20 @@ class TorchEngine(Engine):
             grid = as_grid(image_index, occluder_index)
         lists = (index.to(self._device) for index in grid or (image_index, occluder_index))
         return self._model(images.to(self._device), *lists, self._bank, grid=grid is not None, validate=not on_host)
+
+    def bare(self, batch: int) -> dict[str, Callable[[], object]]:
+        """See `Engine.bare`."""
+        size, network = self._classifier().preprocessing.input_size, self._model.network
+        noise = torch.randn(batch, 3, size, size, device=self._device, dtype=DTYPES[self.precision])
+
+        def run(pictures: Tensor) -> object:
+            with torch.inference_mode():
+                return network(pictures)
+
+        return {
+            "NHWC": partial(run, noise.contiguous(memory_format=torch.channels_last)),
+            "NCHW": partial(run, noise.contiguous()),
+        }
 
     def close(self) -> None:
         """Drop the network and the bank, and give convolutions and products the float32 that they had before."""

@@ -123,7 +123,7 @@ class TrtEngine(Engine):
             facts = (self._library, self._version, self._capability)
             self._limits = check_built_for(subject.folder, limits, *facts)
             pairs = pairs_within(subject.folder, self._limits, pairs)
-        self._size = pairs or PAIRS
+        self._size = self.fixed_pairs = pairs or PAIRS
         self.impl, _ = checked_impl("auto", self._device)
         self.device = device_name(self._device)
 
@@ -240,6 +240,26 @@ class TrtEngine(Engine):
         """See `Engine.score`: on the same stream as the network."""
         with self._on_stream():
             return super().score(images, image_index, occluder_index, labels)
+
+    def bare(self, batch: int) -> dict[str, Callable[[], object]]:
+        """See `Engine.bare`: one pass of the plan, as a CUDA graph where that can be; no other batch than its own."""
+        size = self._classifier().preprocessing.input_size
+        if batch != self._size:
+            return {}
+        with self._on_stream(), torch.inference_mode():
+            noise = torch.randn(batch, size, size, 3, device=self._device).to(DTYPES[self.precision])
+
+            def step() -> Tensor:
+                return self._plan({NETWORK_INPUT: noise})
+
+            step()
+            ready = captured(step, self._stream) if self._plan.capturable() else step
+
+        def run() -> object:
+            with self._on_stream():
+                return ready()
+
+        return {"NHWC": run}
 
     def layers(self) -> str:
         """What TensorRT's inspector says of the layers that run, as JSON."""

@@ -14,8 +14,9 @@ import zarr
 from PIL import Image
 from torch import nn
 
-from gfo.engine import evaluation
-from gfo.engine.evaluation import evaluate, noise_row
+from gfo.engine import all_pairs
+from gfo.engine.all_pairs import noise_row
+from gfo.engine.evaluation import evaluate
 from gfo.engine.store import RunStore
 from gfo.export.bank import BankHeader, OccluderBank, picture_key
 from gfo.export.classifier import FrozenClassifier
@@ -156,7 +157,7 @@ def test_a_stopped_run_keeps_its_blocks_and_resumes(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate(classifier, bank, pictures, "val", tmp_path / "whole")
-    original, blocks = evaluation._score_block, []
+    original, blocks = all_pairs.score_block, []
 
     def stop_at_third(*args: object) -> object:
         if len(blocks) == 2:
@@ -165,7 +166,7 @@ def test_a_stopped_run_keeps_its_blocks_and_resumes(
         return original(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "_score_block", stop_at_third)
+        patch.setattr(all_pairs, "score_block", stop_at_third)
         with pytest.raises(_Stopped):
             evaluate(classifier, bank, pictures, "val", tmp_path / "run")
     assert RunStore.open(tmp_path / "run").pending() == [16, 24]
@@ -185,7 +186,7 @@ def test_blocks_that_are_read_in_parts_are_the_same(
     broken = tmp_path / "broken"
     shutil.copytree(pictures, broken)
     (broken / "val/bee/03.png").write_text("no picture")
-    monkeypatch.setattr(evaluation, "READ_TOGETHER", 2)
+    monkeypatch.setattr(all_pairs, "READ_TOGETHER", 2)
     evaluate(classifier, bank, pictures, "val", tmp_path / "parts")
     summary = evaluate(classifier, bank, broken, "val", tmp_path / "broken parts")
     assert [entry["path"] for entry in summary["quarantined"]] == ["val/bee/03.png"]

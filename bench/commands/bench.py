@@ -1,0 +1,289 @@
+"""`gfo-bench`: how fast all pairs run here, and how far that is from the bare network."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...engine.commands import _options as options
+from ...export.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...export.classifier import FrozenClassifier
+    from ..measure import Row
+
+FAILED = 4
+# Of the random signs that stand for a bank: clamping is then as frequent as under a trained one.
+_EPSILON = 10.0
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def bench(
+    engine: Annotated[
+        str, typer.Option(help="auto (the fastest here), all, or torch, onnxruntime, openvino, trt with commas.")
+    ] = "auto",
+    model: options.Model = "torchvision/resnet50",
+    weights: options.Weights = "random",
+    images: Annotated[str, typer.Option(help="A folder of pictures, or synthetic.")] = "synthetic",
+    occluders: Annotated[str, typer.Option(help="How many (random signs), zero:K, or a bank of gfo-train.")] = "16",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, or several with commas.")] = "fp32",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pairs in a pass through the network; measured if not given.")
+    ] = None,
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="That a call of end-to-end reads; what fits the time if not given.")
+    ] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="The plain PyTorch loop, too.")] = False,
+    loader: Annotated[
+        str | None, typer.Option(help="Instead: read pictures with pillow, dali, decoded-cache (commas between).")
+    ] = None,
+    kernels: Annotated[bool, typer.Option("--kernels", help="Instead: the fused operations.")] = False,
+    train: Annotated[
+        bool, typer.Option("--train", help="Instead: training steps, and a plain training loop's.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="A PNG of throughput against K and against the batch, too.")] = None,
+    seconds: Annotated[
+        float, typer.Option(help="For each engine at each precision; slow networks take longer.")
+    ] = 20.0,
+    device: options.Device = "auto",
+    input_size: options.InputSize = None,
+    seed: options.Seed = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Where the last line of the output goes as well.")
+    ] = None,
+) -> None:
+    """Time bare network, pairs in memory and files to store in turns. A table, then one line of JSON."""
+    _check(seconds, loader, kernels, train, plot, json_file)
+    with _written(json_file) as keep:
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        if kernels:
+            from ..kernels import measured_kernels
+
+            rows, facts = measured_kernels(seconds)
+        elif loader is not None:
+            rows, facts = _loaders(loader, model, weights, images, input_size, device, seconds, seed), {}
+        else:
+            rows, facts = _pairs(
+                engine,
+                model,
+                weights,
+                images,
+                occluders,
+                precision,
+                batch_size,
+                pictures,
+                baseline,
+                train,
+                plot,
+                seconds,
+                device,
+                input_size,
+                seed,
+            )
+        _tell(rows, {**facts, "load_average": load, "seed": seed}, keep)
+    if any(row.passed is False for row in rows):
+        raise typer.Exit(FAILED)
+
+
+def _check(
+    seconds: float, loader: str | None, kernels: bool, train: bool, plot: Path | None, json_file: Path | None
+) -> None:
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise InputError(f"--seconds {seconds}: expected a number above 0")
+    if sum((loader is not None, kernels, train)) > 1:
+        raise InputError("--loader, --kernels, --train: are measured one at a time; give one of them")
+    if plot is not None and (loader is not None or kernels or train):
+        raise InputError(f"--plot {plot}: shows pairs; leave --loader, --kernels and --train out")
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise InputError(f"--plot {plot}: is written as PNG; name a .png file")
+    for option, path in (("--json", json_file), ("--plot", plot)):
+        if path is not None and path.is_dir():
+            raise InputError(f"{option} {path}: is a folder; name a file")
+
+
+@contextlib.contextmanager
+def _written(path: Path | None) -> Iterator[list[str]]:
+    """What is put into the list goes to the file, which is opened first: one that cannot be written is known before."""
+    from ...export.files import atomic_path
+
+    keep: list[str] = []
+    if path is None:
+        yield keep
+        return
+    with atomic_path(path) as partial:
+        partial.touch()
+        yield keep
+        partial.write_text("".join(f"{line}\n" for line in keep))
+
+
+def _tell(rows: Sequence[Row], facts: dict[str, Any], keep: list[str]) -> None:
+    """The environment, the table, and the line of JSON."""
+    import torch
+
+    from ..measure import console, document, print_rows
+
+    shown, known = console(), document(rows, **facts)
+    environment = known["environment"]
+    cpu = environment["cpu"]
+    gpus = "; ".join(gpu.get("name", "") for gpu in environment["gpus"]) or "none"
+    shown.print(
+        f"CPU {cpu['model']}, {cpu['cores']} cores, {torch.get_num_threads()} threads; GPU {gpus}", markup=False
+    )
+    versions = {name: found for name, found in environment["packages"].items() if found}
+    shown.print(", ".join(f"{name} {found}" for name, found in versions.items()), markup=False)
+    shown.print(f"gfo {environment['gfo']}, commit {environment['commit'] or 'unknown'}", markup=False)
+    if facts["load_average"] is not None:
+        shown.print(f"load average before it began: {facts['load_average']:.1f}", markup=False)
+    for name, rate in facts.get("products_per_second", {}).items():
+        flops = facts.get("flops_per_picture")
+        bound = f": at most {rate / flops:,.0f} pictures/s of {flops / 1e9:.2f} GFLOP each" if flops else ""
+        shown.print(f"a large {name} matrix product runs at {rate / 1e9:,.0f} GFLOP/s{bound}", markup=False)
+    print_rows(rows, "Median rates; ratios are of medians, with a 95% interval over rounds", shown)
+    line = json.dumps(known, allow_nan=False)
+    keep.append(line)
+    print(line)
+
+
+def _loaders(
+    names: str, model: str, weights: str, images: str, input_size: int | None, device: str, seconds: float, seed: int
+) -> list[Row]:
+    from ...engine.engines.torch_engine import resolve_device
+    from ...engine.progress import TerminalProgress
+    from ...export.classifier import load_classifier
+    from ..loaders import loader_rows
+
+    spec = options.model_spec(model, weights, input_size, None, None, None, None, seed)
+    preprocessing = load_classifier(spec).preprocessing
+    with _pictures(images) as folder:
+        return loader_rows(
+            folder,
+            names.split(","),
+            preprocessing,
+            data="synthetic" if images == "synthetic" else str(folder),
+            seconds=seconds,
+            device=resolve_device(device),
+            progress=TerminalProgress(),
+        )
+
+
+@contextlib.contextmanager
+def _pictures(images: str) -> Iterator[Path]:
+    from ..loaders import synthetic_pictures
+
+    if images == "synthetic":
+        with synthetic_pictures() as folder:
+            yield folder
+    elif Path(images).is_dir():
+        yield Path(images)
+    else:
+        raise InputError(f"--images {images}: no such folder; give a folder of pictures, or synthetic")
+
+
+def _pairs(
+    engine: str,
+    model: str,
+    weights: str,
+    images: str,
+    occluders: str,
+    precision: str,
+    batch_size: int | None,
+    pictures: int | None,
+    baseline: bool,
+    train: bool,
+    plot: Path | None,
+    seconds: float,
+    device: str,
+    input_size: int | None,
+    seed: int,
+) -> tuple[list[Row], dict[str, Any]]:
+    from ...engine.engines import ENGINES
+    from ...engine.progress import TerminalProgress
+    from ...export.classifier import PRECISIONS, load_classifier
+    from ..loaders import picture_paths
+    from ..measure import flops, product_rate
+    from ..throughput import STAGES, Work, throughput_rows
+
+    engines = list(ENGINES) if engine == "all" else engine.split(",")
+    unknown = next((name for name in engines if name not in ("auto", *ENGINES)), None)
+    if unknown is not None:
+        raise InputError(f"--engine {unknown}: expected auto, all, or some of {', '.join(ENGINES)}")
+    precisions = precision.split(",")
+    unknown = next((name for name in precisions if name not in PRECISIONS), None)
+    if unknown is not None:
+        raise InputError(f"--precision {unknown}: expected some of {', '.join(PRECISIONS)}")
+    if engine not in ("all", "auto") and len(engines) == 1:
+        _must_be_there(engines[0], device)
+    progress = TerminalProgress()
+    classifier = load_classifier(options.model_spec(model, weights, input_size, None, None, None, None, seed))
+    bank = _bank(occluders, classifier, seed)
+    with _pictures(images) as folder:
+        work = Work(
+            classifier,
+            bank,
+            folder,
+            picture_paths(folder),
+            "synthetic" if images == "synthetic" else str(folder),
+            pictures=pictures,
+            pairs=batch_size,
+        )
+        if train:
+            from ..training import training_rows
+
+            rows = training_rows(work, precisions, device=device, seconds=seconds, progress=progress)
+        else:
+            stages = STAGES if baseline else STAGES[:-1]
+            rows = throughput_rows(
+                work, engines, precisions, stages=stages, device=device, seconds=seconds, progress=progress
+            )
+        if plot is not None:
+            from ..plot import plot_throughput
+
+            plot_throughput(work, engines, precisions, plot, device=device, progress=progress)
+    products = {name: product_rate(name, device) for name in precisions}
+    return rows, {
+        "flops_per_picture": flops(classifier),
+        "products_per_second": {name: rate for name, rate in products.items() if rate},
+    }
+
+
+def _must_be_there(engine: str, device: str) -> None:
+    """An engine that is asked for alone and is not there is an error, not a row."""
+    from ...engine.engines import engine_class
+
+    engine_class(engine).precisions(device)
+
+
+def _bank(occluders: str, classifier: FrozenClassifier, seed: int) -> Tensor:
+    """float32 [K, S, S, 3]: random signs, zeros, or a bank that fits."""
+    import torch
+
+    from ...export.bank import OccluderBank
+
+    size, (kind, _, count) = classifier.preprocessing.input_size, occluders.rpartition(":")
+    if count.isdecimal() and kind in ("", "zero"):
+        if int(count) < 1:
+            raise InputError(f"--occluders {occluders}: expected at least 1")
+        if kind == "zero":
+            return torch.zeros(int(count), size, size, 3)
+        generator = torch.Generator().manual_seed(seed)
+        signs = torch.randint(0, 2, (int(count), size, size, 3), generator=generator)
+        return (signs * 2.0 - 1) * _EPSILON
+    bank = OccluderBank.load(Path(occluders))
+    bank.check_fits(classifier, Path(occluders))
+    return bank.occluders
+
+
+def main() -> None:
+    """Console script."""
+    options.run(app, "gfo-bench", resumes=False)

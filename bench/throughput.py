@@ -1,0 +1,310 @@
+"""All pairs against what they could cost at least, and against the loop that people write: `gfo-bench`.
+
+    bare         the network alone, on ready tensors, in its best batch and layout
+    pairs        pictures in memory (uint8) under every occluder, to verdicts
+    end-to-end   picture files to a store on disk: what gfo-eval does once an engine is open
+    baseline     a plain PyTorch loop: DataLoader, Pillow, float32, one pass over the files for each occluder
+
+All of them take turns in one process. An engine is compared with float32 PyTorch first; one that differs has no speed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..engine.all_pairs import all_pairs, score_block
+from ..engine.engines import engine_class, open_engine
+from ..engine.engines.base import Engine
+from ..engine.parity import judge, parity_pairs
+from ..engine.pictures import Block, open_source
+from ..engine.progress import Progress, no_progress
+from ..engine.runtime import worker_count
+from ..engine.split import Split, measured_splits, splits_to_try
+from ..engine.store import CLEAN, READ_TOGETHER, RunStore
+from ..export.classifier import FrozenClassifier
+from ..export.errors import EngineUnavailable, InputError
+from .measure import Call, Row, measure, ratio, timer, with_rates
+
+STAGES = ("bare", "pairs", "end-to-end", "baseline")
+_GATE_PAIRS, _TRIES = 24, 2
+_BATCHES = {"cpu": (8, 16, 32, 64), "gpu": (32, 64, 128, 256)}
+# One call of the longest stage takes about this share of the seconds for an engine, and a whole part at least.
+_CALL_SHARE = 0.12
+# The plain loop's own batch, and how many of its files a call reads.
+_PLAIN_BATCH, _PLAIN_PICTURES = 16, 32
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is run.
+
+    Attributes
+    ----------
+    occluders
+        float32 [K, S, S, 3], pixel units.
+    folder, paths
+        Picture files; they are taken again from the start where more are asked for than there are.
+    data
+        What they are, for the rows.
+    pictures
+        How many a call of `end-to-end` reads; None for as many as fit the time.
+    pairs
+        In a pass; None for what is measured to be fastest.
+    """
+
+    classifier: FrozenClassifier
+    occluders: Tensor
+    folder: Path
+    paths: Sequence[str]
+    data: str
+    loader: str = "auto"
+    pictures: int | None = None
+    pairs: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """The clean picture and the occluders."""
+        return 1 + len(self.occluders)
+
+    def files(self, count: int) -> list[str]:
+        """So many paths."""
+        return [self.paths[i % len(self.paths)] for i in range(count)]
+
+
+def throughput_rows(
+    work: Work,
+    engines: Sequence[str],
+    precisions: Sequence[str],
+    *,
+    stages: Sequence[str] = STAGES,
+    device: str = "auto",
+    seconds: float,
+    progress: Progress = no_progress,
+) -> list[Row]:
+    """Pairs a second of every stage of every engine at every precision that it has, and of the plain loop.
+
+    Parameters
+    ----------
+    engines
+        Names; one that is not there is a row that says so. `auto` is the first that comes up.
+    seconds
+        > 0, for each engine at each precision; slow networks take longer.
+
+    Returns
+    -------
+    list
+        Ratios of `pairs` and `end-to-end` are to `bare` of the same engine, those of `bare` to the plain loop.
+    """
+    rows: list[Row] = []
+    for name in engines:
+        for precision in precisions:
+            with ExitStack() as stack:
+                progress.say(f"engine {name} at {precision}")
+                try:
+                    opened, why = open_engine(name, work.classifier, precision, device, pairs=work.pairs)
+                    engine = stack.enter_context(opened)
+                except (EngineUnavailable, InputError) as error:
+                    rows.append(_row(work, "bare", name, precision, available=False, reason=str(error)))
+                    continue
+                progress.say(f"{engine.name} on {engine.device}: {why}; {engine.how}")
+                rows += _engine_rows(work, engine, stages, seconds, progress)
+    return rows
+
+
+def _row(work: Work, stage: str, engine: str, precision: str, **found: Any) -> Row:
+    return Row(
+        stage=stage,
+        engine=engine,
+        precision=precision,
+        model=work.classifier.model,
+        weights=work.classifier.weights,
+        unit="pairs/s",
+        data=work.data,
+        **found,
+    )
+
+
+def _engine_rows(work: Work, engine: Engine, stages: Sequence[str], seconds: float, progress: Progress) -> list[Row]:
+    """The stages of one engine, and the plain loop, in turns."""
+    device = "cpu" if engine.device == "cpu" else "cuda"
+    blank = partial(_row, work, engine=engine.name, precision=engine.precision, device=device)
+    engine.load_bank(work.occluders)
+    source = open_source("pillow", work.folder, work.classifier.preprocessing, worker_count())
+    block = next(iter(source.blocks(work.files(READ_TOGETHER), READ_TOGETHER)))
+    if block.quarantined:
+        first = min(block.quarantined)
+        raise InputError(
+            f"--images {work.folder}: {work.files(first + 1)[-1]}: {block.quarantined[first]}; take it away"
+        )
+    wrong = _differs(engine, work, block.images)
+    if wrong:
+        return [blank(stage, available=False, passed=False, reason=wrong) for stage in stages if stage != "baseline"]
+    progress.say("its logits are PyTorch's; choosing batches")
+    bare, bare_pairs, bare_how = _best_bare(engine)
+    split, rate = _best_split(engine, work)
+    progress.say(f"bare: {bare_how}; pairs: {split}")
+    pictures = work.pictures or _fitting(rate, work, seconds)
+    measured: dict[str, tuple[Call, int, Row]] = {
+        "bare": (bare, bare_pairs, blank("bare", sizes=bare_how)),
+        "pairs": (
+            partial(_score_all, engine, block, work.rows, split),
+            len(block.images) * work.rows,
+            blank("pairs", pictures=len(block.images), occluders=len(work.occluders), sizes=str(split)),
+        ),
+        "end-to-end": (
+            partial(_end_to_end, engine, work, pictures, split),
+            pictures * work.rows,
+            blank("end-to-end", pictures=pictures, occluders=len(work.occluders), sizes=str(split)),
+        ),
+        "baseline": (
+            PlainLoop(work, min(_PLAIN_PICTURES, pictures), device),
+            min(_PLAIN_PICTURES, pictures),
+            _row(
+                work,
+                "baseline",
+                "torch",
+                "fp32",
+                device=device,
+                pictures=min(_PLAIN_PICTURES, pictures),
+                occluders=len(work.occluders),
+                sizes=f"batch {_PLAIN_BATCH}, one pass of {work.rows}",
+            ),
+        ),
+    }
+    chosen = {stage: entry for stage, entry in measured.items() if stage in stages}
+    clock = timer(device)
+    times = measure({stage: call for stage, (call, _, _) in chosen.items()}, seconds=seconds, timer=clock)
+    rates = {stage: chosen[stage][1] / taken for stage, taken in times.items()}
+    return [with_rates(row, rates[stage], _against(stage, rates)) for stage, (_, _, row) in chosen.items()]
+
+
+def _against(stage: str, rates: dict[str, NDArray[np.float64]]) -> Any:
+    to = {"pairs": "bare", "end-to-end": "bare", "bare": "baseline"}.get(stage)
+    return ratio(rates[stage], to, rates[to]) if to in rates else None
+
+
+def _differs(engine: Engine, work: Work, images: Tensor) -> str:
+    """How its logits differ from PyTorch's beyond what the precision explains, in words; empty where they don't."""
+    pairs = parity_pairs(None, range(len(work.occluders)), len(images), _GATE_PAIRS, seed=0)
+
+    def logits(of: Engine) -> Tensor:
+        return of.infer(of.place(images), pairs.image_index, pairs.occluder_index).cpu()
+
+    found, references = logits(engine), {}
+    for precision in dict.fromkeys(("fp32", engine.precision)):
+        with engine_class("torch")(work.classifier, precision, "cpu") as reference:
+            reference.load_bank(work.occluders)
+            references[precision] = logits(reference)
+    own = references[engine.precision] if engine.precision != "fp32" else None
+    verdict = judge(references["fp32"], found, pairs, engine.precision, None, own)
+    return "" if verdict.passed else f"differs from PyTorch: {verdict.reason}"
+
+
+def _best_bare(engine: Engine) -> tuple[Call, int, str]:
+    """The fastest call of the network alone, its pictures, and what it is: first the layout, then the batch."""
+    batches = (engine.fixed_pairs,) if engine.fixed_pairs else _BATCHES["cpu" if engine.device == "cpu" else "gpu"]
+    middle = batches[len(batches) // 2]
+    layouts = _fastest({(middle, layout): call for layout, call in engine.bare(middle).items()}, engine)
+    layout = layouts[0][1]
+    calls = {(batch, layout): engine.bare(batch)[layout] for batch in batches}
+    (batch, layout), call = _fastest(calls, engine)
+    return call, batch, f"batch {batch}, {layout}"
+
+
+def _fastest(calls: dict[tuple[int, str], Call], engine: Engine) -> tuple[tuple[int, str], Call]:
+    """By pictures a second, in turns."""
+    clock = timer("cpu" if engine.device == "cpu" else "cuda")
+    taken: dict[tuple[int, str], list[float]] = {key: [] for key in calls}
+    for turn in range(1 + _TRIES):
+        for key, call in calls.items():
+            seconds = clock.seconds(call, 1) / key[0]
+            if turn:
+                taken[key].append(seconds)
+    best = min(calls, key=lambda key: min(taken[key]))
+    return best, calls[best]
+
+
+def _best_split(engine: Engine, work: Work) -> tuple[Split, float]:
+    """How pairs are cut into passes, and pairs a second; as `engine.split`, but measured whatever is remembered."""
+    splits = [Split(work.pairs, False)] if work.pairs else splits_to_try(engine)
+    taken = measured_splits(engine, work.rows, splits)
+    best = min(taken, key=taken.__getitem__)
+    return best, 1 / taken[best]
+
+
+def _fitting(rate: float, work: Work, seconds: float) -> int:
+    """Pictures that fit a call: whole parts."""
+    parts = int(rate * seconds * _CALL_SHARE / work.rows / READ_TOGETHER)
+    return max(1, parts) * READ_TOGETHER
+
+
+# ---- the stages
+
+
+def _score_all(engine: Engine, block: Block, rows: int, split: Split) -> None:
+    labels = torch.zeros(len(block.images), dtype=torch.int64)
+    for _ in score_block(engine, block, labels, rows, split):
+        pass
+
+
+def _end_to_end(engine: Engine, work: Work, pictures: int, split: Split) -> None:
+    source = open_source(
+        work.loader, work.folder, work.classifier.preprocessing, worker_count(), device=_device(engine)
+    )
+    rows, paths = [CLEAN, *range(len(work.occluders))], work.files(pictures)
+    with tempfile.TemporaryDirectory(prefix="gfo-bench-") as folder:
+        facts = {"data_root": str(work.folder)}
+        zeros = [0] * pictures
+        store = RunStore.create(Path(folder), facts, paths=paths, labels=zeros, fit=zeros, occluders=rows)
+        all_pairs(engine, store, source, split)
+
+
+def _device(engine: Engine) -> str:
+    return "cpu" if engine.device == "cpu" else "cuda"
+
+
+class PlainLoop:
+    """The evaluation loop that one writes without this project: one pass over the files, under one occluder.
+
+    A torchvision-style dataset, a DataLoader without workers, eager float32 in PyTorch's default layout, all threads.
+    Nothing in it is slow on purpose.
+    """
+
+    def __init__(self, work: Work, pictures: int, device: str) -> None:
+        self._files = [work.folder / path for path in work.files(pictures)]
+        self._occluder = work.occluders[0].permute(2, 0, 1).contiguous().to(device)
+        self._device, self._preprocessing = device, work.classifier.preprocessing
+        network = work.classifier.network_as("fp32").to(device)
+        self._network = network.to(memory_format=torch.contiguous_format)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        picture = self._preprocessing.load_uint8(self._files[index])
+        return torch.from_numpy(picture.copy()).permute(2, 0, 1)
+
+    @torch.no_grad()
+    def __call__(self) -> int:
+        """Answers that are class 0, of one pass."""
+        from torch.utils.data import DataLoader
+        from torchvision.transforms.functional import normalize
+
+        mean, std = list(self._preprocessing.mean), list(self._preprocessing.std)
+        found = 0
+        loader: Any = DataLoader(self, batch_size=_PLAIN_BATCH)  # type: ignore[arg-type]
+        for images in loader:
+            occluded = (images.to(self._device).float() + self._occluder).clamp(0, 255) / 255
+            found += int((self._network(normalize(occluded, mean, std)).argmax(dim=1) == 0).sum())
+        return found

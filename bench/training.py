@@ -1,0 +1,102 @@
+"""Training steps against the plain loop: `gfo-bench --train`.
+
+train            a step of gfo-train: frozen folded network in the precision, fused operations
+train-baseline   the step that one writes without this project: float32, PyTorch's default layout, gradients of the
+                 network's parameters computed and thrown away, Adam on the occluder
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..engine.engines.torch_engine import resolve_device
+from ..engine.progress import Progress, no_progress
+from ..engine.runtime import exact_float32, keep_freed_memory
+from ..engine.train_config import TrainConfig
+from ..engine.training import training_step
+from ..kernels.margin_loss import margin_loss
+from .measure import Row, measure, ratio, timer, with_rates
+from .throughput import Work
+
+_BATCH, _TOGETHER = 32, 4
+
+
+def training_rows(
+    work: Work, precisions: Sequence[str], *, device: str = "auto", seconds: float, progress: Progress = no_progress
+) -> list[Row]:
+    """Image-steps a second at every precision, and of the plain loop, in turns; on noise.
+
+    `seconds` > 0 is for all of them together.
+    """
+    place = resolve_device(device)
+    keep_freed_memory()  # as gfo-train
+    progress.say(f"training steps of {_BATCH} pictures, {_TOGETHER} classes together")
+    calls: dict[str, Callable[[], Any]] = {"fp32 plain": _plain_step(work, place)}
+    for precision in precisions:
+        calls[precision] = _step(work, precision, place)
+    times = measure(calls, seconds=seconds, timer=timer(place.type))
+    rates = {name: _BATCH / taken for name, taken in times.items()}
+    rows = []
+    for name in calls:
+        plain = name == "fp32 plain"
+        row = Row(
+            stage="train-baseline" if plain else "train",
+            engine="torch",
+            precision="fp32" if plain else name,
+            model=work.classifier.model,
+            weights=work.classifier.weights,
+            pictures=_BATCH,
+            occluders=_TOGETHER,
+            unit="image-steps/s",
+            device=place.type,
+            data="noise",
+        )
+        against = None if plain else ratio(rates[name], "train-baseline", rates["fp32 plain"])
+        rows.append(with_rates(row, rates[name], against))
+    return rows
+
+
+def _material(work: Work, place: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pictures uint8 [P, S, S, 3], occluder numbers 1 … G and labels, int64 [P]."""
+    size, generator = work.classifier.preprocessing.input_size, torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (_BATCH, size, size, 3), dtype=torch.uint8, generator=generator)
+    index = torch.arange(1, _TOGETHER + 1).repeat_interleave(_BATCH // _TOGETHER)
+    return images.to(place), index.to(place), (index % work.classifier.num_classes).to(place)
+
+
+def _step(work: Work, precision: str, place: torch.device) -> Callable[[], Any]:
+    images, index, labels = _material(work, place)
+    step = training_step(work.classifier, precision, place, TrainConfig(epsilon=10.0), groups=_TOGETHER)
+
+    def run() -> None:
+        with exact_float32(precision, place):
+            step(images, index, labels)
+
+    return run
+
+
+def _plain_step(work: Work, place: torch.device) -> Callable[[], Any]:
+    from torchvision.transforms.functional import normalize
+
+    images, index, labels = _material(work, place)
+    pictures = images.permute(0, 3, 1, 2).contiguous()
+    network = work.classifier.network_as("fp32").to(place, memory_format=torch.contiguous_format).requires_grad_(True)
+    p = work.classifier.preprocessing
+    occluders = torch.zeros(_TOGETHER, 3, p.input_size, p.input_size, device=place, requires_grad=True)
+    optimizer = torch.optim.Adam([occluders], lr=1.0)
+
+    def run() -> None:
+        with exact_float32("fp32", place):
+            occluded = (pictures.float() + occluders[index - 1]).clamp(0, 255) / 255
+            loss = margin_loss(network(normalize(occluded, list(p.mean), list(p.std))), labels, 10.0).sum()
+            optimizer.zero_grad()
+            network.zero_grad()
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                occluders.clamp_(-10, 10)
+
+    return run

@@ -1,0 +1,135 @@
+"""How a part's pairs are cut into passes through the network: how many, and in which order. Measured, and remembered.
+
+The answers do not depend on it (beyond the last bits of a float), so a run may be resumed with another split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..export.cache import cache_dir
+from ..export.files import atomic_path
+from .engines.base import Engine
+from .runtime import worker_count
+
+_DEFAULT_PAIRS = 64
+# What is tried: pairs in a pass on a CPU, on a GPU.
+_PAIRS = {"cpu": (16, 32, 64), "gpu": (32, 64, 128, 256)}
+_CALLS = 3
+# A run that is shorter than this many calibrations is not worth one.
+_WORTH = 20
+
+
+@dataclass(frozen=True)
+class Split:
+    """At most `pairs` in a pass: pictures × occluders in tiles as square as can be, or picture by picture.
+
+    A square reads fewer bytes (kernels that take a grid load each picture and occluder once); one picture after another
+    makes all passes of a part but the last equally long.
+    """
+
+    pairs: int
+    square: bool
+
+    def pieces(self, pictures: Tensor, rows: int) -> Iterator[Tensor]:
+        """Places picture · rows + row of a part's pictures (int64 positions) under all rows, pass by pass, int64."""
+        if not self.square:
+            yield from (pictures[:, None] * rows + torch.arange(rows)).flatten().split(self.pairs)
+            return
+        across = math.ceil(rows / math.ceil(rows / math.isqrt(self.pairs)))
+        for down in pictures.split(self.pairs // across):
+            for columns in torch.arange(rows).split(across):
+                yield (down[:, None] * rows + columns).flatten()
+
+    def __str__(self) -> str:
+        return f"{self.pairs} pairs in a pass, {'square' if self.square else 'picture by picture'}"
+
+
+def default_split(engine: Engine, pairs: int | None = None) -> Split:
+    """What is right without a measurement: squares for Triton's kernels, else picture by picture."""
+    return Split(pairs or engine.fixed_pairs or _DEFAULT_PAIRS, engine.impl == "triton")
+
+
+def choose_split(engine: Engine, rows: int, pictures: int, asked: int | None) -> tuple[Split, str]:
+    """The split for a run over so many pictures and rows, and why in words.
+
+    Parameters
+    ----------
+    engine
+        Open, with its bank of `rows` − 1.
+    asked
+        Pairs that a person wants in a pass; then nothing is measured.
+    """
+    if asked is not None:
+        return default_split(engine, asked), "asked for"
+    path = _remembered_at(engine)
+    known = _remembered(path)
+    if known is not None:
+        return known, "measured before"
+    every = splits_to_try(engine)
+    if pictures * rows < _WORTH * _CALLS * sum(split.pairs for split in every):
+        return default_split(engine), "too few pairs for a measurement to be worth it"
+    taken = measured_splits(engine, rows, every)
+    best = min(taken, key=taken.__getitem__)
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(asdict(best)))
+    return best, ", ".join(f"{_short(split)} {1 / seconds:.0f}" for split, seconds in taken.items()) + " pairs/s"
+
+
+def measured_splits(engine: Engine, rows: int, splits: list[Split]) -> dict[Split, float]:
+    """Median seconds a pair of one pass of each, on noise; they take turns."""
+    size = engine.subject.preprocessing.input_size
+    most = max(split.pairs for split in splits)
+    generator = torch.Generator().manual_seed(0)
+    images = engine.place(torch.randint(0, 256, (most, size, size, 3), dtype=torch.uint8, generator=generator))
+    labels = engine.place(torch.zeros(most, dtype=torch.int64))
+    passes = {split: next(split.pieces(torch.arange(most), rows)) for split in splits}
+    seconds: dict[Split, list[float]] = {split: [] for split in splits}
+    for _ in range(1 + _CALLS):
+        for split, piece in passes.items():
+            start = time.perf_counter()
+            engine.score(images, piece // rows, piece % rows, labels)  # its verdict is on the host: all is done
+            seconds[split].append((time.perf_counter() - start) / len(piece))
+    return {split: statistics.median(taken[1:]) for split, taken in seconds.items()}
+
+
+def splits_to_try(engine: Engine) -> list[Split]:
+    """Those that may be fastest on the engine's device."""
+    every = (engine.fixed_pairs,) if engine.fixed_pairs else _PAIRS["cpu" if engine.device == "cpu" else "gpu"]
+    return [Split(pairs, square) for pairs in every for square in (False, True)]
+
+
+def _short(split: Split) -> str:
+    return f"{split.pairs}{' square' if split.square else ''}"
+
+
+def _remembered_at(engine: Engine) -> Path:
+    """Where the best split of this machine, engine and network is noted."""
+    facts = {
+        "machine": [platform.node(), platform.machine(), engine.device, worker_count(), torch.get_num_threads()],
+        "engine": [engine.name, engine.variant, engine.impl, engine.precision, engine.fixed_pairs],
+        "model": [engine.subject.model, engine.subject.preprocessing.input_size, engine.subject.num_classes],
+        "versions": [version("gfo"), torch.__version__],
+    }
+    return cache_dir() / "splits" / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.json"
+
+
+def _remembered(path: Path) -> Split | None:
+    try:
+        facts = json.loads(path.read_text())
+        split = Split(int(facts["pairs"]), bool(facts["square"]))
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged: measured again
+        return None
+    return split if split.pairs > 0 else None
