@@ -89,7 +89,7 @@ def torchvision_pictures(
     found: list[NDArray[np.uint8] | None] = []
     for path in paths:
         try:
-            found.append(np.asarray(transform(pil_loader(str(folder / path)))))  # type: ignore[arg-type]
+            found.append(np.asarray(transform(pil_loader(str(folder / path)))))
         except Exception:  # noqa: BLE001 (Pillow raises what it likes; the loader must set the same ones aside)
             found.append(None)
     return found

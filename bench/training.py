@@ -83,7 +83,9 @@ def _plain_step(work: Work, place: torch.device) -> Callable[[], Any]:
 
     images, index, labels = _material(work, place)
     pictures = images.permute(0, 3, 1, 2).contiguous()
-    network = work.classifier.network_as("fp32").to(place, memory_format=torch.contiguous_format).requires_grad_(True)
+    network = (
+        work.classifier.network_as("fp32").to(place).to(memory_format=torch.contiguous_format).requires_grad_(True)
+    )
     p = work.classifier.preprocessing
     occluders = torch.zeros(_TOGETHER, 3, p.input_size, p.input_size, device=place, requires_grad=True)
     optimizer = torch.optim.Adam([occluders], lr=1.0)

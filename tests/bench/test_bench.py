@@ -1,0 +1,146 @@
+"""gfo-bench as its user runs it, on a tiny network: what is printed, refused, and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gfo.bench import loaders, throughput
+from gfo.bench.commands import bench
+from gfo.engine.pictures import PictureSource
+
+MODEL = ("--model", "python:gfo_tiny:network", "--weights", "default", "--seconds", "0.2")
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["gfo-bench", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            bench.main()
+        captured = capsys.readouterr()
+        assert isinstance(left.value.code, int)
+        return left.value.code, captured.out, captured.err
+
+    return run
+
+
+def rows_of(out: str) -> list[dict[str, Any]]:
+    document = json.loads(out.splitlines()[-1])
+    assert document["schema"] == 1
+    return document["rows"]
+
+
+def test_stages_of_every_engine(run: Run, tiny_data: Path, tmp_path: Path) -> None:
+    code, out, _ = run(
+        *MODEL, "--engine", "all", "--images", tiny_data / "val", "--occluders", 3, "--baseline", "--pictures", 20,
+        "--json", tmp_path / "out.json",
+    )  # fmt: skip
+    assert code == 0
+    rows = rows_of(out)
+    assert json.loads((tmp_path / "out.json").read_text())["rows"] == rows
+    for engine in ("torch", "onnxruntime", "openvino"):
+        own = [row for row in rows if row["engine"] == engine and row["stage"] != "baseline"]
+        assert [row["stage"] for row in own] == ["bare", "pairs", "end-to-end"]
+        assert all(0 < row["p20"] <= row["p50"] <= row["p80"] for row in own)
+        assert [row["ratio"]["to"] for row in own] == ["baseline", "bare", "bare"]
+    assert sum(row["stage"] == "baseline" for row in rows) == 3
+    if not torch.cuda.is_available():
+        (trt,) = [row for row in rows if row["engine"] == "trt"]
+        assert (trt["available"], trt["p50"]) == (False, None)
+        assert trt["reason"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_trt_alone_is_an_error_without_a_gpu(run: Run) -> None:
+    code, out, err = run("--engine", "trt")
+    assert (code, out) == (3, "")
+    assert err.startswith("gfo-bench: --engine trt")
+    assert err.count("\n") == 1
+
+
+def test_an_engine_that_is_wrong_has_no_speed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "_differs", lambda *_: "differs from PyTorch: by a lot")
+    code, out, _ = run(*MODEL, "--engine", "torch", "--occluders", 2)
+    assert code == 4
+    assert [(row["passed"], row["p50"]) for row in rows_of(out)] == [(False, None)] * 3
+
+
+def test_the_gate_sees_a_wrong_engine(tiny_classifier: Any, tiny_data: Path) -> None:
+    from gfo.engine.engines import open_engine
+
+    work = throughput.Work(tiny_classifier, torch.zeros(2, 16, 16, 3), tiny_data, [], "")
+    images = torch.randint(0, 256, (8, 16, 16, 3), dtype=torch.uint8)
+    with open_engine("torch", tiny_classifier, "fp32", "cpu")[0] as engine:
+        engine.load_bank(work.occluders)
+        assert throughput._differs(engine, work, images) == ""
+        engine.load_bank(torch.full((2, 16, 16, 3), 40.0))
+        assert "differs from PyTorch" in throughput._differs(engine, work, images)
+
+
+def test_loaders_are_checked_and_timed(run: Run, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "_AWKWARD", ((3, 2), (40, 31)))
+    words = (*MODEL, "--images", tiny_data / "val", "--loader", "pillow,decoded-cache")
+    code, out, _ = run(*words)
+    assert code == 0
+    assert {(row["engine"], row["max_difference"]) for row in rows_of(out)} == {("pillow", 0), ("decoded-cache", 0)}
+    assert all(row["p50"] > 0 for row in rows_of(out))
+    original = loaders.differences
+    monkeypatch.setattr(loaders, "differences", lambda *a: (original(*a)[0] + 2, 0.1))
+    code, out, _ = run(*words)
+    assert code == 4
+    assert all(row["p50"] is None and "2 grey levels" in row["reason"] for row in rows_of(out))
+
+
+def test_differences_are_found(tmp_path: Path) -> None:
+    from gfo.engine.pictures import open_source
+    from gfo.export.preprocessing import Preprocessing
+
+    Image.new("RGB", (9, 9), (10, 10, 10)).save(tmp_path / "a.png")
+    source: PictureSource = open_source("pillow", tmp_path, Preprocessing(8, 8), 1)
+    grey = np.full((8, 8, 3), 10, np.uint8)
+    assert loaders.differences(source, ["a.png"], [grey]) == (0, 0.0)
+    assert loaders.differences(source, ["a.png"], [grey + 3]) == (3, 3.0)
+    assert loaders.differences(source, ["a.png"], [None])[0] == 255
+
+
+def test_training_steps(run: Run) -> None:
+    code, out, _ = run(*MODEL, "--train", "--precision", "fp32,bf16")
+    assert code == 0
+    assert [row["stage"] for row in rows_of(out)] == ["train-baseline", "train", "train"]
+
+
+def test_the_plot(run: Run, tmp_path: Path) -> None:
+    code, _, _ = run(*MODEL, "--engine", "torch", "--occluders", 2, "--plot", tmp_path / "plot.png")
+    assert code == 0
+    with Image.open(tmp_path / "plot.png") as picture:
+        assert picture.format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--engine", "tensorflow"), "--engine tensorflow: expected auto, all, or some of torch"),
+        (("--precision", "int8"), "--precision int8: expected some of fp32"),
+        (("--seconds", "0"), "--seconds 0.0: expected a number above 0"),
+        (("--images", "nowhere"), "--images nowhere: no such folder"),
+        (("--occluders", "0"), "--occluders 0: expected at least 1"),
+        (("--occluders", "nowhere.safetensors"), "nowhere.safetensors"),
+        (("--loader", "pil"), "--loader pil: expected some of pillow, dali, decoded-cache"),
+        (("--loader", "dali", "--train"), "one at a time"),
+        (("--plot", "a.svg"), "name a .png file"),
+        (("--json", "."), "is a folder"),
+    ],
+)
+def test_what_is_refused(run: Run, words: tuple[str, ...], said: str) -> None:
+    code, out, err = run(*MODEL, *words)
+    assert (code, out) == (2, "")
+    assert said in err
