@@ -9,6 +9,7 @@ DALI decodes only: its resize differs from torchvision's (see `resize`).
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -133,8 +134,10 @@ class DaliSource(Decoder):
         """Put the batch's pictures at their places of `results`, or their futures."""
         try:
             decoded = self._run([encoded.content for _, encoded in batch])
-        except RuntimeError:  # what DALI raises, of whatever kind: IndexError is not among what a JPEG does
+        except RuntimeError as error:
             self._pipeline = None
+            what = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+            warnings.warn(f"DALI failed on {len(batch)} pictures, Pillow reads them ({what.strip()})", stacklevel=2)
             for i, encoded in batch:
                 results[i] = pool.submit(decode, encoded.content, self.preprocessing)
             return

@@ -45,7 +45,8 @@ def test_a_picture_that_kills_the_pipeline_is_set_aside_alone(
     )
     paths = [f"{i:02}.jpg" for i in range(12)]
     source = DaliSource(PictureFiles(pictures), PREPROCESSING, 2, torch.device("cpu"))
-    blocks = list(source.blocks(paths, 4))
+    with pytest.warns(UserWarning, match="DALI failed on 4 pictures, Pillow reads them"):
+        blocks = list(source.blocks(paths, 4))
     assert len(pipelines) == 2
     assert [list(block.quarantined) for block in blocks] == [[], [1], []]
     assert "cannot identify image file" in blocks[1].quarantined[1]
