@@ -54,7 +54,8 @@ def run_script(name: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_all_scripts_are_here():
-    assert set(SCRIPTS) == {"gfo-train", "gfo-export", "gfo-eval", "gfo-report", "gfo-demo", "gfo-doctor"}
+    names = ("train", "export", "eval", "report", "demo", "doctor", "bench")
+    assert set(SCRIPTS) == {f"gfo-{name}" for name in names}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

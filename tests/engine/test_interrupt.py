@@ -80,7 +80,8 @@ def test_an_interrupted_evaluation_resumes_to_the_same_answers(
         for i in range(94):  # 300 pictures in all: a block of 256 and one of 44
             (folder / f"more-{i}.jpg").symlink_to(folder / "0.jpg")
     command = evaluate(own_data, tiny_bank, tmp_path / "run")
-    code, out, err = interrupt(command, 3 + -(-256 // 12) + 2, tmp_path)  # tiles of 12 pictures x 5 rows
+    # 3 passes while the network is frozen, then parts of 32 pictures x 5 rows, each in passes of 64, 64 and 32 pairs
+    code, out, err = interrupt(command, 3 + 8 * 3 + 2, tmp_path)
     assert (code, out) == (130, "")
     assert is_one_line_at_the_end(err, "gfo-eval")
     assert RunStore.open(tmp_path / "run").pending() == [256]
