@@ -11,13 +11,13 @@ import torch
 from ..engine.engines import open_engine
 from ..engine.engines.base import Engine
 from ..engine.progress import Progress, no_progress
-from ..engine.split import Split, measured_splits, splits_to_try
+from ..engine.split import Split, measured_splits
 from ..export.errors import EngineUnavailable, InputError
 from ..export.files import atomic_path
 from .throughput import Work
 
 OCCLUDERS = (1, 3, 10, 30, 100)
-BATCHES = {"cpu": (1, 2, 4, 8, 16, 32, 64), "gpu": (1, 4, 16, 64, 256)}
+BATCHES = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (1, 4, 16, 64, 256)}
 
 
 def plot_throughput(
@@ -53,17 +53,15 @@ def plot_throughput(
 
 def _curves(work: Work, engine: Engine) -> dict[str, list[tuple[int, float]]]:
     size = work.classifier.preprocessing.input_size
-    kind = "cpu" if engine.device == "cpu" else "gpu"
-    batches = (engine.fixed_pairs,) if engine.fixed_pairs else BATCHES[kind]
+    batches = (engine.fixed_pairs,) if engine.fixed_pairs else BATCHES[engine.torch_device.type]
     engine.load_bank(work.occluders)
     taken = measured_splits(engine, work.rows, [Split(batch, False) for batch in batches])
     by_batch = [(split.pairs, 1 / seconds) for split, seconds in taken.items()]
     best = max(by_batch, key=lambda point: point[1])[0]
-    square = next((split.square for split in splits_to_try(engine) if split.pairs == best), False)
     by_occluders = []
     for count in OCCLUDERS:
         engine.load_bank(torch.zeros(count, size, size, 3))
-        (seconds,) = measured_splits(engine, 1 + count, [Split(best, square)]).values()
+        (seconds,) = measured_splits(engine, 1 + count, [Split(best, False)]).values()
         by_occluders.append((count, 1 / seconds))
     return {"occluders": by_occluders, "batch": by_batch}
 

@@ -38,7 +38,7 @@ from .measure import Call, Row, measure, ratio, timer, with_rates
 
 STAGES = ("bare", "pairs", "end-to-end", "baseline")
 _GATE_PAIRS, _TRIES = 24, 2
-_BATCHES = {"cpu": (8, 16, 32, 64), "gpu": (32, 64, 128, 256)}
+_BATCHES = {"cpu": (8, 16, 32, 64), "cuda": (32, 64, 128, 256)}
 # One call of the longest stage takes about this share of the seconds for an engine, and a whole part at least.
 _CALL_SHARE = 0.12
 # The plain loop's own batch, and how many of its files a call reads.
@@ -137,7 +137,7 @@ def _row(work: Work, stage: str, engine: str, precision: str, **found: Any) -> R
 
 def _engine_rows(work: Work, engine: Engine, stages: Sequence[str], seconds: float, progress: Progress) -> list[Row]:
     """The stages of one engine, and the plain loop, in turns."""
-    device = "cpu" if engine.device == "cpu" else "cuda"
+    device = engine.torch_device.type
     blank = partial(_row, work, engine=engine.name, precision=engine.precision, device=device)
     engine.load_bank(work.occluders)
     source = open_source("pillow", work.folder, work.classifier.preprocessing, worker_count())
@@ -213,7 +213,7 @@ def _differs(engine: Engine, work: Work, images: Tensor) -> str:
 
 def _best_bare(engine: Engine) -> tuple[Call, int, str]:
     """The fastest call of the network alone, its pictures, and what it is: first the layout, then the batch."""
-    batches = (engine.fixed_pairs,) if engine.fixed_pairs else _BATCHES["cpu" if engine.device == "cpu" else "gpu"]
+    batches = (engine.fixed_pairs,) if engine.fixed_pairs else _BATCHES[engine.torch_device.type]
     middle = batches[len(batches) // 2]
     layouts = _fastest({(middle, layout): call for layout, call in engine.bare(middle).items()}, engine)
     layout = layouts[0][1]
@@ -224,7 +224,7 @@ def _best_bare(engine: Engine) -> tuple[Call, int, str]:
 
 def _fastest(calls: dict[tuple[int, str], Call], engine: Engine) -> tuple[tuple[int, str], Call]:
     """By pictures a second, in turns."""
-    clock = timer("cpu" if engine.device == "cpu" else "cuda")
+    clock = timer(engine.torch_device.type)
     taken: dict[tuple[int, str], list[float]] = {key: [] for key in calls}
     for turn in range(1 + _TRIES):
         for key, call in calls.items():
@@ -260,7 +260,7 @@ def _score_all(engine: Engine, block: Block, rows: int, split: Split) -> None:
 
 def _end_to_end(engine: Engine, work: Work, pictures: int, split: Split) -> None:
     source = open_source(
-        work.loader, work.folder, work.classifier.preprocessing, worker_count(), device=_device(engine)
+        work.loader, work.folder, work.classifier.preprocessing, worker_count(), device=engine.torch_device
     )
     rows, paths = [CLEAN, *range(len(work.occluders))], work.files(pictures)
     with tempfile.TemporaryDirectory(prefix="gfo-bench-") as folder:
@@ -268,10 +268,6 @@ def _end_to_end(engine: Engine, work: Work, pictures: int, split: Split) -> None
         zeros = [0] * pictures
         store = RunStore.create(Path(folder), facts, paths=paths, labels=zeros, fit=zeros, occluders=rows)
         all_pairs(engine, store, source, split)
-
-
-def _device(engine: Engine) -> str:
-    return "cpu" if engine.device == "cpu" else "cuda"
 
 
 class PlainLoop:

@@ -119,7 +119,7 @@ def evaluate(
         data,
         subject.preprocessing,
         worker_count(),
-        device=opened.device,
+        device=opened.torch_device,
         decoded_cache=decoded_cache,
     )
     named = _folder_names(bank, folders)

@@ -26,7 +26,7 @@ from .runtime import worker_count
 
 _DEFAULT_PAIRS = 64
 # What is tried: pairs in a pass on a CPU, on a GPU.
-_PAIRS = {"cpu": (16, 32, 64), "gpu": (32, 64, 128, 256)}
+_PAIRS = {"cpu": (16, 32, 64), "cuda": (32, 64, 128, 256)}
 _CALLS = 3
 # A run that is shorter than this many calibrations is not worth one.
 _WORTH = 20
@@ -107,7 +107,7 @@ def measured_splits(engine: Engine, rows: int, splits: list[Split]) -> dict[Spli
 
 def splits_to_try(engine: Engine) -> list[Split]:
     """Those that may be fastest on the engine's device."""
-    every = (engine.fixed_pairs,) if engine.fixed_pairs else _PAIRS["cpu" if engine.device == "cpu" else "gpu"]
+    every = (engine.fixed_pairs,) if engine.fixed_pairs else _PAIRS[engine.torch_device.type]
     return [Split(pairs, square) for pairs in every for square in (False, True)]
 
 

@@ -41,6 +41,8 @@ class Engine(ABC):
     """Kinds of device that it can run on: `cpu`, `cuda`."""
     formats: ClassVar[tuple[str, ...]] = ()
     """Of the artefacts that it runs."""
+    torch_device: torch.device = torch.device("cpu")
+    """Where it wants pictures and gives logits."""
     device: str
     """What the results were computed on, for the record: `cpu`, or the GPU's name."""
     impl: str
@@ -138,7 +140,7 @@ class Engine(ABC):
 
     def place(self, tensor: Tensor) -> Tensor:
         """Pictures or labels of a block where the engine wants them: moved once a block, not once a batch."""
-        return tensor
+        return tensor.to(self.torch_device)
 
     def infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] and a pair list, int64 [P] twice → logits float32 [P, C], on the engine's device.

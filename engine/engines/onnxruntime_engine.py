@@ -48,13 +48,13 @@ class OnnxRuntimeEngine(Engine):
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
 
     def __init__(self, subject: Subject, precision: str, device: str = "auto", *, provider: str = "auto") -> None:
-        self._provider, self._device = _resolve(provider, device)
+        self._provider, self.torch_device = _resolve(provider, device)
         super().__init__(subject, precision, device)
         if precision not in _PRECISIONS[self._provider]:
             listed = ", ".join(_PRECISIONS[self._provider])
             raise InputError(f"--precision {precision}: engine onnxruntime has {listed} through {self._provider}")
-        self.device = device_name(self._device)
-        self.impl, _ = choose_impl("auto", self._device)
+        self.device = device_name(self.torch_device)
+        self.impl, _ = choose_impl("auto", self.torch_device)
         self.variant = self._provider
         self.how = f"provider {self._provider}"
 
@@ -111,7 +111,7 @@ class OnnxRuntimeEngine(Engine):
     def _options(self) -> dict[str, Any]:
         if self._provider == "cpu":
             return {}
-        options: dict[str, Any] = {"device_id": self._device.index or 0}
+        options: dict[str, Any] = {"device_id": self.torch_device.index or 0}
         if self._provider == "cuda":
             return options | {"use_tf32": int(self.precision != "fp32"), "prefer_nhwc": 1}
         # Its own switch for fp16 stays off: the graph has its types, and the provider would drop strong typing.
@@ -120,26 +120,22 @@ class OnnxRuntimeEngine(Engine):
         return options | cached | {"trt_timing_cache_enable": 1, "trt_timing_cache_path": kept}
 
     def _load_bank(self, occluders: Tensor) -> None:
-        self._bank = with_clean_row(occluders).to(self._device)  # what is bound must stay alive
-
-    def place(self, tensor: Tensor) -> Tensor:
-        """See `Engine.place`."""
-        return tensor.to(self._device)
+        self._bank = with_clean_row(occluders).to(self.torch_device)  # what is bound must stay alive
 
     def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
         given = {"images": images, "image_index": image_index, "occluder_index": occluder_index}
         if self.takes_bank:
             given[BANK] = self._bank
-        tensors = {name: tensor.to(self._device).contiguous() for name, tensor in given.items()}
-        logits = torch.empty(len(image_index), self.subject.num_classes, device=self._device)
+        tensors = {name: tensor.to(self.torch_device).contiguous() for name, tensor in given.items()}
+        logits = torch.empty(len(image_index), self.subject.num_classes, device=self.torch_device)
         if len(logits) == 0:  # not every kernel of every provider takes nothing
             return logits
-        binding, place = self._session.io_binding(), (self._device.type, self._device.index or 0)
+        binding, place = self._session.io_binding(), (self.torch_device.type, self.torch_device.index or 0)
         for name, tensor in tensors.items():
             binding.bind_input(name, *place, _numpy_type(tensor), tuple(tensor.shape), tensor.data_ptr())
         binding.bind_output(LOGITS, *place, _numpy_type(logits), tuple(logits.shape), logits.data_ptr())
-        if self._device.type == "cuda":  # it runs on a stream of its own
-            torch.cuda.current_stream(self._device).synchronize()
+        if self.torch_device.type == "cuda":  # it runs on a stream of its own
+            torch.cuda.current_stream(self.torch_device).synchronize()
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         return logits
@@ -154,9 +150,9 @@ class OnnxRuntimeEngine(Engine):
         if layout not in self._bare:
             graph = bare_file(self._classifier(), self.precision, layout, Path(self._scratch.name))
             self._bare[layout] = self._open_session(graph.path)
-        session, pictures = self._bare[layout], noise.to(self._device)
-        logits = torch.empty(len(noise), self.subject.num_classes, device=self._device, dtype=noise.dtype)
-        binding, place = session.io_binding(), (self._device.type, self._device.index or 0)
+        session, pictures = self._bare[layout], noise.to(self.torch_device)
+        logits = torch.empty(len(noise), self.subject.num_classes, device=self.torch_device, dtype=noise.dtype)
+        binding, place = session.io_binding(), (self.torch_device.type, self.torch_device.index or 0)
         kind = _ONNX_TYPES[noise.dtype]  # ONNX's own numbers: numpy has no bfloat16
         binding.bind_input(NETWORK_INPUT, *place, kind, tuple(pictures.shape), pictures.data_ptr())
         binding.bind_output(NETWORK_OUTPUT, *place, kind, tuple(logits.shape), logits.data_ptr())

@@ -80,13 +80,13 @@ class TorchEngine(Engine):
         compiled: bool = False,
     ) -> None:
         super().__init__(subject, precision, device)
-        self._device = resolve_device(device)
-        self.impl, self.impl_reason = checked_impl(impl, self._device)
+        self.torch_device = resolve_device(device)
+        self.impl, self.impl_reason = checked_impl(impl, self.torch_device)
         self._compiled = compiled
         self.variant = "compiled" if compiled else None
         self._switches = ExitStack()
         self._bank: Tensor | None = None
-        self.device = device_name(self._device)
+        self.device = device_name(self.torch_device)
         self.how = f"kernels {self.impl}: {self.impl_reason}{', torch.compile' if compiled else ''}"
 
     @classmethod
@@ -99,30 +99,28 @@ class TorchEngine(Engine):
         """Convert the network once to the precision, on the device; fp32 on CUDA is fp32, not TF32, until closed."""
         assert isinstance(self.subject, FrozenClassifier)  # it has no formats
         model = OccludedClassifier(self.subject, self.precision, impl=self.impl)
-        self._model = model.to(self._device).eval()
+        self._model = model.to(self.torch_device).eval()
         if self._compiled:  # the network alone: what is around it are kernels already
             model.network.compile(dynamic=True)
-        self._switches.enter_context(exact_float32(self.precision, self._device))
+        self._switches.enter_context(exact_float32(self.precision, self.torch_device))
 
     def _load_bank(self, occluders: Tensor) -> None:
-        self._bank = occluders.to(self._device).contiguous()
-
-    def place(self, tensor: Tensor) -> Tensor:
-        """See `Engine.place`."""
-        return tensor.to(self._device)
+        self._bank = occluders.to(self.torch_device).contiguous()
 
     @torch.inference_mode()
     def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
         grid, on_host = None, image_index.device.type == occluder_index.device.type == "cpu"
         if on_host and self.impl == "triton":  # elsewhere this would wait for the GPU; the reference goes pair by pair
             grid = as_grid(image_index, occluder_index)
-        lists = (index.to(self._device) for index in grid or (image_index, occluder_index))
-        return self._model(images.to(self._device), *lists, self._bank, grid=grid is not None, validate=not on_host)
+        lists = (index.to(self.torch_device) for index in grid or (image_index, occluder_index))
+        return self._model(
+            images.to(self.torch_device), *lists, self._bank, grid=grid is not None, validate=not on_host
+        )
 
     def bare(self, batch: int) -> dict[str, Callable[[], object]]:
         """See `Engine.bare`."""
         size, network = self._classifier().preprocessing.input_size, self._model.network
-        noise = torch.randn(batch, 3, size, size, device=self._device, dtype=DTYPES[self.precision])
+        noise = torch.randn(batch, 3, size, size, device=self.torch_device, dtype=DTYPES[self.precision])
 
         def run(pictures: Tensor) -> object:
             with torch.inference_mode():

@@ -20,14 +20,14 @@ from ...export.cache import cache_dir
 from ...export.classifier import DTYPES, FrozenClassifier
 from ...export.errors import EngineUnavailable, InputError
 from ...export.manifest import Limits
-from ...export.onnx_graph import BANK, INPUTS, NETWORK_INPUT, save_graph, with_clean_row
+from ...export.onnx_graph import BANK, INPUTS, NETWORK_INPUT, with_clean_row
 from ...export.preprocessing import Preprocessing
 from ...export.tensorrt_library import capability_here, check_gpu, tensorrt_library
-from ...export.tensorrt_plan import bare_graph, bare_profile, tensorrt_from_onnx
+from ...export.tensorrt_plan import bare_profile, tensorrt_from_onnx
 from ...kernels.occlude import occlude
 from ...kernels.score import Score
 from .base import Engine, Subject
-from .graphs import cached_graph
+from .graphs import bare_file
 from .torch_engine import checked_impl, device_name, resolve_device
 from .trt_runtime import Plan, captured, check_built_for, check_rows, pairs_within, plan_stem, preferred
 
@@ -112,11 +112,11 @@ class TrtEngine(Engine):
         if pairs is not None and pairs < 1:
             raise InputError(f"--batch-size {pairs}: must be at least 1")
         super().__init__(subject, precision, device)
-        self._device = _gpu(device)
+        self.torch_device = _gpu(device)
         limits = subject.manifest.limits if isinstance(subject, Artefact) else None
         _, self._library, self._version = tensorrt_library(preferred(limits))
         self.variant = f"{self._library} {self._version}"
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self.torch_device):
             self._capability = str(capability_here())
         self._limits: Limits | None = None
         if isinstance(subject, Artefact):
@@ -124,8 +124,8 @@ class TrtEngine(Engine):
             self._limits = check_built_for(subject.folder, limits, *facts)
             pairs = pairs_within(subject.folder, self._limits, pairs)
         self._size = self.fixed_pairs = pairs or PAIRS
-        self.impl, _ = checked_impl("auto", self._device)
-        self.device = device_name(self._device)
+        self.impl, _ = checked_impl("auto", self.torch_device)
+        self.device = device_name(self.torch_device)
 
     @classmethod
     def precisions(cls, device: str = "auto") -> tuple[str, ...]:
@@ -146,11 +146,11 @@ class TrtEngine(Engine):
     def open(self) -> None:
         """Build the plan, or load what an earlier run has built, and take the memory for a pass."""
         size = self.subject.preprocessing.input_size
-        self._stream = torch.cuda.Stream(self._device)
+        self._stream = torch.cuda.Stream(self.torch_device)
         with self._on_stream(), tempfile.TemporaryDirectory(prefix="gfo-") as scratch:
-            self._pairs = FixedPairs(self._size, size, self._device)
+            self._pairs = FixedPairs(self._size, size, self.torch_device)
             path, jit, found = self._plan_file(Path(scratch))
-            self._plan = Plan(self._library, path, self._device, jit)
+            self._plan = Plan(self._library, path, self.torch_device, jit)
         self._bank: Tensor | None = None
         self._step: Step | None = None
         self.how = f"{self._library} {self._version}, {found}, {self._size} pairs in a pass, kernels {self.impl}"
@@ -162,11 +162,7 @@ class TrtEngine(Engine):
             kept = cache_dir() / "artefacts" / self.subject.key
             return self.subject.path, kept / f"{stem}-{self._size}.jit", "an exported plan"
         classifier, precision = self.subject, self.precision
-
-        def write(path: Path) -> None:
-            save_graph(bare_graph(classifier, precision), path)
-
-        graph = cached_graph(classifier, precision, "bare, channels last", write, scratch)
+        graph = bare_file(classifier, precision, "NHWC", scratch)
         folder = graph.compiled or scratch
         plan = folder / f"{stem}-{self._size}.plan"
         jit = None if graph.compiled is None else plan.with_suffix(".jit")
@@ -181,12 +177,8 @@ class TrtEngine(Engine):
             check_rows(self.subject.folder, self._limits, len(occluders))
             occluders = with_clean_row(occluders)
         with self._on_stream():
-            self._bank = occluders.to(self._device).contiguous()
+            self._bank = occluders.to(self.torch_device).contiguous()
         self._step = None  # the captured one has the address of the bank before
-
-    def place(self, tensor: Tensor) -> Tensor:
-        """See `Engine.place`."""
-        return tensor.to(self._device)
 
     @contextlib.contextmanager
     def _on_stream(self) -> Iterator[None]:
@@ -194,7 +186,7 @@ class TrtEngine(Engine):
 
         On the default stream TensorRT would wait for the GPU in every pass.
         """
-        outside = torch.cuda.current_stream(self._device)
+        outside = torch.cuda.current_stream(self.torch_device)
         self._stream.wait_stream(outside)
         with torch.cuda.stream(self._stream):
             yield
@@ -203,12 +195,12 @@ class TrtEngine(Engine):
     @torch.inference_mode()
     def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
         # Made before the stream changes: its memory is then the caller's stream's to give away again.
-        logits = torch.empty(len(image_index), self.subject.num_classes, device=self._device)
+        logits = torch.empty(len(image_index), self.subject.num_classes, device=self.torch_device)
         with self._on_stream():
             if self._step is None:
                 self._step = self._captured()
-            lists = (image_index.to(self._device), occluder_index.to(self._device))
-            self._pairs.run(self._step, images.to(self._device), *lists, logits)
+            lists = (image_index.to(self.torch_device), occluder_index.to(self.torch_device))
+            self._pairs.run(self._step, images.to(self.torch_device), *lists, logits)
         return logits
 
     def _captured(self) -> Step:
@@ -247,7 +239,7 @@ class TrtEngine(Engine):
         if batch != self._size:
             return {}
         with self._on_stream(), torch.inference_mode():
-            noise = torch.randn(batch, size, size, 3, device=self._device).to(DTYPES[self.precision])
+            noise = torch.randn(batch, size, size, 3, device=self.torch_device).to(DTYPES[self.precision])
 
             def step() -> Tensor:
                 return self._plan({NETWORK_INPUT: noise})
@@ -269,7 +261,7 @@ class TrtEngine(Engine):
         """Drop the plan, the bank and the memory of a pass."""
         self._stream.synchronize()
         self._step = self._bank = None
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self.torch_device):
             self._plan.close()
         del self._plan, self._pairs
 
