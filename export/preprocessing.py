@@ -120,7 +120,7 @@ class Preprocessing:
         from torchvision.transforms import functional as F
 
         self.geometry(*picture.size)
-        rgb: Any = picture.convert("RGB")
+        rgb: Any = picture if picture.mode == "RGB" else picture.convert("RGB")  # which copies always
         resized = F.resize(rgb, [self.resize], InterpolationMode(self.interpolation))
         return np.asarray(F.center_crop(resized, [self.input_size]))
 

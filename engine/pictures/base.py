@@ -23,15 +23,18 @@ class Pictures(NamedTuple):
     @classmethod
     def of(cls, results: Sequence[NDArray[np.uint8] | Tensor | str], size: int, device: str = "cpu") -> Pictures:
         """Put single results together: pictures uint8 [S, S, 3], or the reason why there is none."""
+        quarantined = {i: result for i, result in enumerate(results) if isinstance(result, str)}
+        if device == "cpu":
+            # numpy copies on one core: PyTorch would wake its threads, which spin beside those that decode
+            pixels = np.zeros((len(results), size, size, 3), np.uint8)
+            for i in range(len(results)):
+                if i not in quarantined:
+                    pixels[i] = results[i]
+            return cls(torch.from_numpy(pixels), quarantined)
         images = torch.zeros(len(results), size, size, 3, dtype=torch.uint8, device=device)
-        quarantined: dict[int, str] = {}
         for i, result in enumerate(results):
-            if isinstance(result, str):
-                quarantined[i] = result
-            elif isinstance(result, Tensor):
-                images[i] = result
-            else:
-                images[i] = torch.from_numpy(result if result.flags.writeable else result.copy())
+            if i not in quarantined:
+                images[i] = result if isinstance(result, Tensor) else torch.from_numpy(np.array(result))
         return cls(images, quarantined)
 
 
