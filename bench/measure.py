@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..engine.runtime import peak_rss_mb
 from .environment import environment
@@ -86,6 +87,9 @@ class Row:
         within a grey level, an engine's logits PyTorch's (`engine.parity`). False has no speed.
     rounds
         How often it was timed.
+    product_share
+        For `bare`: FLOP a second of its convolutions and products over what a large matrix product reaches in PyTorch
+        at that precision on that device, in the same rounds.
     bandwidth_share
         For a kernel: bytes a second, each input read and each result written once, over what a large copy moves here.
     extra_mb
@@ -115,6 +119,7 @@ class Row:
     data: str | None = None
     passed: bool | None = None
     rounds: int | None = None
+    product_share: float | None = None
     bandwidth_share: float | None = None
     extra_mb: float | None = None
     cores: int | None = None
@@ -224,28 +229,30 @@ def bandwidth(device: str, *, size: int | None = None) -> float:
     return 2 * size / float(np.median(times["copy"]))
 
 
-def product_rate(precision: str, device: str = "auto", *, size: int = 0) -> float | None:
-    """FLOP a second of a large square matrix product in PyTorch: what the multipliers of this machine reach at most.
+def product(precision: str, device: torch.device) -> tuple[Call, int] | None:
+    """A large square matrix product in PyTorch, and its FLOP (an addition is one): what the multipliers here reach.
 
-    A multiplication and an addition are two. None where the precision has no product on the device.
+    None where the precision has no product on the device.
     """
-    from ..engine.engines.torch_engine import resolve_device
     from ..engine.runtime import exact_float32
     from ..export.classifier import DTYPES
 
-    place = resolve_device(device)
-    size = size or _PRODUCT_SIZES[place.type]
-    left = torch.randn(size, size, device=place).to(DTYPES[precision])
+    size = _PRODUCT_SIZES[device.type]
+    left = torch.randn(size, size, device=device).to(DTYPES[precision])
+
+    def run() -> Tensor:
+        with exact_float32(precision, device):
+            return left @ left
+
     try:
-        with exact_float32(precision, place):
-            times = measure({"product": lambda: left @ left}, seconds=_COPY_SECONDS, timer=timer(place.type))
+        run()
     except RuntimeError:
         return None
-    return 2 * size**3 / float(np.median(times["product"]))
+    return run, 2 * size**3
 
 
 def flops(classifier: FrozenClassifier) -> int:
-    """Of the network for one picture, as PyTorch counts them (convolutions and products; an addition is one)."""
+    """Of the network for one picture, as PyTorch counts them: convolutions and products; an addition is one."""
     from torch.utils.flop_counter import FlopCounterMode
 
     size = classifier.preprocessing.input_size
@@ -382,9 +389,22 @@ _COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "p80": lambda row: _rate(row.p80),
     "unit": lambda row: row.unit,
     "ratio to (95%)": lambda row: _ratio(row.ratio),
+    "of product": lambda row: _number(row.product_share, ".0%"),
     "of copy": lambda row: _number(row.bandwidth_share, ".0%"),
     "MiB a call": lambda row: _number(row.extra_mb, ".1f"),
     "max diff": lambda row: _number(row.max_difference, "d"),
     "mean diff": lambda row: _number(row.mean_difference, ".4f"),
 }
-_NUMBERS = ("pictures", "K", "cores", "p20", "p50", "p80", "of copy", "MiB a call", "max diff", "mean diff")
+_NUMBERS = (
+    "pictures",
+    "K",
+    "cores",
+    "p20",
+    "p50",
+    "p80",
+    "of product",
+    "of copy",
+    "MiB a call",
+    "max diff",
+    "mean diff",
+)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,15 @@ from ..engine.engines.base import Engine
 from ..engine.parity import judge, parity_pairs
 from ..engine.pictures import Block, open_source
 from ..engine.progress import Progress, no_progress
-from ..engine.runtime import worker_count
+from ..engine.runtime import best_seconds, worker_count
 from ..engine.split import Split, measured_splits, splits_to_try
 from ..engine.store import CLEAN, READ_TOGETHER, RunStore
 from ..export.classifier import FrozenClassifier
 from ..export.errors import EngineUnavailable, InputError
-from .measure import Call, Row, measure, ratio, timer, with_rates
+from .measure import Call, Row, flops, measure, product, ratio, timer, with_rates
 
 STAGES = ("bare", "pairs", "end-to-end", "baseline")
-_GATE_PAIRS, _TRIES = 24, 2
+_GATE_PAIRS = 24
 _BATCHES = {"cpu": (8, 16, 32, 64), "cuda": (32, 64, 128, 256)}
 # One call of the longest stage takes about this share of the seconds for an engine, and a whole part at least.
 _CALL_SHARE = 0.12
@@ -58,7 +58,7 @@ class Work:
     data
         What they are, for the rows.
     pictures
-        How many a call of `end-to-end` reads; None for as many as fit the time.
+        How many a call of `end-to-end` reads, and at most in one of `pairs`; None for as many as fit the time.
     pairs
         In a pass; None for what is measured to be fastest.
     """
@@ -141,7 +141,8 @@ def _engine_rows(work: Work, engine: Engine, stages: Sequence[str], seconds: flo
     blank = partial(_row, work, engine=engine.name, precision=engine.precision, device=device)
     engine.load_bank(work.occluders)
     source = open_source("pillow", work.folder, work.classifier.preprocessing, worker_count())
-    block = next(iter(source.blocks(work.files(READ_TOGETHER), READ_TOGETHER)))
+    count = min(READ_TOGETHER, work.pictures or READ_TOGETHER)
+    block = next(iter(source.blocks(work.files(count), count)))
     if block.quarantined:
         first = min(block.quarantined)
         raise InputError(
@@ -183,10 +184,18 @@ def _engine_rows(work: Work, engine: Engine, stages: Sequence[str], seconds: flo
         ),
     }
     chosen = {stage: entry for stage, entry in measured.items() if stage in stages}
-    clock = timer(device)
-    times = measure({stage: call for stage, (call, _, _) in chosen.items()}, seconds=seconds, timer=clock)
-    rates = {stage: chosen[stage][1] / taken for stage, taken in times.items()}
-    return [with_rates(row, rates[stage], _against(stage, rates)) for stage, (_, _, row) in chosen.items()]
+    calls = {stage: call for stage, (call, _, _) in chosen.items()}
+    bound = product(engine.precision, engine.torch_device) if "bare" in chosen else None
+    if bound is not None:
+        calls["product"] = bound[0]
+    times = measure(calls, seconds=seconds, timer=timer(device))
+    rates = {stage: chosen[stage][1] / times[stage] for stage in chosen}
+    rows = [with_rates(row, rates[stage], _against(stage, rates)) for stage, (_, _, row) in chosen.items()]
+    if bound is None:
+        return rows
+    reached = rates["bare"] * flops(work.classifier)
+    share = float(np.median(reached) / np.median(bound[1] / times["product"]))
+    return [replace(row, product_share=share) if row.stage == "bare" else row for row in rows]
 
 
 def _against(stage: str, rates: dict[str, NDArray[np.float64]]) -> Any:
@@ -215,24 +224,13 @@ def _best_bare(engine: Engine) -> tuple[Call, int, str]:
     """The fastest call of the network alone, its pictures, and what it is: first the layout, then the batch."""
     batches = (engine.fixed_pairs,) if engine.fixed_pairs else _BATCHES[engine.torch_device.type]
     middle = batches[len(batches) // 2]
-    layouts = _fastest({(middle, layout): call for layout, call in engine.bare(middle).items()}, engine)
-    layout = layouts[0][1]
-    calls = {(batch, layout): engine.bare(batch)[layout] for batch in batches}
-    (batch, layout), call = _fastest(calls, engine)
-    return call, batch, f"batch {batch}, {layout}"
-
-
-def _fastest(calls: dict[tuple[int, str], Call], engine: Engine) -> tuple[tuple[int, str], Call]:
-    """By pictures a second, in turns."""
-    clock = timer(engine.torch_device.type)
-    taken: dict[tuple[int, str], list[float]] = {key: [] for key in calls}
-    for turn in range(1 + _TRIES):
-        for key, call in calls.items():
-            seconds = clock.seconds(call, 1) / key[0]
-            if turn:
-                taken[key].append(seconds)
-    best = min(calls, key=lambda key: min(taken[key]))
-    return best, calls[best]
+    place = engine.torch_device
+    layouts = best_seconds(engine.bare(middle), place)
+    layout = min(layouts, key=layouts.__getitem__)
+    calls = {batch: engine.bare(batch)[layout] for batch in batches}
+    taken = best_seconds(calls, place)
+    batch = min(batches, key=lambda batch: taken[batch] / batch)
+    return calls[batch], batch, f"batch {batch}, {layout}"
 
 
 def _best_split(engine: Engine, work: Work) -> tuple[Split, float]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..export.errors import InputError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-_REPEATS = 3
+Key = TypeVar("Key")
 
 
 def worker_count() -> int:
@@ -98,30 +98,50 @@ def fitting_memory(batch_size: int, device: str) -> Iterator[None]:
         ) from error
 
 
-def measured_precision(steps: Mapping[str, Callable[[], Any]], device: torch.device) -> tuple[str, str]:
-    """The name of the fastest step that works, and why in words. The candidates take turns; one warm-up each.
+def best_seconds(
+    calls: Mapping[Key, Callable[[], object]],
+    device: torch.device,
+    *,
+    turns: int = 5,
+    errors: tuple[type[Exception], ...] = (),
+) -> dict[Key, float]:
+    """Seconds of the fastest call of each: for choosing, where a busy machine only ever adds to what a call takes.
 
-    Raises
-    ------
-    RuntimeError
-        None works; what the last one said.
+    Parameters
+    ----------
+    calls
+        They take turns; a first turn warms them up.
+    turns
+        That count.
+    errors
+        A call that raises one of them is left out; the last one's is raised where none is left.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(_REPEATS + 1):
-        for name in list(seconds):
+    best = dict.fromkeys(calls, math.inf)
+    for turn in range(1 + turns):
+        for key in list(best):
             start = time.perf_counter()
             try:
-                steps[name]()
-            except (RuntimeError, InputError):  # a precision that the network or the device lacks, or overflows in
-                del seconds[name]
-                if not seconds:
+                calls[key]()
+            except errors:
+                del best[key]
+                if not best:
                     raise
                 continue
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if repeat:
-                seconds[name].append(time.perf_counter() - start)
-    medians = {name: median(values) for name, values in seconds.items()}
-    fastest = min(medians, key=medians.__getitem__)
-    listed = ", ".join(f"{name} {value * 1e3:.0f} ms" for name, value in medians.items())
-    return fastest, f"the fastest of {listed} a step"
+            if turn:
+                best[key] = min(best[key], time.perf_counter() - start)
+    return best
+
+
+def measured_precision(steps: Mapping[str, Callable[[], object]], device: torch.device) -> tuple[str, str]:
+    """The name of the fastest step that works, and why in words.
+
+    Raises
+    ------
+    RuntimeError, InputError
+        None works; what the last one said: a precision that the network or the device lacks, or overflows in.
+    """
+    best = best_seconds(steps, device, turns=3, errors=(RuntimeError, InputError))
+    listed = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in best.items())
+    return min(best, key=best.__getitem__), f"the fastest of {listed} a step"

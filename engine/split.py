@@ -9,9 +9,7 @@ import hashlib
 import json
 import math
 import platform
-import statistics
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,14 +20,13 @@ from torch import Tensor
 from ..export.cache import cache_dir
 from ..export.files import atomic_path
 from .engines.base import Engine
-from .runtime import worker_count
+from .runtime import best_seconds, worker_count
 
 _DEFAULT_PAIRS = 64
 # What is tried: pairs in a pass on a CPU, on a GPU.
 _PAIRS = {"cpu": (16, 32, 64), "cuda": (32, 64, 128, 256)}
-_CALLS = 3
-# A run that is shorter than this many calibrations is not worth one.
-_WORTH = 20
+# A run that is shorter than this many passes of each is not worth a calibration.
+_WORTH = 100
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ def choose_split(engine: Engine, rows: int, pictures: int, asked: int | None) ->
     if known is not None:
         return known, "measured before"
     every = splits_to_try(engine)
-    if pictures * rows < _WORTH * _CALLS * sum(split.pairs for split in every):
+    if pictures * rows < _WORTH * sum(split.pairs for split in every):
         return default_split(engine), "too few pairs for a measurement to be worth it"
     taken = measured_splits(engine, rows, every)
     best = min(taken, key=taken.__getitem__)
@@ -89,26 +86,27 @@ def choose_split(engine: Engine, rows: int, pictures: int, asked: int | None) ->
 
 
 def measured_splits(engine: Engine, rows: int, splits: list[Split]) -> dict[Split, float]:
-    """Median seconds a pair of one pass of each, on noise; they take turns."""
+    """Seconds a pair of one pass of each, on noise (`best_seconds`)."""
     size = engine.subject.preprocessing.input_size
     most = max(split.pairs for split in splits)
     generator = torch.Generator().manual_seed(0)
     images = engine.place(torch.randint(0, 256, (most, size, size, 3), dtype=torch.uint8, generator=generator))
     labels = engine.place(torch.zeros(most, dtype=torch.int64))
     passes = {split: next(split.pieces(torch.arange(most), rows)) for split in splits}
-    seconds: dict[Split, list[float]] = {split: [] for split in splits}
-    for _ in range(1 + _CALLS):
-        for split, piece in passes.items():
-            start = time.perf_counter()
-            engine.score(images, piece // rows, piece % rows, labels)  # its verdict is on the host: all is done
-            seconds[split].append((time.perf_counter() - start) / len(piece))
-    return {split: statistics.median(taken[1:]) for split, taken in seconds.items()}
+
+    def scored(piece: Tensor) -> Callable[[], object]:
+        return lambda: engine.score(images, piece // rows, piece % rows, labels)
+
+    best = best_seconds({split: scored(piece) for split, piece in passes.items()}, engine.torch_device)
+    return {split: seconds / len(passes[split]) for split, seconds in best.items()}
 
 
 def splits_to_try(engine: Engine) -> list[Split]:
-    """Those that may be fastest on the engine's device."""
+    """Those that may be fastest: squares only for kernels that gain by them, others would see passes of all lengths."""
     every = (engine.fixed_pairs,) if engine.fixed_pairs else _PAIRS[engine.torch_device.type]
-    return [Split(pairs, square) for pairs in every for square in (False, True)]
+    return [
+        Split(pairs, square) for pairs in every for square in ((False, True) if engine.impl == "triton" else (False,))
+    ]
 
 
 def _short(split: Split) -> str:

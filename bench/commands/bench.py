@@ -44,6 +44,7 @@ def bench(
     pictures: Annotated[
         int | None, typer.Option(min=1, help="That a call of end-to-end reads; what fits the time if not given.")
     ] = None,
+    stages: Annotated[str, typer.Option(help="Some of bare, pairs, end-to-end, baseline.")] = "bare,pairs,end-to-end",
     baseline: Annotated[bool, typer.Option("--baseline", help="The plain PyTorch loop, too.")] = False,
     loader: Annotated[
         str | None, typer.Option(help="Instead: read pictures with pillow, dali, decoded-cache (commas between).")
@@ -83,7 +84,7 @@ def bench(
                 precision,
                 batch_size,
                 pictures,
-                baseline,
+                f"{stages},baseline" if baseline else stages,
                 train,
                 plot,
                 seconds,
@@ -145,14 +146,25 @@ def _tell(rows: Sequence[Row], facts: dict[str, Any], keep: list[str]) -> None:
     shown.print(f"gfo {environment['gfo']}, commit {environment['commit'] or 'unknown'}", markup=False)
     if facts["load_average"] is not None:
         shown.print(f"load average before it began: {facts['load_average']:.1f}", markup=False)
-    for name, rate in facts.get("products_per_second", {}).items():
-        flops = facts.get("flops_per_picture")
-        bound = f": at most {rate / flops:,.0f} pictures/s of {flops / 1e9:.2f} GFLOP each" if flops else ""
-        shown.print(f"a large {name} matrix product runs at {rate / 1e9:,.0f} GFLOP/s{bound}", markup=False)
+    for line in _bounds(rows, facts.get("flops_per_picture")):
+        shown.print(line, markup=False)
     print_rows(rows, "Median rates; ratios are of medians, with a 95% interval over rounds", shown)
     line = json.dumps(known, allow_nan=False)
     keep.append(line)
     print(line)
+
+
+def _bounds(rows: Sequence[Row], flops: int | None) -> Iterator[str]:
+    """What the multipliers would do at most, for each precision, as its first bare network's rounds have it."""
+    told = set[str]()
+    for row in rows:
+        if flops and row.p50 and row.product_share and row.precision and row.precision not in told:
+            told.add(row.precision)
+            most = row.p50 / row.product_share
+            yield (
+                f"a large {row.precision} matrix product runs at {most * flops / 1e9:,.0f} GFLOP/s in PyTorch: "
+                f"{most:,.0f} pictures/s of {flops / 1e9:.2f} GFLOP each"
+            )
 
 
 def _loaders(
@@ -199,7 +211,7 @@ def _pairs(
     precision: str,
     batch_size: int | None,
     pictures: int | None,
-    baseline: bool,
+    stages: str,
     train: bool,
     plot: Path | None,
     seconds: float,
@@ -211,17 +223,11 @@ def _pairs(
     from ...engine.progress import TerminalProgress
     from ...export.classifier import PRECISIONS, load_classifier
     from ..loaders import picture_paths
-    from ..measure import flops, product_rate
+    from ..measure import flops
     from ..throughput import STAGES, Work, throughput_rows
 
-    engines = list(ENGINES) if engine == "all" else engine.split(",")
-    unknown = next((name for name in engines if name not in ("auto", *ENGINES)), None)
-    if unknown is not None:
-        raise InputError(f"--engine {unknown}: expected auto, all, or some of {', '.join(ENGINES)}")
-    precisions = precision.split(",")
-    unknown = next((name for name in precisions if name not in PRECISIONS), None)
-    if unknown is not None:
-        raise InputError(f"--precision {unknown}: expected some of {', '.join(PRECISIONS)}")
+    engines = list(ENGINES) if engine == "all" else _names("--engine", engine, ("auto", "all", *ENGINES))
+    precisions, chosen = _names("--precision", precision, PRECISIONS), _names("--stages", stages, STAGES)
     if engine not in ("all", "auto") and len(engines) == 1:
         _must_be_there(engines[0], device)
     progress = TerminalProgress()
@@ -242,19 +248,23 @@ def _pairs(
 
             rows = training_rows(work, precisions, device=device, seconds=seconds, progress=progress)
         else:
-            stages = STAGES if baseline else STAGES[:-1]
             rows = throughput_rows(
-                work, engines, precisions, stages=stages, device=device, seconds=seconds, progress=progress
+                work, engines, precisions, stages=chosen, device=device, seconds=seconds, progress=progress
             )
         if plot is not None:
             from ..plot import plot_throughput
 
             plot_throughput(work, engines, precisions, plot, device=device, progress=progress)
-    products = {name: product_rate(name, device) for name in precisions}
-    return rows, {
-        "flops_per_picture": flops(classifier),
-        "products_per_second": {name: rate for name, rate in products.items() if rate},
-    }
+    return rows, {"flops_per_picture": flops(classifier)}
+
+
+def _names(option: str, text: str, known: Sequence[str]) -> list[str]:
+    """Names with commas between, each once; `InputError` for one that is not known."""
+    names = list(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in known:
+            raise InputError(f"{option} {name}: expected some of {', '.join(known)}, with commas between")
+    return names
 
 
 def _must_be_there(engine: str, device: str) -> None:

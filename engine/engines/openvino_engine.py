@@ -7,9 +7,7 @@ own switch (`INFERENCE_PRECISION_HINT` bf16) would round pictures and occluders,
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,15 +24,15 @@ from ...export.files import atomic_path
 from ...export.onnx_graph import BANK, LOGITS, check_graph, occluded_graph, ports, save_graph, with_clean_row
 from ...export.openvino_ir import openvino_words
 from ...export.optional import optional
-from ..runtime import worker_count
+from ..runtime import best_seconds, worker_count
 from .base import Engine, Subject
 from .graphs import Graph, bare_file, cached_graph, drop_damaged, note_files
 
 HINTS = ("latency", "throughput")
 _TYPES = {"UINT8": "u8", "INT64": "i64", "FLOAT": "f32"}
 _CAPABILITIES = {"FP32": "fp32", "BF16": "bf16", "FP16": "fp16"}
-# To choose a hint: pairs in a call, calls that count, after one that does not.
-_TRIAL_PAIRS, _TRIAL_CALLS = 16, 5
+# Pairs in a call, to choose a hint.
+_TRIAL_PAIRS = 16
 
 
 def _openvino() -> Any:
@@ -145,18 +143,16 @@ class OpenVinoEngine(Engine):
         return [compiled.create_infer_request() for _ in range(count)]
 
     def _trials(self, trials: dict[str, list[Any]]) -> dict[str, float]:
-        """Seconds for a list of pairs of one black picture under one empty occluder; the candidates take turns."""
+        """Seconds for a list of pairs of one black picture under one empty occluder."""
         size = self.subject.preprocessing.input_size
         images = torch.zeros(1, size, size, 3, dtype=torch.uint8)
         index = torch.zeros(_TRIAL_PAIRS, dtype=torch.int64)
         bank = self._shared(torch.zeros(2, size, size, 3)) if self.takes_bank else None
-        taken: dict[str, list[float]] = {name: [] for name in trials}
-        for _ in range(1 + _TRIAL_CALLS):
-            for name, requests in trials.items():
-                start = time.perf_counter()
-                self._run(requests, bank, images, index, index)
-                taken[name].append(time.perf_counter() - start)
-        return {name: statistics.median(times[1:]) for name, times in taken.items()}
+
+        def run(requests: list[Any]) -> Callable[[], object]:
+            return lambda: self._run(requests, bank, images, index, index)
+
+        return best_seconds({name: run(requests) for name, requests in trials.items()}, self.torch_device)
 
     def _load_bank(self, occluders: Tensor) -> None:
         self._bank = self._shared(with_clean_row(occluders))

@@ -52,6 +52,7 @@ def test_stages_of_every_engine(run: Run, tiny_data: Path, tmp_path: Path) -> No
         assert [row["stage"] for row in own] == ["bare", "pairs", "end-to-end"]
         assert all(0 < row["p20"] <= row["p50"] <= row["p80"] for row in own)
         assert [row["ratio"]["to"] for row in own] == ["baseline", "bare", "bare"]
+        assert own[0]["product_share"] > 0
     assert sum(row["stage"] == "baseline" for row in rows) == 3
     if not torch.cuda.is_available():
         (trt,) = [row for row in rows if row["engine"] == "trt"]
@@ -84,6 +85,13 @@ def test_the_gate_sees_a_wrong_engine(tiny_classifier: Any, tiny_data: Path) -> 
         assert throughput._differs(engine, work, images) == ""
         engine.load_bank(torch.full((2, 16, 16, 3), 40.0))
         assert "differs from PyTorch" in throughput._differs(engine, work, images)
+
+
+def test_some_stages(run: Run) -> None:
+    code, out, _ = run(*MODEL, "--engine", "torch", "--occluders", 2, "--pictures", 4, "--stages", "pairs,bare")
+    assert code == 0
+    assert [(row["stage"], row["pictures"]) for row in rows_of(out)] == [("bare", None), ("pairs", 4)]
+    assert "a large fp32 matrix product runs at" in out
 
 
 def test_loaders_are_checked_and_timed(run: Run, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +136,8 @@ def test_the_plot(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--engine", "tensorflow"), "--engine tensorflow: expected auto, all, or some of torch"),
+        (("--engine", "tensorflow"), "--engine tensorflow: expected some of auto, all, torch"),
+        (("--stages", "bare,fast"), "--stages fast: expected some of bare, pairs"),
         (("--precision", "int8"), "--precision int8: expected some of fp32"),
         (("--seconds", "0"), "--seconds 0.0: expected a number above 0"),
         (("--images", "nowhere"), "--images nowhere: no such folder"),
