@@ -18,11 +18,16 @@ from ..engine.train_config import TrainConfig
 from ..engine.training import train
 from ..export.artefact import Artefact
 from ..export.bank import OccluderBank
+from ..export.classifier import load_classifier
 from ..export.errors import InputError
 from ..export.manifest import FAILED
 from ..export.model_spec import ModelSpec
 from ..export.networks import digits_weights_path
 from .digits import digits_weights, one_thread, write_digits
+from .loaders import picture_paths
+from .measure import Row
+from .throughput import throughput_rows
+from .work import Work
 
 # Pixel units. The plain network needs more to be fooled; at these both lose the class and keep most of the others.
 EPSILONS: Final[Mapping[str, float]] = {"digits-resnet": 16.0, "digits-vgg": 32.0}
@@ -68,6 +73,25 @@ def demo(out: Path, *, seed: int = 0, progress: Progress = no_progress) -> DemoR
     summaries = {name: summary for name, (summary, _) in done.items()}
     artefacts = {name: artefact for name, (_, artefact) in done.items()}
     return DemoResult(summaries, artefacts, report(runs, out))
+
+
+def demo_rows(out: Path, *, seconds: float = 2.0, progress: Progress = no_progress) -> list[Row]:
+    """How fast a demo's networks are under their occluders on the fastest engine present, against a plain loop.
+
+    Parameters
+    ----------
+    out
+        Where `demo` has been.
+    seconds
+        For each network; twice that with its warm-up.
+    """
+    folder, rows = out / "data" / "val", []
+    for name in EPSILONS:
+        classifier = load_classifier(ModelSpec(f"gfo/{name}"))
+        occluders = OccluderBank.load(out / f"{name}.safetensors").occluders
+        work = Work(classifier, occluders, folder, picture_paths(folder), "digits")
+        rows += throughput_rows(work, ["auto"], ["fp32"], seconds=seconds, progress=progress)
+    return rows
 
 
 def _occlude_network(

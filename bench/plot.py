@@ -14,7 +14,7 @@ from ..engine.progress import Progress, no_progress
 from ..engine.split import Split, measured_splits
 from ..export.errors import EngineUnavailable, InputError
 from ..export.files import atomic_path
-from .throughput import Work
+from .work import Work
 
 OCCLUDERS = (1, 3, 10, 30, 100)
 BATCHES = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (1, 4, 16, 64, 256)}

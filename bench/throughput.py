@@ -11,9 +11,9 @@ All of them take turns in one process. An engine is compared with float32 PyTorc
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,60 +26,28 @@ from torch import Tensor
 from ..engine.all_pairs import all_pairs, score_block
 from ..engine.engines import engine_class, open_engine
 from ..engine.engines.base import Engine
+from ..engine.engines.trt_engine import TrtEngine
 from ..engine.parity import judge, parity_pairs
 from ..engine.pictures import Block, open_source
 from ..engine.progress import Progress, no_progress
 from ..engine.runtime import best_seconds, worker_count
 from ..engine.split import Split, measured_splits, splits_to_try
 from ..engine.store import CLEAN, READ_TOGETHER, RunStore
-from ..export.classifier import FrozenClassifier
 from ..export.errors import EngineUnavailable, InputError
 from .measure import Call, Row, flops, measure, product, ratio, timer, with_rates
+from .plain import BATCH, PlainLoop
+from .trtexec import trtexec_row
+from .work import Work
 
 STAGES = ("bare", "pairs", "end-to-end", "baseline")
 _GATE_PAIRS = 24
 _BATCHES = {"cpu": (8, 16, 32, 64), "cuda": (32, 64, 128, 256)}
 # One call of the longest stage takes about this share of the seconds for an engine, and a whole part at least.
 _CALL_SHARE = 0.12
-# The plain loop's own batch, and how many of its files a call reads.
-_PLAIN_BATCH, _PLAIN_PICTURES = 16, 32
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is run.
-
-    Attributes
-    ----------
-    occluders
-        float32 [K, S, S, 3], pixel units.
-    folder, paths
-        Picture files; they are taken again from the start where more are asked for than there are.
-    data
-        What they are, for the rows.
-    pictures
-        How many a call of `end-to-end` reads, and at most in one of `pairs`; None for as many as fit the time.
-    pairs
-        In a pass; None for what is measured to be fastest.
-    """
-
-    classifier: FrozenClassifier
-    occluders: Tensor
-    folder: Path
-    paths: Sequence[str]
-    data: str
-    loader: str = "auto"
-    pictures: int | None = None
-    pairs: int | None = None
-
-    @property
-    def rows(self) -> int:
-        """The clean picture and the occluders."""
-        return 1 + len(self.occluders)
-
-    def files(self, count: int) -> list[str]:
-        """So many paths."""
-        return [self.paths[i % len(self.paths)] for i in range(count)]
+# NVIDIA's own benchmark runs beside, for this share of the seconds.
+_TRTEXEC_SHARE = 0.2
+# Files that a call of the plain loop reads.
+_PLAIN_PICTURES = 32
 
 
 def throughput_rows(
@@ -88,6 +56,7 @@ def throughput_rows(
     precisions: Sequence[str],
     *,
     stages: Sequence[str] = STAGES,
+    points: Sequence[tuple[int, int]] = (),
     device: str = "auto",
     seconds: float,
     progress: Progress = no_progress,
@@ -98,13 +67,16 @@ def throughput_rows(
     ----------
     engines
         Names; one that is not there is a row that says so. `auto` is the first that comes up.
+    points
+        (K, N) pairs: instead of the stages, `end-to-end` with so many of the occluders and so many pictures each.
     seconds
         > 0, for each engine at each precision; slow networks take longer.
 
     Returns
     -------
     list
-        Ratios of `pairs` and `end-to-end` are to `bare` of the same engine, those of `bare` to the plain loop.
+        Ratios of `pairs` and `end-to-end` are to `bare` of the same engine, those of `bare` to the plain loop, those of
+        points to the first.
     """
     rows: list[Row] = []
     for name in engines:
@@ -118,7 +90,7 @@ def throughput_rows(
                     rows.append(_row(work, "bare", name, precision, available=False, reason=str(error)))
                     continue
                 progress.say(f"{engine.name} on {engine.device}: {why}; {engine.how}")
-                rows += _engine_rows(work, engine, stages, seconds, progress)
+                rows += _engine_rows(work, engine, stages, points, seconds, progress)
     return rows
 
 
@@ -135,11 +107,30 @@ def _row(work: Work, stage: str, engine: str, precision: str, **found: Any) -> R
     )
 
 
-def _engine_rows(work: Work, engine: Engine, stages: Sequence[str], seconds: float, progress: Progress) -> list[Row]:
-    """The stages of one engine, and the plain loop, in turns."""
-    device = engine.torch_device.type
-    blank = partial(_row, work, engine=engine.name, precision=engine.precision, device=device)
+def _engine_rows(
+    work: Work,
+    engine: Engine,
+    stages: Sequence[str],
+    points: Sequence[tuple[int, int]],
+    seconds: float,
+    progress: Progress,
+) -> list[Row]:
+    """What is asked for of one engine, if its answers are right."""
+    blank = partial(_row, work, engine=engine.name, precision=engine.precision, device=engine.torch_device.type)
     engine.load_bank(work.occluders)
+    block = _block(work)
+    wrong = _differs(engine, work, block.images)
+    if wrong:
+        asked = ["end-to-end"] * len(points) or [stage for stage in stages if stage != "baseline"]
+        return [blank(stage, available=False, passed=False, reason=wrong) for stage in asked]
+    progress.say("its logits are PyTorch's; choosing batches")
+    if points:
+        return _points(work, engine, points, blank, seconds, progress)
+    return _stages(work, engine, block, stages, blank, seconds, progress)
+
+
+def _block(work: Work) -> Block:
+    """The first pictures, in memory."""
     source = open_source("pillow", work.folder, work.classifier.preprocessing, worker_count())
     count = min(READ_TOGETHER, work.pictures or READ_TOGETHER)
     block = next(iter(source.blocks(work.files(count), count)))
@@ -148,10 +139,20 @@ def _engine_rows(work: Work, engine: Engine, stages: Sequence[str], seconds: flo
         raise InputError(
             f"--images {work.folder}: {work.files(first + 1)[-1]}: {block.quarantined[first]}; take it away"
         )
-    wrong = _differs(engine, work, block.images)
-    if wrong:
-        return [blank(stage, available=False, passed=False, reason=wrong) for stage in stages if stage != "baseline"]
-    progress.say("its logits are PyTorch's; choosing batches")
+    return block
+
+
+def _stages(
+    work: Work,
+    engine: Engine,
+    block: Block,
+    stages: Sequence[str],
+    blank: Callable[..., Row],
+    seconds: float,
+    progress: Progress,
+) -> list[Row]:
+    """The stages of one engine, and the plain loop, in turns."""
+    device = engine.torch_device.type
     bare, bare_pairs, bare_how = _best_bare(engine)
     split, rate = _best_split(engine, work)
     progress.say(f"bare: {bare_how}; pairs: {split}")
@@ -169,7 +170,7 @@ def _engine_rows(work: Work, engine: Engine, stages: Sequence[str], seconds: flo
             blank("end-to-end", pictures=pictures, occluders=len(work.occluders), sizes=str(split)),
         ),
         "baseline": (
-            PlainLoop(work, min(_PLAIN_PICTURES, pictures), device),
+            PlainLoop(work, min(_PLAIN_PICTURES, pictures), engine.torch_device),
             min(_PLAIN_PICTURES, pictures),
             _row(
                 work,
@@ -179,7 +180,7 @@ def _engine_rows(work: Work, engine: Engine, stages: Sequence[str], seconds: flo
                 device=device,
                 pictures=min(_PLAIN_PICTURES, pictures),
                 occluders=len(work.occluders),
-                sizes=f"batch {_PLAIN_BATCH}, one pass of {work.rows}",
+                sizes=f"batch {BATCH}, one pass of {work.rows}",
             ),
         ),
     }
@@ -191,11 +192,47 @@ def _engine_rows(work: Work, engine: Engine, stages: Sequence[str], seconds: flo
     times = measure(calls, seconds=seconds, timer=timer(device))
     rates = {stage: chosen[stage][1] / times[stage] for stage in chosen}
     rows = [with_rates(row, rates[stage], _against(stage, rates)) for stage, (_, _, row) in chosen.items()]
+    if isinstance(engine, TrtEngine) and "bare" in chosen:
+        own = trtexec_row(engine.library, engine.plan_file, bare_pairs, blank("bare"), seconds * _TRTEXEC_SHARE)
+        rows += [] if own is None else [own]
     if bound is None:
         return rows
     reached = rates["bare"] * flops(work.classifier)
     share = float(np.median(reached) / np.median(bound[1] / times["product"]))
-    return [replace(row, product_share=share) if row.stage == "bare" else row for row in rows]
+    return [
+        replace(row, product_share=share) if (row.stage, row.engine) == ("bare", engine.name) else row for row in rows
+    ]
+
+
+def _points(
+    work: Work,
+    engine: Engine,
+    points: Sequence[tuple[int, int]],
+    blank: Callable[..., Row],
+    seconds: float,
+    progress: Progress,
+) -> list[Row]:
+    """Files to store for several numbers of occluders and pictures, in turns; the bank is loaded in each call."""
+    split, _ = _best_split(engine, work)
+    progress.say(f"pairs: {split}")
+
+    def call(occluders: int, pictures: int) -> None:
+        part = replace(work, occluders=work.occluders[:occluders])
+        engine.load_bank(part.occluders)
+        _end_to_end(engine, part, pictures, split)
+
+    calls = {f"{k} x {n}": partial(call, k, n) for k, n in points}
+    times = measure(calls, seconds=seconds, timer=timer(engine.torch_device.type))
+    rates = {name: n * (1 + k) / times[name] for name, (k, n) in zip(calls, points, strict=True)}
+    first, *_ = rates
+    return [
+        with_rates(
+            blank("end-to-end", occluders=k, pictures=n, sizes=str(split)),
+            rates[name],
+            None if name == first else ratio(rates[name], first, rates[first]),
+        )
+        for name, (k, n) in zip(calls, points, strict=True)
+    ]
 
 
 def _against(stage: str, rates: dict[str, NDArray[np.float64]]) -> Any:
@@ -266,39 +303,3 @@ def _end_to_end(engine: Engine, work: Work, pictures: int, split: Split) -> None
         zeros = [0] * pictures
         store = RunStore.create(Path(folder), facts, paths=paths, labels=zeros, fit=zeros, occluders=rows)
         all_pairs(engine, store, source, split)
-
-
-class PlainLoop:
-    """The evaluation loop that one writes without this project: one pass over the files, under one occluder.
-
-    A torchvision-style dataset, a DataLoader without workers, eager float32 in PyTorch's default layout, all threads.
-    Nothing in it is slow on purpose.
-    """
-
-    def __init__(self, work: Work, pictures: int, device: str) -> None:
-        self._files = [work.folder / path for path in work.files(pictures)]
-        self._occluder = work.occluders[0].permute(2, 0, 1).contiguous().to(device)
-        self._device, self._preprocessing = device, work.classifier.preprocessing
-        network = work.classifier.network_as("fp32").to(device)
-        self._network = network.to(memory_format=torch.contiguous_format)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Tensor:
-        picture = self._preprocessing.load_uint8(self._files[index])
-        return torch.from_numpy(picture.copy()).permute(2, 0, 1)
-
-    @torch.no_grad()
-    def __call__(self) -> int:
-        """Answers that are class 0, of one pass."""
-        from torch.utils.data import DataLoader
-        from torchvision.transforms.functional import normalize
-
-        mean, std = list(self._preprocessing.mean), list(self._preprocessing.std)
-        found = 0
-        loader: Any = DataLoader(self, batch_size=_PLAIN_BATCH)  # type: ignore[arg-type]
-        for images in loader:
-            occluded = (images.to(self._device).float() + self._occluder).clamp(0, 255) / 255
-            found += int((self._network(normalize(occluded, mean, std)).argmax(dim=1) == 0).sum())
-        return found

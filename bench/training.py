@@ -17,9 +17,9 @@ from ..engine.progress import Progress, no_progress
 from ..engine.runtime import exact_float32, keep_freed_memory
 from ..engine.train_config import TrainConfig
 from ..engine.training import training_step
-from ..kernels.margin_loss import margin_loss
 from .measure import Row, measure, ratio, timer, with_rates
-from .throughput import Work
+from .plain import plain_step
+from .work import Work
 
 _BATCH, _TOGETHER = 32, 4
 
@@ -34,7 +34,9 @@ def training_rows(
     place = resolve_device(device)
     keep_freed_memory()  # as gfo-train
     progress.say(f"training steps of {_BATCH} pictures, {_TOGETHER} classes together")
-    calls: dict[str, Callable[[], Any]] = {"fp32 plain": _plain_step(work, place)}
+    calls: dict[str, Callable[[], Any]] = {
+        "fp32 plain": plain_step(work.classifier, *_material(work, place), groups=_TOGETHER)
+    }
     for precision in precisions:
         calls[precision] = _step(work, precision, place)
     times = measure(calls, seconds=seconds, timer=timer(place.type))
@@ -74,31 +76,5 @@ def _step(work: Work, precision: str, place: torch.device) -> Callable[[], Any]:
     def run() -> None:
         with exact_float32(precision, place):
             step(images, index, labels)
-
-    return run
-
-
-def _plain_step(work: Work, place: torch.device) -> Callable[[], Any]:
-    from torchvision.transforms.functional import normalize
-
-    images, index, labels = _material(work, place)
-    pictures = images.permute(0, 3, 1, 2).contiguous()
-    network = (
-        work.classifier.network_as("fp32").to(place).to(memory_format=torch.contiguous_format).requires_grad_(True)
-    )
-    p = work.classifier.preprocessing
-    occluders = torch.zeros(_TOGETHER, 3, p.input_size, p.input_size, device=place, requires_grad=True)
-    optimizer = torch.optim.Adam([occluders], lr=1.0)
-
-    def run() -> None:
-        with exact_float32("fp32", place):
-            occluded = (pictures.float() + occluders[index - 1]).clamp(0, 255) / 255
-            loss = margin_loss(network(normalize(occluded, list(p.mean), list(p.std))), labels, 10.0).sum()
-            optimizer.zero_grad()
-            network.zero_grad()
-            loss.backward()
-            optimizer.step()
-            with torch.no_grad():
-                occluders.clamp_(-10, 10)
 
     return run

@@ -24,7 +24,7 @@ from .runtime import best_seconds, worker_count
 
 _DEFAULT_PAIRS = 64
 # What is tried: pairs in a pass on a CPU, on a GPU.
-_PAIRS = {"cpu": (16, 32, 64), "cuda": (32, 64, 128, 256)}
+_PAIRS = {"cpu": (8, 16, 32, 64), "cuda": (32, 64, 128, 256)}
 # A run that is shorter than this many passes of each is not worth a calibration.
 _WORTH = 100
 

@@ -53,6 +53,9 @@ def bench(
     train: Annotated[
         bool, typer.Option("--train", help="Instead: training steps, and a plain training loop's.")
     ] = False,
+    scaling: Annotated[
+        str | None, typer.Option(help="Instead: files to store for KxN occluders x pictures, several with commas.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="A PNG of throughput against K and against the batch, too.")] = None,
     seconds: Annotated[
         float, typer.Option(help="For each engine at each precision; slow networks take longer.")
@@ -65,7 +68,7 @@ def bench(
     ] = None,
 ) -> None:
     """Time bare network, pairs in memory and files to store in turns. A table, then one line of JSON."""
-    _check(seconds, loader, kernels, train, plot, json_file)
+    _check(seconds, loader, kernels, train, scaling, plot, json_file)
     with _written(json_file) as keep:
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         if kernels:
@@ -86,6 +89,7 @@ def bench(
                 pictures,
                 f"{stages},baseline" if baseline else stages,
                 train,
+                _points(scaling),
                 plot,
                 seconds,
                 device,
@@ -98,14 +102,27 @@ def bench(
 
 
 def _check(
-    seconds: float, loader: str | None, kernels: bool, train: bool, plot: Path | None, json_file: Path | None
+    seconds: float,
+    loader: str | None,
+    kernels: bool,
+    train: bool,
+    scaling: str | None,
+    plot: Path | None,
+    json_file: Path | None,
 ) -> None:
     if not (math.isfinite(seconds) and seconds > 0):
         raise InputError(f"--seconds {seconds}: expected a number above 0")
-    if sum((loader is not None, kernels, train)) > 1:
-        raise InputError("--loader, --kernels, --train: are measured one at a time; give one of them")
-    if plot is not None and (loader is not None or kernels or train):
-        raise InputError(f"--plot {plot}: shows pairs; leave --loader, --kernels and --train out")
+    instead = {
+        "--loader": loader is not None,
+        "--kernels": kernels,
+        "--train": train,
+        "--scaling": scaling is not None,
+    }
+    asked = [option for option, given in instead.items() if given]
+    if len(asked) > 1:
+        raise InputError(f"{', '.join(asked)}: are measured one at a time; give one of them")
+    if plot is not None and asked:
+        raise InputError(f"--plot {plot}: shows pairs; leave {asked[0]} out")
     if plot is not None and plot.suffix.lower() != ".png":
         raise InputError(f"--plot {plot}: is written as PNG; name a .png file")
     for option, path in (("--json", json_file), ("--plot", plot)):
@@ -213,6 +230,7 @@ def _pairs(
     pictures: int | None,
     stages: str,
     train: bool,
+    points: Sequence[tuple[int, int]],
     plot: Path | None,
     seconds: float,
     device: str,
@@ -224,7 +242,8 @@ def _pairs(
     from ...export.classifier import PRECISIONS, load_classifier
     from ..loaders import picture_paths
     from ..measure import flops
-    from ..throughput import STAGES, Work, throughput_rows
+    from ..throughput import STAGES, throughput_rows
+    from ..work import Work
 
     engines = list(ENGINES) if engine == "all" else _names("--engine", engine, ("auto", "all", *ENGINES))
     precisions, chosen = _names("--precision", precision, PRECISIONS), _names("--stages", stages, STAGES)
@@ -232,7 +251,7 @@ def _pairs(
         _must_be_there(engines[0], device)
     progress = TerminalProgress()
     classifier = load_classifier(options.model_spec(model, weights, input_size, None, None, None, None, seed))
-    bank = _bank(occluders, classifier, seed)
+    bank = _bank(str(max(k for k, _ in points)) if points else occluders, classifier, seed)
     with _pictures(images) as folder:
         work = Work(
             classifier,
@@ -249,13 +268,31 @@ def _pairs(
             rows = training_rows(work, precisions, device=device, seconds=seconds, progress=progress)
         else:
             rows = throughput_rows(
-                work, engines, precisions, stages=chosen, device=device, seconds=seconds, progress=progress
+                work,
+                engines,
+                precisions,
+                stages=chosen,
+                points=points,
+                device=device,
+                seconds=seconds,
+                progress=progress,
             )
         if plot is not None:
             from ..plot import plot_throughput
 
             plot_throughput(work, engines, precisions, plot, device=device, progress=progress)
     return rows, {"flops_per_picture": flops(classifier)}
+
+
+def _points(scaling: str | None) -> list[tuple[int, int]]:
+    """`10x100,1000x10` as [(10, 100), (1000, 10)]."""
+    points = []
+    for text in scaling.split(",") if scaling is not None else ():
+        k, x, n = text.partition("x")
+        if not (x and k.isdecimal() and n.isdecimal() and int(k) and int(n)):
+            raise InputError(f"--scaling {text}: expected occluders x pictures, as 10x100")
+        points.append((int(k), int(n)))
+    return list(dict.fromkeys(points))
 
 
 def _names(option: str, text: str, known: Sequence[str]) -> list[str]:

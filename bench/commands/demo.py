@@ -22,19 +22,25 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for pictures, banks, RUNs and report.html.")] = Path("runs/demo"),
     seed: options.Seed = 0,
 ) -> None:
-    """Train two small CNNs on digits and their occluders, export them, evaluate all pairs, report; resumes."""
-    from rich.console import Console
+    """Train two small CNNs on digits and their occluders, export them, evaluate all pairs, report; resumes.
 
+    A short benchmark of them comes last.
+    """
     from ...engine.progress import TerminalProgress
     from ..demo import demo as run_demo
+    from ..demo import demo_rows
+    from ..measure import console as wide_console
+    from ..measure import print_rows
 
-    result = run_demo(out, seed=seed, progress=TerminalProgress())
+    progress = TerminalProgress()
+    result = run_demo(out, seed=seed, progress=progress)
     result.files.show()
-    console = Console(highlight=False)
+    console = wide_console()
     for artefact in result.artefacts.values():
         facts = artefact.manifest
         console.print(f"{artefact.path}: {facts.precision}, parity {facts.parity['status']}", soft_wrap=True)
     console.print(summary_table(result))
+    print_rows(demo_rows(out, progress=progress), "How fast: median rates of a short run; gfo-bench says more", console)
 
 
 def summary_table(result: DemoResult) -> Table:

@@ -114,13 +114,13 @@ class TrtEngine(Engine):
         super().__init__(subject, precision, device)
         self.torch_device = _gpu(device)
         limits = subject.manifest.limits if isinstance(subject, Artefact) else None
-        _, self._library, self._version = tensorrt_library(preferred(limits))
-        self.variant = f"{self._library} {self._version}"
+        _, self.library, self._version = tensorrt_library(preferred(limits))
+        self.variant = f"{self.library} {self._version}"
         with torch.cuda.device(self.torch_device):
             self._capability = str(capability_here())
         self._limits: Limits | None = None
         if isinstance(subject, Artefact):
-            facts = (self._library, self._version, self._capability)
+            facts = (self.library, self._version, self._capability)
             self._limits = check_built_for(subject.folder, limits, *facts)
             pairs = pairs_within(subject.folder, self._limits, pairs)
         self._size = self.fixed_pairs = pairs or PAIRS
@@ -150,14 +150,15 @@ class TrtEngine(Engine):
         with self._on_stream(), tempfile.TemporaryDirectory(prefix="gfo-") as scratch:
             self._pairs = FixedPairs(self._size, size, self.torch_device)
             path, jit, found = self._plan_file(Path(scratch))
-            self._plan = Plan(self._library, path, self.torch_device, jit)
+            self._plan = Plan(self.library, path, self.torch_device, jit)
+        self.plan_file = path  # gone by now, where the network could not be cached
         self._bank: Tensor | None = None
         self._step: Step | None = None
-        self.how = f"{self._library} {self._version}, {found}, {self._size} pairs in a pass, kernels {self.impl}"
+        self.how = f"{self.library} {self._version}, {found}, {self._size} pairs in a pass, kernels {self.impl}"
 
     def _plan_file(self, scratch: Path) -> tuple[Path, Path | None, str]:
         """The plan, where its compiled kernels are kept, and in words where it is from."""
-        stem = plan_stem(self._library, self._version, self.device, self._capability)
+        stem = plan_stem(self.library, self._version, self.device, self._capability)
         if isinstance(self.subject, Artefact):
             kept = cache_dir() / "artefacts" / self.subject.key
             return self.subject.path, kept / f"{stem}-{self._size}.jit", "an exported plan"

@@ -14,6 +14,7 @@ from PIL import Image
 
 from gfo.bench import loaders, throughput
 from gfo.bench.commands import bench
+from gfo.bench.work import Work
 from gfo.engine.pictures import PictureSource
 
 MODEL = ("--model", "python:gfo_tiny:network", "--weights", "default", "--seconds", "0.2")
@@ -78,7 +79,7 @@ def test_an_engine_that_is_wrong_has_no_speed(run: Run, monkeypatch: pytest.Monk
 def test_the_gate_sees_a_wrong_engine(tiny_classifier: Any, tiny_data: Path) -> None:
     from gfo.engine.engines import open_engine
 
-    work = throughput.Work(tiny_classifier, torch.zeros(2, 16, 16, 3), tiny_data, [], "")
+    work = Work(tiny_classifier, torch.zeros(2, 16, 16, 3), tiny_data, [], "")
     images = torch.randint(0, 256, (8, 16, 16, 3), dtype=torch.uint8)
     with open_engine("torch", tiny_classifier, "fp32", "cpu")[0] as engine:
         engine.load_bank(work.occluders)
@@ -92,6 +93,14 @@ def test_some_stages(run: Run) -> None:
     assert code == 0
     assert [(row["stage"], row["pictures"]) for row in rows_of(out)] == [("bare", None), ("pairs", 4)]
     assert "a large fp32 matrix product runs at" in out
+
+
+def test_scaling(run: Run, tiny_data: Path) -> None:
+    code, out, _ = run(*MODEL, "--engine", "torch", "--images", tiny_data / "val", "--scaling", "2x4,5x4,2x9")
+    assert code == 0
+    rows = rows_of(out)
+    assert [(row["occluders"], row["pictures"]) for row in rows] == [(2, 4), (5, 4), (2, 9)]
+    assert [row["ratio"] and row["ratio"]["to"] for row in rows] == [None, "2 x 4", "2 x 4"]
 
 
 def test_loaders_are_checked_and_timed(run: Run, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +154,8 @@ def test_the_plot(run: Run, tmp_path: Path) -> None:
         (("--occluders", "nowhere.safetensors"), "nowhere.safetensors"),
         (("--loader", "pil"), "--loader pil: expected some of pillow, dali, decoded-cache"),
         (("--loader", "dali", "--train"), "one at a time"),
+        (("--scaling", "10x0"), "--scaling 10x0: expected occluders x pictures"),
+        (("--scaling", "2x2", "--plot", "a.png"), "leave --scaling out"),
         (("--plot", "a.svg"), "name a .png file"),
         (("--json", "."), "is a folder"),
     ],

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from gfo.bench import demo as demo_module
 from gfo.bench.commands.demo import main, summary_table
-from gfo.bench.demo import EPSILONS, DemoResult, demo
+from gfo.bench.demo import EPSILONS, DemoResult, demo, demo_rows
+from gfo.bench.throughput import STAGES
 from gfo.export.bank import OccluderBank
 
 pytestmark = pytest.mark.slow
@@ -72,12 +73,20 @@ def test_same_command_again_computes_nothing(
 ):
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
     monkeypatch.setattr("gfo.engine.engines.torch_engine.TorchEngine.infer", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(demo_module, "demo_rows", lambda *_, **__: [])
     monkeypatch.setattr("sys.argv", ["gfo-demo", "--out", str(out)])
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 0
     assert "Top-1 on the test split" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")} == before
+
+
+@pytest.mark.usefixtures("result")
+def test_a_benchmark_of_its_networks(out: Path) -> None:
+    rows = demo_rows(out, seconds=0.1)
+    assert [(row.model, row.stage) for row in rows] == [(f"gfo/{name}", s) for name in EPSILONS for s in STAGES]
+    assert all(row.p50 for row in rows)
 
 
 @pytest.mark.usefixtures("result")

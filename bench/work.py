@@ -1,0 +1,48 @@
+"""What a benchmark of pairs runs: a network, occluders, and picture files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..export.classifier import FrozenClassifier
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is run.
+
+    Attributes
+    ----------
+    occluders
+        float32 [K, S, S, 3], pixel units.
+    folder, paths
+        Picture files; they are taken again from the start where more are asked for than there are.
+    data
+        What they are, for the rows.
+    pictures
+        How many a call of `end-to-end` reads, and at most in one of `pairs`; None for as many as fit the time.
+    pairs
+        In a pass; None for what is measured to be fastest.
+    """
+
+    classifier: FrozenClassifier
+    occluders: Tensor
+    folder: Path
+    paths: Sequence[str]
+    data: str
+    loader: str = "auto"
+    pictures: int | None = None
+    pairs: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """The clean picture and the occluders."""
+        return 1 + len(self.occluders)
+
+    def files(self, count: int) -> list[str]:
+        """So many paths."""
+        return [self.paths[i % len(self.paths)] for i in range(count)]
