@@ -24,7 +24,7 @@ from .runtime import best_seconds, worker_count
 
 _DEFAULT_PAIRS = 64
 # What is tried: pairs in a pass on a CPU, on a GPU.
-_PAIRS = {"cpu": (8, 16, 32, 64), "cuda": (32, 64, 128, 256)}
+_PAIRS = {"cpu": (4, 8, 16, 32, 64), "cuda": (32, 64, 128, 256)}
 # A run that is shorter than this many passes of each is not worth a calibration.
 _WORTH = 100
 
@@ -97,7 +97,7 @@ def measured_splits(engine: Engine, rows: int, splits: list[Split]) -> dict[Spli
     def scored(piece: Tensor) -> Callable[[], object]:
         return lambda: engine.score(images, piece // rows, piece % rows, labels)
 
-    best = best_seconds({split: scored(piece) for split, piece in passes.items()}, engine.torch_device)
+    best = best_seconds({split: scored(piece) for split, piece in passes.items()}, engine.torch_device, turns=3)
     return {split: seconds / len(passes[split]) for split, seconds in best.items()}
 
 

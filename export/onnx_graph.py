@@ -41,7 +41,7 @@ NETWORK_INPUT, NETWORK_OUTPUT = "pictures", "logits"
 EXTERNAL_BYTES = 512 << 20
 EXTERNAL_SUFFIX = ".data"
 
-GRAPH_VERSION = 1
+GRAPH_VERSION = 2
 """Goes up when this file makes another graph of the same classifier: cached ones are then not used any more."""
 
 _PREFIX = "network/"
@@ -140,8 +140,10 @@ def occluded_graph(
     constants = {
         "low": np.array(0, np.float32),
         "high": np.array(255, np.float32),
-        "scale": np.array(classifier.preprocessing.scale, np.float32),
-        "shift": np.array(classifier.preprocessing.shift, np.float32),
+        "scale": np.tile(np.array(classifier.preprocessing.scale, np.float32), size),
+        "shift": np.tile(np.array(classifier.preprocessing.shift, np.float32), size),
+        "lines": np.array([0, size, size * 3], np.int64),
+        "pixels": np.array([0, size, size, 3], np.int64),
     }
     if bank is not None:
         constants[BANK] = with_clean_row(bank).numpy()
@@ -149,12 +151,15 @@ def occluded_graph(
     node = helper.make_node
     pick, cast = ("images", "image_index"), {"to": types.FLOAT}
     before = (
-        [node("Gather", pick, ["picked"]), node("Cast", ["picked"], ["x"], **cast)]
+        [node("Gather", pick, ["bytes"]), node("Cast", ["bytes"], ["picked"], **cast)]
         if gather == "uint8"
-        else [node("Cast", ["images"], ["floats"], **cast), node("Gather", ["floats", "image_index"], ["x"])]
+        else [node("Cast", ["images"], ["floats"], **cast), node("Gather", ["floats", "image_index"], ["picked"])]
     )
+    # Occluded line by line: with three channels innermost OpenVINO's loop over them would be three long.
     before += [
-        node("Gather", [BANK, "occluder_index"], ["d"]),
+        node("Gather", [BANK, "occluder_index"], ["added"]),
+        node("Reshape", ["picked", "lines"], ["x"]),
+        node("Reshape", ["added", "lines"], ["d"]),
         node("Add", ["x", "d"], ["sum"]),
         node("Clip", ["sum", "low", "high"], ["occluded"]),
         node("Mul", ["occluded", "scale"], ["scaled"]),
@@ -164,7 +169,8 @@ def occluded_graph(
     if half != types.FLOAT:
         before.append(node("Cast", [last], ["halved"], to=half))
         last = "halved"
-    before.append(node("Transpose", [last], [source.name], perm=[0, 3, 1, 2]))
+    before.append(node("Reshape", [last, "pixels"], ["channels_last"]))
+    before.append(node("Transpose", ["channels_last"], [source.name], perm=[0, 3, 1, 2]))
     # A cast to the dtype that it has already is taken out by every engine, and keeps the name free.
     after = [node("Cast", [result.name], [LOGITS], **cast)]
     picture, pairs = ["B", size, size, 3], ["P"]
