@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...export.classifier import FrozenClassifier
+    from ...export.model_spec import ModelSpec
     from ..measure import Row
+    from ..work import Work
 
 FAILED = 4
 # Of the random signs that stand for a bank: clamping is then as frequent as under a trained one.
@@ -36,7 +38,9 @@ def bench(
     model: options.Model = "torchvision/resnet50",
     weights: options.Weights = "random",
     images: Annotated[str, typer.Option(help="A folder of pictures, or synthetic.")] = "synthetic",
-    occluders: Annotated[str, typer.Option(help="How many (random signs), zero:K, or a bank of gfo-train.")] = "16",
+    occluders: Annotated[
+        str, typer.Option(help="How many (random signs), zero:K, or a bank of gfo-train: FILE, FILE:K.")
+    ] = "16",
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, or several with commas.")] = "fp32",
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Pairs in a pass through the network; measured if not given.")
@@ -78,24 +82,18 @@ def bench(
         elif loader is not None:
             rows, facts = _loaders(loader, model, weights, images, input_size, device, seconds, seed), {}
         else:
-            rows, facts = _pairs(
-                engine,
-                model,
-                weights,
-                images,
-                occluders,
-                precision,
-                batch_size,
-                pictures,
-                f"{stages},baseline" if baseline else stages,
-                train,
-                _points(scaling),
-                plot,
-                seconds,
-                device,
-                input_size,
-                seed,
-            )
+            engines, precisions = _engines(engine, device), _precisions(precision)
+            chosen, points = _stages(stages, baseline), _points(scaling)
+            bank = f"{max(k for k, _ in points)}" if points and occluders.isdecimal() else occluders
+            spec = options.model_spec(model, weights, input_size, None, None, None, None, seed)
+            with _work(spec, images, bank, seed, pictures, batch_size) as work:
+                if train:
+                    rows = _training(work, precisions, device, seconds)
+                else:
+                    rows = _pairs(work, engines, precisions, chosen, points, device, seconds)
+                if plot is not None:
+                    _draw(work, engines, precisions, plot, device)
+                facts = {"flops_per_picture": _flops(work)}
         _tell(rows, {**facts, "load_average": load, "seed": seed}, keep)
     if any(row.passed is False for row in rows):
         raise typer.Exit(FAILED)
@@ -219,69 +217,79 @@ def _pictures(images: str) -> Iterator[Path]:
         raise InputError(f"--images {images}: no such folder; give a folder of pictures, or synthetic")
 
 
-def _pairs(
-    engine: str,
-    model: str,
-    weights: str,
-    images: str,
-    occluders: str,
-    precision: str,
-    batch_size: int | None,
-    pictures: int | None,
-    stages: str,
-    train: bool,
-    points: Sequence[tuple[int, int]],
-    plot: Path | None,
-    seconds: float,
-    device: str,
-    input_size: int | None,
-    seed: int,
-) -> tuple[list[Row], dict[str, Any]]:
-    from ...engine.engines import ENGINES
-    from ...engine.progress import TerminalProgress
-    from ...export.classifier import PRECISIONS, load_classifier
+@contextlib.contextmanager
+def _work(
+    spec: ModelSpec, images: str, occluders: str, seed: int, pictures: int | None, pairs: int | None
+) -> Iterator[Work]:
+    from ...export.classifier import load_classifier
     from ..loaders import picture_paths
-    from ..measure import flops
-    from ..throughput import STAGES, throughput_rows
     from ..work import Work
 
-    engines = list(ENGINES) if engine == "all" else _names("--engine", engine, ("auto", "all", *ENGINES))
-    precisions, chosen = _names("--precision", precision, PRECISIONS), _names("--stages", stages, STAGES)
-    if engine not in ("all", "auto") and len(engines) == 1:
-        _must_be_there(engines[0], device)
-    progress = TerminalProgress()
-    classifier = load_classifier(options.model_spec(model, weights, input_size, None, None, None, None, seed))
-    bank = _bank(str(max(k for k, _ in points)) if points else occluders, classifier, seed)
+    classifier = load_classifier(spec)
+    bank = _bank(occluders, classifier, seed)
     with _pictures(images) as folder:
-        work = Work(
-            classifier,
-            bank,
-            folder,
-            picture_paths(folder),
-            "synthetic" if images == "synthetic" else str(folder),
-            pictures=pictures,
-            pairs=batch_size,
-        )
-        if train:
-            from ..training import training_rows
+        data = "synthetic" if images == "synthetic" else str(folder)
+        yield Work(classifier, bank, folder, picture_paths(folder), data, pictures=pictures, pairs=pairs)
 
-            rows = training_rows(work, precisions, device=device, seconds=seconds, progress=progress)
-        else:
-            rows = throughput_rows(
-                work,
-                engines,
-                precisions,
-                stages=chosen,
-                points=points,
-                device=device,
-                seconds=seconds,
-                progress=progress,
-            )
-        if plot is not None:
-            from ..plot import plot_throughput
 
-            plot_throughput(work, engines, precisions, plot, device=device, progress=progress)
-    return rows, {"flops_per_picture": flops(classifier)}
+def _pairs(
+    work: Work,
+    engines: Sequence[str],
+    precisions: Sequence[str],
+    stages: Sequence[str],
+    points: Sequence[tuple[int, int]],
+    device: str,
+    seconds: float,
+) -> list[Row]:
+    from ...engine.progress import TerminalProgress
+    from ..throughput import throughput_rows
+
+    if any(k > len(work.occluders) for k, _ in points):
+        raise InputError(f"--scaling: asks for more occluders than the bank's {len(work.occluders)}; ask for fewer")
+    how = {"stages": stages, "points": points, "device": device, "seconds": seconds}
+    return throughput_rows(work, engines, precisions, **how, progress=TerminalProgress())
+
+
+def _training(work: Work, precisions: Sequence[str], device: str, seconds: float) -> list[Row]:
+    from ...engine.progress import TerminalProgress
+    from ..training import training_rows
+
+    return training_rows(work, precisions, device=device, seconds=seconds, progress=TerminalProgress())
+
+
+def _draw(work: Work, engines: Sequence[str], precisions: Sequence[str], plot: Path, device: str) -> None:
+    from ...engine.progress import TerminalProgress
+    from ..plot import plot_throughput
+
+    plot_throughput(work, engines, precisions, plot, device=device, progress=TerminalProgress())
+
+
+def _flops(work: Work) -> int:
+    from ..measure import flops
+
+    return flops(work.classifier)
+
+
+def _engines(text: str, device: str) -> list[str]:
+    """Names; one that is asked for alone and is not there is an error, not a row."""
+    from ...engine.engines import ENGINES, engine_class
+
+    engines = list(ENGINES) if text == "all" else _names("--engine", text, ("auto", "all", *ENGINES))
+    if text not in ("all", "auto") and len(engines) == 1:
+        engine_class(engines[0]).precisions(device)
+    return engines
+
+
+def _precisions(text: str) -> list[str]:
+    from ...export.classifier import PRECISIONS
+
+    return _names("--precision", text, PRECISIONS)
+
+
+def _stages(text: str, baseline: bool) -> list[str]:
+    from ..throughput import STAGES
+
+    return _names("--stages", f"{text},baseline" if baseline else text, STAGES)
 
 
 def _points(scaling: str | None) -> list[tuple[int, int]]:
@@ -304,31 +312,28 @@ def _names(option: str, text: str, known: Sequence[str]) -> list[str]:
     return names
 
 
-def _must_be_there(engine: str, device: str) -> None:
-    """An engine that is asked for alone and is not there is an error, not a row."""
-    from ...engine.engines import engine_class
-
-    engine_class(engine).precisions(device)
-
-
 def _bank(occluders: str, classifier: FrozenClassifier, seed: int) -> Tensor:
-    """float32 [K, S, S, 3]: random signs, zeros, or a bank that fits."""
+    """float32 [K, S, S, 3]: random signs, zeros, a bank that fits, or the first K of one (`FILE:K`)."""
     import torch
 
     from ...export.bank import OccluderBank
 
-    size, (kind, _, count) = classifier.preprocessing.input_size, occluders.rpartition(":")
-    if count.isdecimal() and kind in ("", "zero"):
-        if int(count) < 1:
-            raise InputError(f"--occluders {occluders}: expected at least 1")
-        if kind == "zero":
-            return torch.zeros(int(count), size, size, 3)
+    size, (kind, _, text) = classifier.preprocessing.input_size, occluders.rpartition(":")
+    count = int(text) if text.isdecimal() else None
+    if count == 0:
+        raise InputError(f"--occluders {occluders}: expected at least 1")
+    if count is not None and kind == "zero":
+        return torch.zeros(count, size, size, 3)
+    if count is not None and not kind:
         generator = torch.Generator().manual_seed(seed)
-        signs = torch.randint(0, 2, (int(count), size, size, 3), generator=generator)
+        signs = torch.randint(0, 2, (count, size, size, 3), generator=generator)
         return (signs * 2.0 - 1) * _EPSILON
-    bank = OccluderBank.load(Path(occluders))
-    bank.check_fits(classifier, Path(occluders))
-    return bank.occluders
+    path = Path(occluders if count is None else kind)
+    bank = OccluderBank.load(path)
+    bank.check_fits(classifier, path)
+    if count is not None and count > len(bank.occluders):
+        raise InputError(f"--occluders {occluders}: {path} holds {len(bank.occluders)}; ask for at most as many")
+    return bank.occluders[:count]
 
 
 def main() -> None:

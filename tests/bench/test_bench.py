@@ -16,6 +16,7 @@ from gfo.bench import loaders, throughput
 from gfo.bench.commands import bench
 from gfo.bench.work import Work
 from gfo.engine.pictures import PictureSource
+from gfo.export.bank import OccluderBank
 
 MODEL = ("--model", "python:gfo_tiny:network", "--weights", "default", "--seconds", "0.2")
 Run = Callable[..., tuple[int, str, str]]
@@ -101,6 +102,17 @@ def test_scaling(run: Run, tiny_data: Path) -> None:
     rows = rows_of(out)
     assert [(row["occluders"], row["pictures"]) for row in rows] == [(2, 4), (5, 4), (2, 9)]
     assert [row["ratio"] and row["ratio"]["to"] for row in rows] == [None, "2 x 4", "2 x 4"]
+
+
+def test_the_first_occluders_of_a_bank(run: Run, tiny_data: Path, tiny_bank: Path) -> None:
+    words = (*MODEL, "--engine", "torch", "--stages", "pairs", "--images", tiny_data / "val")
+    held = len(OccluderBank.load(tiny_bank).occluders)
+    code, out, _ = run(*words, "--occluders", f"{tiny_bank}:{held - 1}")
+    assert code == 0
+    assert rows_of(out)[0]["occluders"] == held - 1
+    code, _, err = run(*words, "--occluders", f"{tiny_bank}:{held + 1}")
+    assert code == 2
+    assert f"holds {held}; ask for at most as many" in err
 
 
 def test_loaders_are_checked_and_timed(run: Run, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
