@@ -94,6 +94,8 @@ class Row:
         For a kernel: bytes a second, each input read and each result written once, over what a large copy moves here.
     extra_mb
         For a kernel: most memory that one call holds beyond what was there before, its result included, MiB.
+    workers
+        For `end-to-end`: threads that decode pictures.
     cores, max_difference, mean_difference
         For a loader: CPU cores that it may use, and how far its pictures are from torchvision's on Pillow, grey levels.
     """
@@ -122,6 +124,7 @@ class Row:
     product_share: float | None = None
     bandwidth_share: float | None = None
     extra_mb: float | None = None
+    workers: int | None = None
     cores: int | None = None
     max_difference: int | None = None
     mean_difference: float | None = None
@@ -380,6 +383,7 @@ _COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "data": lambda row: "" if row.stage == "kernel" else Path(row.data or "").name,
     "pictures": lambda row: "" if row.stage == "kernel" else str(row.pictures or ""),
     "K": lambda row: "" if row.stage == "kernel" else str(row.occluders or ""),
+    "decoding": lambda row: _number(row.workers, "d"),
     "device": lambda row: row.device or "",
     "cores": lambda row: str(row.cores or ""),
     "precision": lambda row: row.precision or "",

@@ -34,7 +34,7 @@ from ..engine.runtime import best_seconds, worker_count
 from ..engine.split import Split, measured_splits, splits_to_try
 from ..engine.store import CLEAN, READ_TOGETHER, RunStore
 from ..export.errors import EngineUnavailable, InputError
-from .measure import Call, Row, flops, measure, product, ratio, timer, with_rates
+from .measure import Call, Ratio, Row, flops, measure, product, ratio, timer, with_rates
 from .plain import BATCH, PlainLoop
 from .trtexec import trtexec_row
 from .work import Work
@@ -75,8 +75,8 @@ def throughput_rows(
     Returns
     -------
     list
-        Ratios of `pairs` and `end-to-end` are to `bare` of the same engine, those of `bare` to the plain loop, those of
-        points to the first.
+        Ratios of `pairs` and `end-to-end` are to `bare` of the same engine (to `pairs` where that is not asked for),
+        those of `bare` to the plain loop, those of points to the first.
     """
     rows: list[Row] = []
     for name in engines:
@@ -164,11 +164,6 @@ def _stages(
             len(block.images) * work.rows,
             blank("pairs", pictures=len(block.images), occluders=len(work.occluders), sizes=str(split)),
         ),
-        "end-to-end": (
-            partial(_end_to_end, engine, work, pictures, split),
-            pictures * work.rows,
-            blank("end-to-end", pictures=pictures, occluders=len(work.occluders), sizes=str(split)),
-        ),
         "baseline": (
             PlainLoop(work, min(_PLAIN_PICTURES, pictures), engine.torch_device),
             min(_PLAIN_PICTURES, pictures),
@@ -184,14 +179,22 @@ def _stages(
             ),
         ),
     }
-    chosen = {stage: entry for stage, entry in measured.items() if stage in stages}
-    calls = {stage: call for stage, (call, _, _) in chosen.items()}
+    for workers in work.workers or (worker_count(),):
+        name = f"end-to-end {workers}" if len(work.workers) > 1 else "end-to-end"
+        facts = {"pictures": pictures, "occluders": len(work.occluders), "sizes": str(split), "workers": workers}
+        call = partial(_end_to_end, engine, work, pictures, split, workers)
+        measured[name] = (call, pictures * work.rows, blank("end-to-end", **facts))
+    chosen = {name: entry for name, entry in measured.items() if entry[2].stage in stages}
+    calls = {name: call for name, (call, _, _) in chosen.items()}
     bound = product(engine.precision, engine.torch_device) if "bare" in chosen else None
     if bound is not None:
         calls["product"] = bound[0]
     times = measure(calls, seconds=seconds, timer=timer(device))
-    rates = {stage: chosen[stage][1] / times[stage] for stage in chosen}
-    rows = [with_rates(row, rates[stage], _against(stage, rates)) for stage, (_, _, row) in chosen.items()]
+    rates = {name: pairs / times[name] for name, (_, pairs, _) in chosen.items()}
+    rows = [
+        with_rates(row, rates[name], _against(row.stage, rates[name], rates)) for name, (_, _, row) in chosen.items()
+    ]
+    rows.sort(key=lambda row: STAGES.index(row.stage))
     if isinstance(engine, TrtEngine) and "bare" in chosen:
         own = trtexec_row(engine.library, engine.plan_file, bare_pairs, blank("bare"), seconds * _TRTEXEC_SHARE)
         rows += [] if own is None else [own]
@@ -219,7 +222,44 @@ def _points(
     def call(occluders: int, pictures: int) -> None:
         part = replace(work, occluders=work.occluders[:occluders])
         engine.load_bank(part.occluders)
-        _end_to_end(engine, part, pictures, split)
+        _end_to_end(engine, part, pictures, split, worker_count())
+
+    calls = {f"{k} x {n}": partial(call, k, n) for k, n in points}
+    times = measure(calls, seconds=seconds, timer=timer(engine.torch_device.type))
+    rates = {name: n * (1 + k) / times[name] for name, (k, n) in zip(calls, points, strict=True)}
+    first, *_ = rates
+    return [
+        with_rates(
+            blank("end-to-end", occluders=k, pictures=n, sizes=str(split)),
+            rates[name],
+            None if name == first else ratio(rates[name], first, rates[first]),
+        )
+        for name, (k, n) in zip(calls, points, strict=True)
+    ]
+
+
+def _against(stage: str, own: NDArray[np.float64], rates: dict[str, NDArray[np.float64]]) -> Ratio | None:
+    others = {"pairs": ("bare",), "end-to-end": ("bare", "pairs"), "bare": ("baseline",)}.get(stage, ())
+    to = next((name for name in others if name in rates), None)
+    return None if to is None else ratio(own, to, rates[to])
+
+
+def _points(
+    work: Work,
+    engine: Engine,
+    points: Sequence[tuple[int, int]],
+    blank: Callable[..., Row],
+    seconds: float,
+    progress: Progress,
+) -> list[Row]:
+    """Files to store for several numbers of occluders and pictures, in turns; the bank is loaded in each call."""
+    split, _ = _best_split(engine, work)
+    progress.say(f"pairs: {split}")
+
+    def call(occluders: int, pictures: int) -> None:
+        part = replace(work, occluders=work.occluders[:occluders])
+        engine.load_bank(part.occluders)
+        _end_to_end(engine, part, pictures, split, worker_count())
 
     calls = {f"{k} x {n}": partial(call, k, n) for k, n in points}
     times = measure(calls, seconds=seconds, timer=timer(engine.torch_device.type))
@@ -293,10 +333,8 @@ def _score_all(engine: Engine, block: Block, rows: int, split: Split) -> None:
         pass
 
 
-def _end_to_end(engine: Engine, work: Work, pictures: int, split: Split) -> None:
-    source = open_source(
-        work.loader, work.folder, work.classifier.preprocessing, worker_count(), device=engine.torch_device
-    )
+def _end_to_end(engine: Engine, work: Work, pictures: int, split: Split, workers: int) -> None:
+    source = open_source(work.loader, work.folder, work.classifier.preprocessing, workers, device=engine.torch_device)
     rows, paths = [CLEAN, *range(len(work.occluders))], work.files(pictures)
     with tempfile.TemporaryDirectory(prefix="gfo-bench-") as folder:
         facts = {"data_root": str(work.folder)}

@@ -27,6 +27,8 @@ class Work:
         How many a call of `end-to-end` reads, and at most in one of `pairs`; None for as many as fit the time.
     pairs
         In a pass; None for what is measured to be fastest.
+    workers
+        Threads that decode, each number a row of `end-to-end`; none for one a core.
     """
 
     classifier: FrozenClassifier
@@ -37,6 +39,7 @@ class Work:
     loader: str = "auto"
     pictures: int | None = None
     pairs: int | None = None
+    workers: Sequence[int] = ()
 
     @property
     def rows(self) -> int:

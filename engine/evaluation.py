@@ -51,6 +51,7 @@ def evaluate(
     batch_size: int | None = None,
     loader: str = "auto",
     decoded_cache: bool = False,
+    workers: int | None = None,
     shard: tuple[int, int] | None = None,
     impl: str = "auto",
     provider: str = "auto",
@@ -81,6 +82,8 @@ def evaluate(
         remembers it (`split`).
     loader, decoded_cache
         See `pictures.open_source`; `auto` resumes a run with the loader that it has.
+    workers
+        Threads that decode while the engine works; None is one a core.
     shard
         (i, n): only every n-th block from the i-th (0 … n − 1), for n workers that fill one RUN together.
     impl, provider, compiled
@@ -104,7 +107,7 @@ def evaluate(
     KeyboardInterrupt
         Finished blocks stay; the same call resumes.
     """
-    _check(split, pictures, per_class, batch_size, shard)
+    _check(split, pictures, per_class, batch_size, workers, shard)
     subject = load_classifier(model) if isinstance(model, ModelSpec) else model
     unchecked = _unchecked(subject) if isinstance(subject, Artefact) else None
     bank, where = _bank(subject, occluders)
@@ -118,7 +121,7 @@ def evaluate(
         _loader(loader, out),
         data,
         subject.preprocessing,
-        worker_count(),
+        workers or worker_count(),
         device=opened.torch_device,
         decoded_cache=decoded_cache,
     )
@@ -199,7 +202,12 @@ def _loader(loader: str, out: Path) -> str:
 
 
 def _check(
-    split: str, pictures: str, per_class: int | None, batch_size: int | None, shard: tuple[int, int] | None
+    split: str,
+    pictures: str,
+    per_class: int | None,
+    batch_size: int | None,
+    workers: int | None,
+    shard: tuple[int, int] | None,
 ) -> None:
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise InputError(f"--shard {shard[0]}/{shard[1]}: expected I/N with I from 0 to N - 1")
@@ -207,7 +215,7 @@ def _check(
         raise InputError(f"--split {split}: expected one of {', '.join(SPLITS)}")
     if pictures not in PICTURES:
         raise InputError(f"--pictures {pictures}: expected one of {', '.join(PICTURES)}")
-    for option, value in (("--per-class", per_class), ("--batch-size", batch_size)):
+    for option, value in (("--per-class", per_class), ("--batch-size", batch_size), ("--workers", workers)):
         if value is not None and value < 1:
             raise InputError(f"{option} {value}: must be at least 1")
 

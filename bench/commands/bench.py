@@ -48,6 +48,10 @@ def bench(
     pictures: Annotated[
         int | None, typer.Option(min=1, help="That a call of end-to-end reads; what fits the time if not given.")
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(help="Threads that decode in end-to-end, several with commas; one a core if not given."),
+    ] = None,
     stages: Annotated[str, typer.Option(help="Some of bare, pairs, end-to-end, baseline.")] = "bare,pairs,end-to-end",
     baseline: Annotated[bool, typer.Option("--baseline", help="The plain PyTorch loop, too.")] = False,
     loader: Annotated[
@@ -86,7 +90,7 @@ def bench(
             chosen, points = _stages(stages, baseline), _points(scaling)
             bank = f"{max(k for k, _ in points)}" if points and occluders.isdecimal() else occluders
             spec = options.model_spec(model, weights, input_size, None, None, None, None, seed)
-            with _work(spec, images, bank, seed, pictures, batch_size) as work:
+            with _work(spec, images, bank, seed, pictures, batch_size, _workers(workers)) as work:
                 if train:
                     rows = _training(work, precisions, device, seconds)
                 else:
@@ -219,7 +223,13 @@ def _pictures(images: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _work(
-    spec: ModelSpec, images: str, occluders: str, seed: int, pictures: int | None, pairs: int | None
+    spec: ModelSpec,
+    images: str,
+    occluders: str,
+    seed: int,
+    pictures: int | None,
+    pairs: int | None,
+    workers: Sequence[int],
 ) -> Iterator[Work]:
     from ...export.classifier import load_classifier
     from ..loaders import picture_paths
@@ -229,7 +239,8 @@ def _work(
     bank = _bank(occluders, classifier, seed)
     with _pictures(images) as folder:
         data = "synthetic" if images == "synthetic" else str(folder)
-        yield Work(classifier, bank, folder, picture_paths(folder), data, pictures=pictures, pairs=pairs)
+        paths = picture_paths(folder)
+        yield Work(classifier, bank, folder, paths, data, pictures=pictures, pairs=pairs, workers=workers)
 
 
 def _pairs(
@@ -290,6 +301,14 @@ def _stages(text: str, baseline: bool) -> list[str]:
     from ..throughput import STAGES
 
     return _names("--stages", f"{text},baseline" if baseline else text, STAGES)
+
+
+def _workers(text: str | None) -> list[int]:
+    numbers = text.split(",") if text is not None else []
+    for number in numbers:
+        if not (number.isdecimal() and int(number)):
+            raise InputError(f"--workers {number}: expected numbers of threads from 1, with commas between")
+    return list(dict.fromkeys(map(int, numbers)))
 
 
 def _points(scaling: str | None) -> list[tuple[int, int]]:

@@ -44,6 +44,9 @@ def evaluate(
     device: options.Device = "auto",
     loader: options.Loader = "auto",
     decoded_cache: options.DecodedCache = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that decode beside the engine; one a core if not given.")
+    ] = None,
     shard: Annotated[
         str | None, typer.Option(help="I/N: this is worker I (from 0) of N that fill one --out together.")
     ] = None,
@@ -80,6 +83,7 @@ def evaluate(
         batch_size=batch_size,
         loader=loader,
         decoded_cache=decoded_cache,
+        workers=workers,
         shard=_shard(shard),
         impl=impl,
         provider=provider,

@@ -90,10 +90,14 @@ def test_the_gate_sees_a_wrong_engine(tiny_classifier: Any, tiny_data: Path) -> 
 
 
 def test_some_stages(run: Run) -> None:
-    code, out, _ = run(*MODEL, "--engine", "torch", "--occluders", 2, "--pictures", 4, "--stages", "pairs,bare")
+    words = ("--engine", "torch", "--occluders", 2, "--pictures", 4)
+    code, out, _ = run(*MODEL, *words, "--stages", "pairs,bare")
     assert code == 0
     assert [(row["stage"], row["pictures"]) for row in rows_of(out)] == [("bare", None), ("pairs", 4)]
     assert "a large fp32 matrix product runs at" in out
+    code, out, _ = run(*MODEL, *words, "--stages", "pairs,end-to-end")
+    assert code == 0
+    assert [row["ratio"] and row["ratio"]["to"] for row in rows_of(out)] == [None, "pairs"]
 
 
 def test_scaling(run: Run, tiny_data: Path) -> None:
@@ -102,6 +106,16 @@ def test_scaling(run: Run, tiny_data: Path) -> None:
     rows = rows_of(out)
     assert [(row["occluders"], row["pictures"]) for row in rows] == [(2, 4), (5, 4), (2, 9)]
     assert [row["ratio"] and row["ratio"]["to"] for row in rows] == [None, "2 x 4", "2 x 4"]
+
+
+def test_threads_that_decode(run: Run, tiny_data: Path) -> None:
+    words = ("--engine", "torch", "--images", tiny_data / "val", "--occluders", 2, "--pictures", 4, "--workers", "1,3")
+    code, out, _ = run(*MODEL, *words, "--baseline")
+    assert code == 0
+    rows = rows_of(out)
+    assert [row["stage"] for row in rows] == ["bare", "pairs", "end-to-end", "end-to-end", "baseline"]
+    assert [row["workers"] for row in rows] == [None, None, 1, 3, None]
+    assert [row["ratio"] and row["ratio"]["to"] for row in rows[1:]] == ["bare", "bare", "bare", None]
 
 
 def test_the_first_occluders_of_a_bank(run: Run, tiny_data: Path, tiny_bank: Path) -> None:
@@ -166,6 +180,7 @@ def test_the_plot(run: Run, tmp_path: Path) -> None:
         (("--occluders", "nowhere.safetensors"), "nowhere.safetensors"),
         (("--loader", "pil"), "--loader pil: expected some of pillow, dali, decoded-cache"),
         (("--loader", "dali", "--train"), "one at a time"),
+        (("--workers", "1,0"), "--workers 0: expected numbers of threads"),
         (("--scaling", "10x0"), "--scaling 10x0: expected occluders x pictures"),
         (("--scaling", "2x2", "--plot", "a.png"), "leave --scaling out"),
         (("--plot", "a.svg"), "name a .png file"),

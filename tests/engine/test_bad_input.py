@@ -189,6 +189,7 @@ def test_train_names_what_is_out_of_range(
         ("--pictures", "fitted", "choose others"),
         ("--per-class", "0", "at least 1"),
         ("--batch-size", "0", "at least 1"),
+        ("--workers", "0", "at least 1"),
         ("--classes", "zebra", "its folders are"),
         ("--device", "tpu", "auto, cpu, cuda"),
         ("--loader", "dalli", "auto, dali, pillow"),
