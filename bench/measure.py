@@ -39,7 +39,7 @@ _RESAMPLES, _INTERVAL = 2000, (2.5, 97.5)
 _COPY_BYTES, _COPY_SECONDS = {"cpu": 1 << 28, "cuda": 1 << 30}, 1.0
 # Written between two timings on a GPU, several times what its L2 cache holds: else the inputs would lie there.
 _FLUSH_BYTES = 1 << 28
-_PRODUCT_SIZES = {"cpu": 2048, "cuda": 8192}
+_CEILING_PICTURES, _CEILING_CHANNELS, _CEILING_SIDE = {"cpu": 4, "cuda": 256}, 256, 28
 _FILE_WIDTH = 160
 
 
@@ -87,9 +87,9 @@ class Row:
         within a grey level, an engine's logits PyTorch's (`engine.parity`). False has no speed.
     rounds
         How often it was timed.
-    product_share
-        For `bare`: FLOP a second of its convolutions and products over what a large matrix product reaches in PyTorch
-        at that precision on that device, in the same rounds.
+    ceiling_share
+        For `bare`: FLOP a second of its convolutions and products over what a large convolution reaches in PyTorch at
+        that precision on that device, in the same rounds (`ceiling`).
     bandwidth_share
         For a kernel: bytes a second, each input read and each result written once, over what a large copy moves here.
     extra_mb
@@ -121,7 +121,7 @@ class Row:
     data: str | None = None
     passed: bool | None = None
     rounds: int | None = None
-    product_share: float | None = None
+    ceiling_share: float | None = None
     bandwidth_share: float | None = None
     extra_mb: float | None = None
     workers: int | None = None
@@ -232,26 +232,30 @@ def bandwidth(device: str, *, size: int | None = None) -> float:
     return 2 * size / float(np.median(times["copy"]))
 
 
-def product(precision: str, device: torch.device) -> tuple[Call, int] | None:
-    """A large square matrix product in PyTorch, and its FLOP (an addition is one): what the multipliers here reach.
+def ceiling(precision: str, device: torch.device) -> tuple[Call, int] | None:
+    """A large 3 x 3 convolution in PyTorch, and its FLOP (an addition is one): what the multipliers here reach.
 
-    None where the precision has no product on the device.
+    It comes nearer to them than a matrix product, whose operands are laid out anew in every call. None where the
+    precision has no convolution on the device.
     """
     from ..engine.runtime import exact_float32
     from ..export.classifier import DTYPES
 
-    size = _PRODUCT_SIZES[device.type]
-    left = torch.randn(size, size, device=device).to(DTYPES[precision])
+    pictures, dtype = _CEILING_PICTURES[device.type], DTYPES[precision]
+    channels_last = {"dtype": dtype, "device": device, "memory_format": torch.channels_last}
+    pixels = torch.randn(pictures, _CEILING_CHANNELS, _CEILING_SIDE, _CEILING_SIDE).to(**channels_last)
+    convolution = torch.nn.Conv2d(_CEILING_CHANNELS, _CEILING_CHANNELS, 3, padding=1).to(**channels_last)
 
+    @torch.inference_mode()
     def run() -> Tensor:
         with exact_float32(precision, device):
-            return left @ left
+            return convolution(pixels)
 
     try:
         run()
     except RuntimeError:
         return None
-    return run, 2 * size**3
+    return run, 2 * pictures * _CEILING_SIDE**2 * _CEILING_CHANNELS**2 * 9
 
 
 def flops(classifier: FrozenClassifier) -> int:
@@ -393,7 +397,7 @@ _COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "p80": lambda row: _rate(row.p80),
     "unit": lambda row: row.unit,
     "ratio to (95%)": lambda row: _ratio(row.ratio),
-    "of product": lambda row: _number(row.product_share, ".0%"),
+    "of ceiling": lambda row: _number(row.ceiling_share, ".0%"),
     "of copy": lambda row: _number(row.bandwidth_share, ".0%"),
     "MiB a call": lambda row: _number(row.extra_mb, ".1f"),
     "max diff": lambda row: _number(row.max_difference, "d"),
@@ -406,7 +410,7 @@ _NUMBERS = (
     "p20",
     "p50",
     "p80",
-    "of product",
+    "of ceiling",
     "of copy",
     "MiB a call",
     "max diff",

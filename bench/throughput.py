@@ -34,7 +34,7 @@ from ..engine.runtime import best_seconds, worker_count
 from ..engine.split import Split, measured_splits, splits_to_try
 from ..engine.store import CLEAN, READ_TOGETHER, RunStore
 from ..export.errors import EngineUnavailable, InputError
-from .measure import Call, Ratio, Row, flops, measure, product, ratio, timer, with_rates
+from .measure import Call, Ratio, Row, ceiling, flops, measure, ratio, timer, with_rates
 from .plain import BATCH, PlainLoop
 from .trtexec import trtexec_row
 from .work import Work
@@ -186,9 +186,9 @@ def _stages(
         measured[name] = (call, pictures * work.rows, blank("end-to-end", **facts))
     chosen = {name: entry for name, entry in measured.items() if entry[2].stage in stages}
     calls = {name: call for name, (call, _, _) in chosen.items()}
-    bound = product(engine.precision, engine.torch_device) if "bare" in chosen else None
+    bound = ceiling(engine.precision, engine.torch_device) if "bare" in chosen else None
     if bound is not None:
-        calls["product"] = bound[0]
+        calls["ceiling"] = bound[0]
     times = measure(calls, seconds=seconds, timer=timer(device))
     rates = {name: pairs / times[name] for name, (_, pairs, _) in chosen.items()}
     rows = [
@@ -201,9 +201,9 @@ def _stages(
     if bound is None:
         return rows
     reached = rates["bare"] * flops(work.classifier)
-    share = float(np.median(reached) / np.median(bound[1] / times["product"]))
+    share = float(np.median(reached) / np.median(bound[1] / times["ceiling"]))
     return [
-        replace(row, product_share=share) if (row.stage, row.engine) == ("bare", engine.name) else row for row in rows
+        replace(row, ceiling_share=share) if (row.stage, row.engine) == ("bare", engine.name) else row for row in rows
     ]
 
 

@@ -177,11 +177,11 @@ def _bounds(rows: Sequence[Row], flops: int | None) -> Iterator[str]:
     """What the multipliers would do at most, for each precision, as its first bare network's rounds have it."""
     told = set[str]()
     for row in rows:
-        if flops and row.p50 and row.product_share and row.precision and row.precision not in told:
+        if flops and row.p50 and row.ceiling_share and row.precision and row.precision not in told:
             told.add(row.precision)
-            most = row.p50 / row.product_share
+            most = row.p50 / row.ceiling_share
             yield (
-                f"a large {row.precision} matrix product runs at {most * flops / 1e9:,.0f} GFLOP/s in PyTorch: "
+                f"a large {row.precision} convolution runs at {most * flops / 1e9:,.0f} GFLOP/s in PyTorch: "
                 f"{most:,.0f} pictures/s of {flops / 1e9:.2f} GFLOP each"
             )
 

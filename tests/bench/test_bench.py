@@ -54,7 +54,7 @@ def test_stages_of_every_engine(run: Run, tiny_data: Path, tmp_path: Path) -> No
         assert [row["stage"] for row in own] == ["bare", "pairs", "end-to-end"]
         assert all(0 < row["p20"] <= row["p50"] <= row["p80"] for row in own)
         assert [row["ratio"]["to"] for row in own] == ["baseline", "bare", "bare"]
-        assert own[0]["product_share"] > 0
+        assert own[0]["ceiling_share"] > 0
     assert sum(row["stage"] == "baseline" for row in rows) == 3
     if not torch.cuda.is_available():
         (trt,) = [row for row in rows if row["engine"] == "trt"]
@@ -94,7 +94,7 @@ def test_some_stages(run: Run) -> None:
     code, out, _ = run(*MODEL, *words, "--stages", "pairs,bare")
     assert code == 0
     assert [(row["stage"], row["pictures"]) for row in rows_of(out)] == [("bare", None), ("pairs", 4)]
-    assert "a large fp32 matrix product runs at" in out
+    assert "a large fp32 convolution runs at" in out
     code, out, _ = run(*MODEL, *words, "--stages", "pairs,end-to-end")
     assert code == 0
     assert [row["ratio"] and row["ratio"]["to"] for row in rows_of(out)] == [None, "pairs"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 from scipy import stats
+from torch.utils.flop_counter import FlopCounterMode
 
 from gfo.bench import measure as measure_module
 from gfo.bench.measure import (
@@ -221,3 +222,12 @@ def test_events_tell_the_time_of_a_gpu():
     assert np.median(times["copy"]) > np.median(times["nothing"])
     assert extra_mb(block.clone, "cuda") == pytest.approx(256, abs=4)
     assert bandwidth("cuda") > 0
+
+
+def test_the_ceilings_arithmetic() -> None:
+    found = measure_module.ceiling("fp32", torch.device("cpu"))
+    assert found is not None
+    run, flop = found
+    with FlopCounterMode(display=False) as counter:
+        run()
+    assert counter.get_total_flops() == flop
