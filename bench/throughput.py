@@ -207,37 +207,6 @@ def _stages(
     ]
 
 
-def _points(
-    work: Work,
-    engine: Engine,
-    points: Sequence[tuple[int, int]],
-    blank: Callable[..., Row],
-    seconds: float,
-    progress: Progress,
-) -> list[Row]:
-    """Files to store for several numbers of occluders and pictures, in turns; the bank is loaded in each call."""
-    split, _ = _best_split(engine, work)
-    progress.say(f"pairs: {split}")
-
-    def call(occluders: int, pictures: int) -> None:
-        part = replace(work, occluders=work.occluders[:occluders])
-        engine.load_bank(part.occluders)
-        _end_to_end(engine, part, pictures, split, worker_count())
-
-    calls = {f"{k} x {n}": partial(call, k, n) for k, n in points}
-    times = measure(calls, seconds=seconds, timer=timer(engine.torch_device.type))
-    rates = {name: n * (1 + k) / times[name] for name, (k, n) in zip(calls, points, strict=True)}
-    first, *_ = rates
-    return [
-        with_rates(
-            blank("end-to-end", occluders=k, pictures=n, sizes=str(split)),
-            rates[name],
-            None if name == first else ratio(rates[name], first, rates[first]),
-        )
-        for name, (k, n) in zip(calls, points, strict=True)
-    ]
-
-
 def _against(stage: str, own: NDArray[np.float64], rates: dict[str, NDArray[np.float64]]) -> Ratio | None:
     others = {"pairs": ("bare",), "end-to-end": ("bare", "pairs"), "bare": ("baseline",)}.get(stage, ())
     to = next((name for name in others if name in rates), None)
@@ -273,11 +242,6 @@ def _points(
         )
         for name, (k, n) in zip(calls, points, strict=True)
     ]
-
-
-def _against(stage: str, rates: dict[str, NDArray[np.float64]]) -> Any:
-    to = {"pairs": "bare", "end-to-end": "bare", "bare": "baseline"}.get(stage)
-    return ratio(rates[stage], to, rates[to]) if to in rates else None
 
 
 def _differs(engine: Engine, work: Work, images: Tensor) -> str:

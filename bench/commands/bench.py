@@ -285,7 +285,7 @@ def _engines(text: str, device: str) -> list[str]:
     """Names; one that is asked for alone and is not there is an error, not a row."""
     from ...engine.engines import ENGINES, engine_class
 
-    engines = list(ENGINES) if text == "all" else _names("--engine", text, ("auto", "all", *ENGINES))
+    engines: list[str] = [*ENGINES] if text == "all" else _names("--engine", text, ("auto", "all", *ENGINES))
     if text not in ("all", "auto") and len(engines) == 1:
         engine_class(engines[0]).precisions(device)
     return engines
