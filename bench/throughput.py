@@ -31,7 +31,7 @@ from ..engine.parity import judge, parity_pairs
 from ..engine.pictures import Block, open_source
 from ..engine.progress import Progress, no_progress
 from ..engine.runtime import best_seconds, worker_count
-from ..engine.split import Split, measured_splits, splits_to_try
+from ..engine.split import Split, default_split, measured_splits, splits_to_try
 from ..engine.store import CLEAN, READ_TOGETHER, RunStore
 from ..export.errors import EngineUnavailable, InputError
 from .measure import Call, Ratio, Row, ceiling, flops, measure, ratio, timer, with_rates
@@ -154,7 +154,10 @@ def _stages(
     """The stages of one engine, and the plain loop, in turns."""
     device = engine.torch_device.type
     bare, bare_pairs, bare_how = _best_bare(engine)
-    split, rate = _best_split(engine, work)
+    if set(stages) - {"bare"}:
+        split, rate = _best_split(engine, work)
+    else:
+        split, rate = default_split(engine), 1.0
     progress.say(f"bare: {bare_how}; pairs: {split}")
     pictures = work.pictures or _fitting(rate, work, seconds)
     measured: dict[str, tuple[Call, int, Row]] = {
