@@ -180,7 +180,9 @@ def timer(device: str) -> Timer:
     return CudaTimer() if device == "cuda" else Timer()
 
 
-def measure(alternatives: Mapping[str, Call], *, seconds: float, timer: Timer) -> dict[str, NDArray[np.float64]]:
+def measure(
+    alternatives: Mapping[str, Call], *, seconds: float, timer: Timer, rest: float = 0.0
+) -> dict[str, NDArray[np.float64]]:
     """Seconds a call of each alternative, round by round.
 
     Parameters
@@ -192,6 +194,8 @@ def measure(alternatives: Mapping[str, Call], *, seconds: float, timer: Timer) -
         comes on top.
     timer
         Of the device that does the work.
+    rest
+        Seconds before each sample, for libraries whose threads go on spinning beside the next one's for a while.
 
     Returns
     -------
@@ -204,6 +208,8 @@ def measure(alternatives: Mapping[str, Call], *, seconds: float, timer: Timer) -
     start, rounds = timer.now(), 0
     while alternatives and (rounds < MIN_ROUNDS or timer.now() - start < seconds):
         for name, call in alternatives.items():
+            if rest:
+                time.sleep(rest)
             times[name].append(timer.seconds(call, calls[name]))
         rounds += 1
     return {name: np.array(values) for name, values in times.items()}

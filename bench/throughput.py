@@ -46,6 +46,8 @@ _BATCHES = {"cpu": (8, 16, 32, 64), "cuda": (32, 64, 128, 256)}
 _CALL_SHARE = 0.12
 # NVIDIA's own benchmark runs beside, for this share of the seconds.
 _TRTEXEC_SHARE = 0.2
+# Between two alternatives: ONNX Runtime's threads spin for some time after a call, beside PyTorch's.
+_REST = 0.1
 # Files that a call of the plain loop reads.
 _PLAIN_PICTURES = 32
 
@@ -192,7 +194,7 @@ def _stages(
     bound = ceiling(engine.precision, engine.torch_device) if "bare" in chosen else None
     if bound is not None:
         calls["ceiling"] = bound[0]
-    times = measure(calls, seconds=seconds, timer=timer(device))
+    times = measure(calls, seconds=seconds, timer=timer(device), rest=_REST)
     rates = {name: pairs / times[name] for name, (_, pairs, _) in chosen.items()}
     rows = [
         with_rates(row, rates[name], _against(row.stage, rates[name], rates)) for name, (_, _, row) in chosen.items()
