@@ -75,11 +75,13 @@ def _draw(curves: dict[str, dict[str, list[tuple[int, float]]]], work: Work, pat
     for axis, key, title in zip(axes, ("occluders", "batch"), ("occluders K", "pairs in a pass"), strict=True):
         for name, curve in curves.items():
             axis.plot(*zip(*curve[key], strict=True), marker="o", label=name)
-        axis.set(xscale="log", xlabel=title, ylim=(0, None))
+        axis.set(xscale="log", xlabel=title)
         axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xticks(sorted({point[0] for curve in curves.values() for point in curve[key]}))
         axis.grid(alpha=0.3)
+    most = max((rate for curve in curves.values() for points in curve.values() for _, rate in points), default=1.0)
+    axes[0].set_ylim(0, 1.1 * most)
     axes[0].set_ylabel("pairs/s, pictures in memory")
     axes[1].legend()
     weights = ", random weights" if work.classifier.weights == "random" else ""
