@@ -88,6 +88,10 @@ def bench(
         else:
             engines, precisions = _engines(engine, device), _precisions(precision)
             chosen, points = _stages(stages, baseline), _points(scaling)
+            if points and workers is not None:
+                raise InputError(
+                    f"--workers {workers}: --scaling decodes on a thread for each core; leave one of them out"
+                )
             bank = f"{max(k for k, _ in points)}" if points and occluders.isdecimal() else occluders
             spec = options.model_spec(model, weights, input_size, None, None, None, None, seed)
             with _work(spec, images, bank, seed, pictures, batch_size, _workers(workers)) as work:

@@ -2,8 +2,7 @@
 
 DALI's own resize is another one: it repeats the border where Pillow leaves it out of the mean (up to 19 grey levels on
 the edge, for models whose crop is the whole picture), and does not round and clip between its two passes (up to 31
-levels for bicubic). `gfo-bench --loader dali` shows the differences of
-what is used here.
+levels for bicubic). `gfo-bench --loader dali` shows the differences of what is used here.
 """
 
 from __future__ import annotations

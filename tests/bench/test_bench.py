@@ -182,6 +182,7 @@ def test_the_plot(run: Run, tmp_path: Path) -> None:
         (("--loader", "dali", "--train"), "one at a time"),
         (("--workers", "1,0"), "--workers 0: expected numbers of threads"),
         (("--scaling", "10x0"), "--scaling 10x0: expected occluders x pictures"),
+        (("--scaling", "2x2", "--workers", "1"), "--workers 1: --scaling decodes on a thread for each core"),
         (("--scaling", "2x2", "--plot", "a.png"), "leave --scaling out"),
         (("--plot", "a.svg"), "name a .png file"),
         (("--json", "."), "is a folder"),
