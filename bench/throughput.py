@@ -34,7 +34,7 @@ from ..engine.runtime import best_seconds, worker_count
 from ..engine.split import Split, default_split, measured_splits, splits_to_try
 from ..engine.store import CLEAN, READ_TOGETHER, RunStore
 from ..export.errors import EngineUnavailable, InputError
-from .measure import Call, Ratio, Row, ceiling, flops, measure, ratio, timer, with_rates
+from .measure import Call, Ratio, Row, ceiling, measure, ratio, timer, with_rates
 from .plain import BATCH, PlainLoop
 from .trtexec import trtexec_row
 from .work import Work
@@ -205,7 +205,7 @@ def _stages(
         rows += [] if own is None else [own]
     if bound is None:
         return rows
-    reached = rates["bare"] * flops(work.classifier)
+    reached = rates["bare"] * work.flops
     share = float(np.median(reached) / np.median(bound[1] / times["ceiling"]))
     return [
         replace(row, ceiling_share=share) if (row.stage, row.engine) == ("bare", engine.name) else row for row in rows

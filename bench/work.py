@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 
 from ..export.classifier import FrozenClassifier
+from .measure import flops
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Work:
     def rows(self) -> int:
         """The clean picture and the occluders."""
         return 1 + len(self.occluders)
+
+    @cached_property
+    def flops(self) -> int:
+        """Of the network for one picture (`measure.flops`)."""
+        return flops(self.classifier)
 
     def files(self, count: int) -> list[str]:
         """So many paths."""

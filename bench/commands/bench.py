@@ -101,7 +101,7 @@ def bench(
                     rows = _pairs(work, engines, precisions, chosen, points, device, seconds)
                 if plot is not None:
                     _draw(work, engines, precisions, plot, device)
-                facts = {"flops_per_picture": _flops(work)}
+                facts = {"flops_per_picture": work.flops}
         _tell(rows, {**facts, "load_average": load, "seed": seed}, keep)
     if any(row.passed is False for row in rows):
         raise typer.Exit(FAILED)
@@ -277,12 +277,6 @@ def _draw(work: Work, engines: Sequence[str], precisions: Sequence[str], plot: P
     from ..plot import plot_throughput
 
     plot_throughput(work, engines, precisions, plot, device=device, progress=TerminalProgress())
-
-
-def _flops(work: Work) -> int:
-    from ..measure import flops
-
-    return flops(work.classifier)
 
 
 def _engines(text: str, device: str) -> list[str]:
