@@ -17,15 +17,20 @@ from ..engine.progress import Progress, no_progress
 from ..engine.runtime import exact_float32, keep_freed_memory
 from ..engine.train_config import TrainConfig
 from ..engine.training import training_step
+from ..export.classifier import FrozenClassifier
 from .measure import Row, measure, ratio, timer, with_rates
 from .plain import plain_step
-from .work import Work
 
 _BATCH, _TOGETHER = 32, 4
 
 
 def training_rows(
-    work: Work, precisions: Sequence[str], *, device: str = "auto", seconds: float, progress: Progress = no_progress
+    classifier: FrozenClassifier,
+    precisions: Sequence[str],
+    *,
+    device: str = "auto",
+    seconds: float,
+    progress: Progress = no_progress,
 ) -> list[Row]:
     """Image-steps a second at every precision, and of the plain loop, in turns; on noise.
 
@@ -35,10 +40,10 @@ def training_rows(
     keep_freed_memory()  # as gfo-train
     progress.say(f"training steps of {_BATCH} pictures, {_TOGETHER} classes together")
     calls: dict[str, Callable[[], Any]] = {
-        "fp32 plain": plain_step(work.classifier, *_material(work, place), groups=_TOGETHER)
+        "fp32 plain": plain_step(classifier, *_material(classifier, place), groups=_TOGETHER)
     }
     for precision in precisions:
-        calls[precision] = _step(work, precision, place)
+        calls[precision] = _step(classifier, precision, place)
     times = measure(calls, seconds=seconds, timer=timer(place.type))
     rates = {name: _BATCH / taken for name, taken in times.items()}
     rows = []
@@ -48,8 +53,8 @@ def training_rows(
             stage="train-baseline" if plain else "train",
             engine="torch",
             precision="fp32" if plain else name,
-            model=work.classifier.model,
-            weights=work.classifier.weights,
+            model=classifier.model,
+            weights=classifier.weights,
             pictures=_BATCH,
             occluders=_TOGETHER,
             unit="image-steps/s",
@@ -61,17 +66,17 @@ def training_rows(
     return rows
 
 
-def _material(work: Work, place: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _material(classifier: FrozenClassifier, place: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pictures uint8 [P, S, S, 3], occluder numbers 1 … G and labels, int64 [P]."""
-    size, generator = work.classifier.preprocessing.input_size, torch.Generator().manual_seed(0)
+    size, generator = classifier.preprocessing.input_size, torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (_BATCH, size, size, 3), dtype=torch.uint8, generator=generator)
     index = torch.arange(1, _TOGETHER + 1).repeat_interleave(_BATCH // _TOGETHER)
-    return images.to(place), index.to(place), (index % work.classifier.num_classes).to(place)
+    return images.to(place), index.to(place), (index % classifier.num_classes).to(place)
 
 
-def _step(work: Work, precision: str, place: torch.device) -> Callable[[], Any]:
-    images, index, labels = _material(work, place)
-    step = training_step(work.classifier, precision, place, TrainConfig(epsilon=10.0), groups=_TOGETHER)
+def _step(classifier: FrozenClassifier, precision: str, place: torch.device) -> Callable[[], Any]:
+    images, index, labels = _material(classifier, place)
+    step = training_step(classifier, precision, place, TrainConfig(epsilon=10.0), groups=_TOGETHER)
 
     def run() -> None:
         with exact_float32(precision, place):

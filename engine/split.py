@@ -22,7 +22,9 @@ from ..export.files import atomic_path
 from .engines.base import Engine
 from .runtime import best_seconds, worker_count
 
-_DEFAULT_PAIRS = 64
+# Without a measurement: so many on a GPU, or of small pictures; on a CPU about eight of 224², whose activations stay in
+# its caches (up to twice as fast as 64 of them; docs/performance.md).
+_DEFAULT_PAIRS, _DEFAULT_PIXELS = (8, 64), 8 * 224**2
 # What is tried: pairs in a pass on a CPU, on a GPU.
 _PAIRS = {"cpu": (4, 8, 16, 32, 64), "cuda": (32, 64, 128, 256)}
 # A run that is shorter than this many passes of each is not worth a calibration.
@@ -56,7 +58,18 @@ class Split:
 
 def default_split(engine: Engine, pairs: int | None = None) -> Split:
     """What is right without a measurement: squares for Triton's kernels, else picture by picture."""
-    return Split(pairs or engine.fixed_pairs or _DEFAULT_PAIRS, engine.impl == "triton")
+    if pairs is None:
+        pairs = engine.fixed_pairs or default_pairs(engine.torch_device.type, engine.subject.preprocessing.input_size)
+    return Split(pairs, engine.impl == "triton")
+
+
+def default_pairs(device: str, size: int) -> int:
+    """Pairs in a pass on `cpu` or `cuda`, a power of two, for pictures of size²."""
+    least, most = _DEFAULT_PAIRS
+    if device != "cpu":
+        return most
+    fitting = min(most, max(least, _DEFAULT_PIXELS // size**2))
+    return 1 << (fitting.bit_length() - 1)
 
 
 def choose_split(engine: Engine, rows: int, pictures: int, asked: int | None) -> tuple[Split, str]:

@@ -26,12 +26,23 @@ if TYPE_CHECKING:
 FAILED = 4
 # Of the random signs that stand for a bank: clamping is then as frequent as under a trained one.
 _EPSILON = 10.0
+# What is measured instead of the stages, and what it reads beside --seconds and --json.
+_INSTEAD = {
+    "loader": ("model", "weights", "images", "device", "input_size", "seed"),
+    "kernels": (),
+    "train": ("model", "weights", "precision", "device", "input_size", "seed"),
+    "scaling": (
+        *("engine", "model", "weights", "images", "occluders", "precision", "batch_size"),
+        *("device", "input_size", "seed"),
+    ),
+}
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
 def bench(
+    context: typer.Context,
     engine: Annotated[
         str, typer.Option(help="auto (the fastest here), all, or torch, onnxruntime, openvino, trt with commas.")
     ] = "auto",
@@ -76,29 +87,24 @@ def bench(
     ] = None,
 ) -> None:
     """Time bare network, pairs in memory and files to store in turns. A table, then one line of JSON."""
-    _check(seconds, loader, kernels, train, scaling, plot, json_file)
+    _check(context, seconds, plot, json_file)
     with _written(json_file) as keep:
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        spec = options.model_spec(model, weights, input_size, None, None, None, None, seed)
         if kernels:
             from ..kernels import measured_kernels
 
             rows, facts = measured_kernels(seconds)
         elif loader is not None:
-            rows, facts = _loaders(loader, model, weights, images, input_size, device, seconds, seed), {}
+            rows, facts = _loaders(loader, spec, images, device, seconds), {}
+        elif train:
+            rows, facts = _training(spec, _precisions(precision), device, seconds)
         else:
             engines, precisions = _engines(engine, device), _precisions(precision)
             chosen, points = _stages(stages, baseline), _points(scaling)
-            if points and workers is not None:
-                raise InputError(
-                    f"--workers {workers}: --scaling decodes on a thread for each core; leave one of them out"
-                )
             bank = f"{max(k for k, _ in points)}" if points and occluders.isdecimal() else occluders
-            spec = options.model_spec(model, weights, input_size, None, None, None, None, seed)
             with _work(spec, images, bank, seed, pictures, batch_size, _workers(workers)) as work:
-                if train:
-                    rows = _training(work, precisions, device, seconds)
-                else:
-                    rows = _pairs(work, engines, precisions, chosen, points, device, seconds)
+                rows = _pairs(work, engines, precisions, chosen, points, device, seconds)
                 if plot is not None:
                     _draw(work, engines, precisions, plot, device)
                 facts = {"flops_per_picture": work.flops}
@@ -107,28 +113,19 @@ def bench(
         raise typer.Exit(FAILED)
 
 
-def _check(
-    seconds: float,
-    loader: str | None,
-    kernels: bool,
-    train: bool,
-    scaling: str | None,
-    plot: Path | None,
-    json_file: Path | None,
-) -> None:
+def _check(context: typer.Context, seconds: float, plot: Path | None, json_file: Path | None) -> None:
+    """What can be known before anything is opened: an option that nobody would read is one of it."""
     if not (math.isfinite(seconds) and seconds > 0):
         raise InputError(f"--seconds {seconds}: expected a number above 0")
-    instead = {
-        "--loader": loader is not None,
-        "--kernels": kernels,
-        "--train": train,
-        "--scaling": scaling is not None,
+    given = {
+        parameter.name: parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
     }
-    asked = [option for option, given in instead.items() if given]
-    if len(asked) > 1:
-        raise InputError(f"{', '.join(asked)}: are measured one at a time; give one of them")
-    if plot is not None and asked:
-        raise InputError(f"--plot {plot}: shows pairs; leave {asked[0]} out")
+    for instead, read in _INSTEAD.items():
+        lost = [given[name] for name in given if name not in (instead, "seconds", "json_file", *read)]
+        if instead in given and lost:
+            raise InputError(f"{', '.join(lost)}: not read beside {given[instead]}; leave one of them out")
     if plot is not None and plot.suffix.lower() != ".png":
         raise InputError(f"--plot {plot}: is written as PNG; name a .png file")
     for option, path in (("--json", json_file), ("--plot", plot)):
@@ -190,15 +187,12 @@ def _bounds(rows: Sequence[Row], flops: int | None) -> Iterator[str]:
             )
 
 
-def _loaders(
-    names: str, model: str, weights: str, images: str, input_size: int | None, device: str, seconds: float, seed: int
-) -> list[Row]:
+def _loaders(names: str, spec: ModelSpec, images: str, device: str, seconds: float) -> list[Row]:
     from ...engine.engines.torch_engine import resolve_device
     from ...engine.progress import TerminalProgress
     from ...export.classifier import load_classifier
     from ..loaders import loader_rows
 
-    spec = options.model_spec(model, weights, input_size, None, None, None, None, seed)
     preprocessing = load_classifier(spec).preprocessing
     with _pictures(images) as folder:
         return loader_rows(
@@ -265,11 +259,17 @@ def _pairs(
     return throughput_rows(work, engines, precisions, **how, progress=TerminalProgress())
 
 
-def _training(work: Work, precisions: Sequence[str], device: str, seconds: float) -> list[Row]:
+def _training(
+    spec: ModelSpec, precisions: Sequence[str], device: str, seconds: float
+) -> tuple[list[Row], dict[str, Any]]:
     from ...engine.progress import TerminalProgress
+    from ...export.classifier import load_classifier
+    from ..measure import flops
     from ..training import training_rows
 
-    return training_rows(work, precisions, device=device, seconds=seconds, progress=TerminalProgress())
+    classifier = load_classifier(spec)
+    rows = training_rows(classifier, precisions, device=device, seconds=seconds, progress=TerminalProgress())
+    return rows, {"flops_per_picture": flops(classifier)}
 
 
 def _draw(work: Work, engines: Sequence[str], precisions: Sequence[str], plot: Path, device: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gfo.engine import split as split_module
 from gfo.engine.engines import ENGINES, open_engine
-from gfo.engine.split import Split, choose_split, default_split, splits_to_try
+from gfo.engine.split import Split, choose_split, default_pairs, default_split, splits_to_try
 from gfo.export.classifier import FrozenClassifier
 
 
@@ -25,6 +25,12 @@ def test_every_pair_once(pictures: list[int], rows: int, pairs: int, square: boo
     pieces = list(Split(pairs, square).pieces(torch.tensor(pictures, dtype=torch.int64), rows))
     assert all(len(piece) <= pairs for piece in pieces)
     assert sorted(torch.cat(pieces).tolist()) == sorted(p * rows + r for p in pictures for r in range(rows))
+
+
+@pytest.mark.parametrize(("size", "pairs"), [(28, 64), (64, 64), (96, 32), (160, 8), (224, 8), (4096, 8)])
+def test_without_a_measurement_large_pictures_go_in_small_passes(size: int, pairs: int) -> None:
+    assert default_pairs("cpu", size) == pairs
+    assert default_pairs("cuda", size) == 64
 
 
 def test_what_is_measured_is_remembered(
