@@ -31,7 +31,7 @@ from ..engine.parity import judge, parity_pairs
 from ..engine.pictures import Block, open_source
 from ..engine.progress import Progress, no_progress
 from ..engine.runtime import best_seconds, worker_count
-from ..engine.split import Split, default_split, measured_splits, splits_to_try
+from ..engine.split import Split, measured_splits, splits_to_try
 from ..engine.store import CLEAN, READ_TOGETHER, RunStore
 from ..export.errors import EngineUnavailable, InputError
 from .measure import Call, Ratio, Row, ceiling, measure, ratio, timer, with_rates
@@ -154,54 +154,19 @@ def _stages(
     progress: Progress,
 ) -> list[Row]:
     """The stages of one engine, and the plain loop, in turns."""
-    device = engine.torch_device.type
-    bare, bare_pairs, bare_how = _best_bare(engine)
-    if set(stages) - {"bare"}:
-        split, rate = _best_split(engine, work)
-    else:
-        split, rate = default_split(engine), 1.0
-    progress.say(f"bare: {bare_how}; pairs: {split}")
-    pictures = work.pictures or _fitting(rate, work, seconds)
-    measured: dict[str, tuple[Call, int, Row]] = {
-        "bare": (bare, bare_pairs, blank("bare", sizes=bare_how)),
-        "pairs": (
-            partial(_score_all, engine, block, work.rows, split),
-            len(block.images) * work.rows,
-            blank("pairs", pictures=len(block.images), occluders=len(work.occluders), sizes=str(split)),
-        ),
-        "baseline": (
-            PlainLoop(work, min(_PLAIN_PICTURES, pictures), engine.torch_device),
-            min(_PLAIN_PICTURES, pictures),
-            _row(
-                work,
-                "baseline",
-                "torch",
-                "fp32",
-                device=device,
-                pictures=min(_PLAIN_PICTURES, pictures),
-                occluders=len(work.occluders),
-                sizes=f"batch {BATCH}, one pass of {work.rows}",
-            ),
-        ),
-    }
-    for workers in work.workers or (worker_count(),):
-        name = f"end-to-end {workers}" if len(work.workers) > 1 else "end-to-end"
-        facts = {"pictures": pictures, "occluders": len(work.occluders), "sizes": str(split), "workers": workers}
-        call = partial(_end_to_end, engine, work, pictures, split, workers)
-        measured[name] = (call, pictures * work.rows, blank("end-to-end", **facts))
-    chosen = {name: entry for name, entry in measured.items() if entry[2].stage in stages}
+    chosen = _alternatives(work, engine, block, stages, blank, seconds, progress)
     calls = {name: call for name, (call, _, _) in chosen.items()}
     bound = ceiling(engine.precision, engine.torch_device) if "bare" in chosen else None
     if bound is not None:
         calls["ceiling"] = bound[0]
-    times = measure(calls, seconds=seconds, timer=timer(device), rest=_REST)
+    times = measure(calls, seconds=seconds, timer=timer(engine.torch_device.type), rest=_REST)
     rates = {name: pairs / times[name] for name, (_, pairs, _) in chosen.items()}
     rows = [
         with_rates(row, rates[name], _against(row.stage, rates[name], rates)) for name, (_, _, row) in chosen.items()
     ]
-    rows.sort(key=lambda row: STAGES.index(row.stage))
     if isinstance(engine, TrtEngine) and "bare" in chosen:
-        own = trtexec_row(engine.library, engine.plan_file, bare_pairs, blank("bare"), seconds * _TRTEXEC_SHARE)
+        _, pairs, _ = chosen["bare"]
+        own = trtexec_row(engine.library, engine.plan_file, pairs, blank("bare"), seconds * _TRTEXEC_SHARE)
         rows += [] if own is None else [own]
     if bound is None:
         return rows
@@ -210,6 +175,49 @@ def _stages(
     return [
         replace(row, ceiling_share=share) if (row.stage, row.engine) == ("bare", engine.name) else row for row in rows
     ]
+
+
+def _alternatives(
+    work: Work,
+    engine: Engine,
+    block: Block,
+    stages: Sequence[str],
+    blank: Callable[..., Row],
+    seconds: float,
+    progress: Progress,
+) -> dict[str, tuple[Call, int, Row]]:
+    """What is called for each stage that is asked for, its pairs, and its row without rates."""
+    chosen: dict[str, tuple[Call, int, Row]] = {}
+    if "bare" in stages:
+        bare, pairs, how = _best_bare(engine)
+        progress.say(f"bare: {how}")
+        chosen["bare"] = (bare, pairs, blank("bare", sizes=how))
+    if set(stages) & {"pairs", "end-to-end"}:
+        split, rate = _best_split(engine, work)
+        progress.say(f"pairs: {split}")
+        pictures = work.pictures or _fitting(rate, work, seconds)
+    else:
+        split, pictures = None, work.pictures or READ_TOGETHER
+    facts: dict[str, Any] = {"occluders": len(work.occluders), "sizes": str(split)}
+    if split is not None and "pairs" in stages:
+        call = partial(_score_all, engine, block, work.rows, split)
+        chosen["pairs"] = (call, len(block.images) * work.rows, blank("pairs", pictures=len(block.images), **facts))
+    if split is not None and "end-to-end" in stages:
+        for workers in work.workers or (worker_count(),):
+            name = f"end-to-end {workers}" if len(work.workers) > 1 else "end-to-end"
+            call = partial(_end_to_end, engine, work, pictures, split, workers)
+            row = blank("end-to-end", pictures=pictures, workers=workers, **facts)
+            chosen[name] = (call, pictures * work.rows, row)
+    if "baseline" in stages:
+        plain = PlainLoop(work, min(_PLAIN_PICTURES, pictures), engine.torch_device)
+        chosen["baseline"] = (plain, len(plain), _plain_row(work, plain, engine.torch_device))
+    return chosen
+
+
+def _plain_row(work: Work, plain: PlainLoop, device: torch.device) -> Row:
+    how = f"batch {BATCH}, one pass of {work.rows}"
+    facts = {"pictures": len(plain), "occluders": len(work.occluders), "sizes": how}
+    return _row(work, "baseline", "torch", "fp32", device=device.type, **facts)
 
 
 def _against(stage: str, own: NDArray[np.float64], rates: dict[str, NDArray[np.float64]]) -> Ratio | None:
