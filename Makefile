@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/gfo-demo --out runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP) $(FLOORS:%=.typing/gfo/%)
 	$(BIN)/ruff format --check .

@@ -369,7 +369,7 @@ def print_rows(rows: Sequence[Row], title: str, console: Console) -> None:
             console.print(f"{' '.join(filter(None, what))}: {row.reason}", markup=False, soft_wrap=True)
     for reason, count in absent.items():
         engines = ", ".join(dict.fromkeys(row.engine for row in rows if row.reason == reason))
-        console.print(f"{count} rows ({engines}): {reason}", markup=False, soft_wrap=True)
+        console.print(f"{count} {'row' if count == 1 else 'rows'} ({engines}): {reason}", markup=False, soft_wrap=True)
 
 
 def _rate(rate: float | None) -> str:

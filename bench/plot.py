@@ -13,7 +13,6 @@ from ..engine.engines.base import Engine
 from ..engine.progress import Progress, no_progress
 from ..engine.split import Split, measured_splits
 from ..export.errors import EngineUnavailable, InputError
-from ..export.files import atomic_path
 from .work import Work
 
 OCCLUDERS = (1, 3, 10, 30, 100)
@@ -86,5 +85,4 @@ def _draw(curves: dict[str, dict[str, list[tuple[int, float]]]], work: Work, pat
     axes[1].legend()
     weights = ", random weights" if work.classifier.weights == "random" else ""
     figure.suptitle(f"{work.classifier.model}{weights}, {work.classifier.preprocessing.input_size}²", fontsize=10)
-    with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=130)
+    figure.savefig(path, format="png", dpi=130)

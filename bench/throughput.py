@@ -31,7 +31,7 @@ from ..engine.parity import judge, parity_pairs
 from ..engine.pictures import Block, open_source
 from ..engine.progress import Progress, no_progress
 from ..engine.runtime import best_seconds, worker_count
-from ..engine.split import Split, measured_splits, splits_to_try
+from ..engine.split import Split, measured_splits, rates_in_words, splits_to_try
 from ..engine.store import CLEAN, READ_TOGETHER, RunStore
 from ..export.errors import EngineUnavailable, InputError
 from .measure import Call, Ratio, Row, ceiling, measure, ratio, timer, with_rates
@@ -68,7 +68,7 @@ def throughput_rows(
     Parameters
     ----------
     engines
-        Names; one that is not there is a row that says so. `auto` is the first that comes up.
+        Names; `auto` is the first that comes up. Of several, one that is not there is a row that says so.
     points
         (K, N) pairs: instead of the stages, `end-to-end` with so many of the occluders and so many pictures each.
     seconds
@@ -79,6 +79,11 @@ def throughput_rows(
     list
         Ratios of `pairs` and `end-to-end` are to `bare` of the same engine (to `pairs` where that is not asked for),
         those of `bare` to the plain loop, those of points to the first.
+
+    Raises
+    ------
+    InputError, EngineUnavailable
+        The only engine at the only precision cannot be opened, or a picture cannot be read.
     """
     rows: list[Row] = []
     for name in engines:
@@ -89,6 +94,8 @@ def throughput_rows(
                     opened, why = open_engine(name, work.classifier, precision, device, pairs=work.pairs)
                     engine = stack.enter_context(opened)
                 except (EngineUnavailable, InputError) as error:
+                    if len(engines) == len(precisions) == 1:
+                        raise
                     rows.append(_row(work, "bare", name, precision, available=False, reason=str(error)))
                     continue
                 progress.say(f"{engine.name} on {engine.device}: {why}; {engine.how}")
@@ -193,8 +200,7 @@ def _alternatives(
         progress.say(f"bare: {how}")
         chosen["bare"] = (bare, pairs, blank("bare", sizes=how))
     if set(stages) & {"pairs", "end-to-end"}:
-        split, rate = _best_split(engine, work)
-        progress.say(f"pairs: {split}")
+        split, rate = _best_split(engine, work, progress)
         pictures = work.pictures or _fitting(rate, work, seconds)
     else:
         split, pictures = None, work.pictures or READ_TOGETHER
@@ -235,8 +241,7 @@ def _points(
     progress: Progress,
 ) -> list[Row]:
     """Files to store for several numbers of occluders and pictures, in turns; the bank is loaded in each call."""
-    split, _ = _best_split(engine, work)
-    progress.say(f"pairs: {split}")
+    split, _ = _best_split(engine, work, progress)
 
     def call(occluders: int, pictures: int) -> None:
         part = replace(work, occluders=work.occluders[:occluders])
@@ -287,11 +292,12 @@ def _best_bare(engine: Engine) -> tuple[Call, int, str]:
     return calls[batch], batch, f"batch {batch}, {layout}"
 
 
-def _best_split(engine: Engine, work: Work) -> tuple[Split, float]:
+def _best_split(engine: Engine, work: Work, progress: Progress) -> tuple[Split, float]:
     """How pairs are cut into passes, and pairs a second; as `engine.split`, but measured whatever is remembered."""
     splits = [Split(work.pairs, False)] if work.pairs else splits_to_try(engine)
     taken = measured_splits(engine, work.rows, splits)
     best = min(taken, key=taken.__getitem__)
+    progress.say(f"pairs: {best}, of {rates_in_words(taken)}")
     return best, 1 / taken[best]
 
 

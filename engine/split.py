@@ -23,7 +23,7 @@ from .engines.base import Engine
 from .runtime import best_seconds, worker_count
 
 # Without a measurement: so many on a GPU, or of small pictures; on a CPU about eight of 224², whose activations stay in
-# its caches (up to twice as fast as 64 of them; docs/performance.md).
+# its caches (up to 2.7 times as fast as 64 of them; docs/performance.md).
 _DEFAULT_PAIRS, _DEFAULT_PIXELS = (8, 64), 8 * 224**2
 # What is tried: pairs in a pass on a CPU, on a GPU.
 _PAIRS = {"cpu": (4, 8, 16, 32, 64), "cuda": (32, 64, 128, 256)}
@@ -95,7 +95,7 @@ def choose_split(engine: Engine, rows: int, pictures: int, asked: int | None) ->
     best = min(taken, key=taken.__getitem__)
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(asdict(best)))
-    return best, ", ".join(f"{_short(split)} {1 / seconds:.0f}" for split, seconds in taken.items()) + " pairs/s"
+    return best, rates_in_words(taken)
 
 
 def measured_splits(engine: Engine, rows: int, splits: list[Split]) -> dict[Split, float]:
@@ -112,6 +112,11 @@ def measured_splits(engine: Engine, rows: int, splits: list[Split]) -> dict[Spli
 
     best = best_seconds({split: scored(piece) for split, piece in passes.items()}, engine.torch_device, turns=3)
     return {split: seconds / len(passes[split]) for split, seconds in best.items()}
+
+
+def rates_in_words(taken: dict[Split, float]) -> str:
+    """What `measured_splits` found: `8 42.1, 64 35.0 pairs/s`."""
+    return ", ".join(f"{_short(split)} {1 / seconds:,.1f}" for split, seconds in taken.items()) + " pairs/s"
 
 
 def splits_to_try(engine: Engine) -> list[Split]:

@@ -34,17 +34,23 @@ def usual_mode(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; move it into place at the end, remove it on an error.
 
-    Parent folders are made. Raises `OSError`, which names `path`, where they cannot be or the disk is full.
+    Parent folders are made. Raises `OSError`, which names `path`, where they cannot be or the disk is full; one that
+    names another file, raised while the temporary one is written, goes on naming that.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield partial
-            usual_mode(partial)
-            os.replace(partial, path)
-        finally:
+    try:
+        yield partial
+        usual_mode(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        if error.filename is None or Path(error.filename) == partial:
+            error.filename = str(path)
+        raise
+    finally:
+        with naming(path):
             partial.unlink(missing_ok=True)
 
 

@@ -44,7 +44,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def bench(
     context: typer.Context,
     engine: Annotated[
-        str, typer.Option(help="auto (the fastest here), all, or torch, onnxruntime, openvino, trt with commas.")
+        str, typer.Option(help="auto (as gfo-eval chooses), all, or torch, onnxruntime, openvino, trt with commas.")
     ] = "auto",
     model: options.Model = "torchvision/resnet50",
     weights: options.Weights = "random",
@@ -57,7 +57,8 @@ def bench(
         int | None, typer.Option(min=1, help="Pairs in a pass through the network; measured if not given.")
     ] = None,
     pictures: Annotated[
-        int | None, typer.Option(min=1, help="That a call of end-to-end reads; what fits the time if not given.")
+        int | None,
+        typer.Option(min=1, help="That a call of end-to-end reads, and at most of pairs; what fits the time."),
     ] = None,
     workers: Annotated[
         str | None,
@@ -77,43 +78,48 @@ def bench(
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="A PNG of throughput against K and against the batch, too.")] = None,
     seconds: Annotated[
-        float, typer.Option(help="For each engine at each precision; slow networks take longer.")
+        float,
+        typer.Option(help="Of each set that takes turns, as an engine at a precision; slow networks take longer."),
     ] = 20.0,
     device: options.Device = "auto",
     input_size: options.InputSize = None,
-    seed: options.Seed = 0,
+    seed: Annotated[int, typer.Option(help="Of random weights and random occluders.")] = 0,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Where the last line of the output goes as well.")
     ] = None,
 ) -> None:
     """Time bare network, pairs in memory and files to store in turns. A table, then one line of JSON."""
-    _check(context, seconds, plot, json_file)
-    with _written(json_file) as keep:
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        spec = options.model_spec(model, weights, input_size, None, None, None, None, seed)
-        if kernels:
-            from ..kernels import measured_kernels
+    _check(context, seconds, occluders, plot, json_file)
+    work = None
+    with _opened(plot) as drawing:
+        with _opened(json_file) as document:
+            load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+            spec = options.model_spec(model, weights, input_size, None, None, None, None, seed)
+            if kernels:
+                from ..kernels import measured_kernels
 
-            rows, facts = measured_kernels(seconds)
-        elif loader is not None:
-            rows, facts = _loaders(loader, spec, images, device, seconds), {}
-        elif train:
-            rows, facts = _training(spec, _precisions(precision), device, seconds)
-        else:
-            engines, precisions = _engines(engine, device), _precisions(precision)
-            chosen, points = _stages(stages, baseline), _points(scaling)
-            bank = f"{max(k for k, _ in points)}" if points and occluders.isdecimal() else occluders
-            with _work(spec, images, bank, seed, pictures, batch_size, _workers(workers)) as work:
-                rows = _pairs(work, engines, precisions, chosen, points, device, seconds)
-                if plot is not None:
-                    _draw(work, engines, precisions, plot, device)
-                facts = {"flops_per_picture": work.flops}
-        _tell(rows, {**facts, "load_average": load, "seed": seed}, keep)
+                rows, facts = measured_kernels(seconds)
+            elif loader is not None:
+                rows, facts = _loaders(loader, spec, images, device, seconds), {}
+            elif train:
+                rows, facts = _training(spec, _precisions(precision), device, seconds)
+            else:
+                engines, precisions = _engines(engine, device), _precisions(precision)
+                chosen, points = _stages(stages, baseline, workers), _points(scaling)
+                bank = f"{max(k for k, _ in points)}" if points and occluders.isdecimal() else occluders
+                with _work(spec, images, bank, seed, pictures, batch_size, _workers(workers)) as work:
+                    rows = _pairs(work, engines, precisions, chosen, points, device, seconds)
+                    facts = {"flops_per_picture": work.flops}
+            _tell(rows, {**facts, "load_average": load, "seed": seed}, document)
+        if drawing is not None and work is not None:
+            _draw(work, _engines(engine, device), _precisions(precision), drawing, device)
     if any(row.passed is False for row in rows):
         raise typer.Exit(FAILED)
+    if not any(row.available for row in rows):
+        raise typer.Exit(options.UNAVAILABLE)
 
 
-def _check(context: typer.Context, seconds: float, plot: Path | None, json_file: Path | None) -> None:
+def _check(context: typer.Context, seconds: float, occluders: str, plot: Path | None, json_file: Path | None) -> None:
     """What can be known before anything is opened: an option that nobody would read is one of it."""
     if not (math.isfinite(seconds) and seconds > 0):
         raise InputError(f"--seconds {seconds}: expected a number above 0")
@@ -126,6 +132,8 @@ def _check(context: typer.Context, seconds: float, plot: Path | None, json_file:
         lost = [given[name] for name in given if name not in (instead, "seconds", "json_file", *read)]
         if instead in given and lost:
             raise InputError(f"{', '.join(lost)}: not read beside {given[instead]}; leave one of them out")
+    if "scaling" in given and "occluders" in given and occluders.isdecimal():
+        raise InputError(f"--occluders {occluders}: --scaling says how many; leave one out, or give zero:K or a bank")
     if plot is not None and plot.suffix.lower() != ".png":
         raise InputError(f"--plot {plot}: is written as PNG; name a .png file")
     for option, path in (("--json", json_file), ("--plot", plot)):
@@ -134,21 +142,19 @@ def _check(context: typer.Context, seconds: float, plot: Path | None, json_file:
 
 
 @contextlib.contextmanager
-def _written(path: Path | None) -> Iterator[list[str]]:
-    """What is put into the list goes to the file, which is opened first: one that cannot be written is known before."""
+def _opened(path: Path | None) -> Iterator[Path | None]:
+    """Where to write what goes to the file in the end; it is touched, so that a bad path is known before the work."""
     from ...export.files import atomic_path
 
-    keep: list[str] = []
     if path is None:
-        yield keep
+        yield None
         return
     with atomic_path(path) as partial:
         partial.touch()
-        yield keep
-        partial.write_text("".join(f"{line}\n" for line in keep))
+        yield partial
 
 
-def _tell(rows: Sequence[Row], facts: dict[str, Any], keep: list[str]) -> None:
+def _tell(rows: Sequence[Row], facts: dict[str, Any], path: Path | None) -> None:
     """The environment, the table, and the line of JSON."""
     import torch
 
@@ -170,8 +176,9 @@ def _tell(rows: Sequence[Row], facts: dict[str, Any], keep: list[str]) -> None:
         shown.print(line, markup=False)
     print_rows(rows, "Median rates; ratios are of medians, with a 95% interval over rounds", shown)
     line = json.dumps(known, allow_nan=False)
-    keep.append(line)
     print(line)
+    if path is not None:
+        path.write_text(f"{line}\n")
 
 
 def _bounds(rows: Sequence[Row], flops: int | None) -> Iterator[str]:
@@ -183,7 +190,7 @@ def _bounds(rows: Sequence[Row], flops: int | None) -> Iterator[str]:
             most = row.p50 / row.ceiling_share
             yield (
                 f"a large {row.precision} convolution runs at {most * flops / 1e9:,.0f} GFLOP/s in PyTorch: "
-                f"{most:,.0f} pictures/s of {flops / 1e9:.2f} GFLOP each"
+                f"{most:,.0f} pictures/s of {flops / 1e9:.3g} GFLOP each"
             )
 
 
@@ -295,10 +302,13 @@ def _precisions(text: str) -> list[str]:
     return _names("--precision", text, PRECISIONS)
 
 
-def _stages(text: str, baseline: bool) -> list[str]:
+def _stages(text: str, baseline: bool, workers: str | None) -> list[str]:
     from ..throughput import STAGES
 
-    return _names("--stages", f"{text},baseline" if baseline else text, STAGES)
+    stages = _names("--stages", f"{text},baseline" if baseline else text, STAGES)
+    if workers is not None and "end-to-end" not in stages:
+        raise InputError(f"--workers {workers}: decode in end-to-end; leave it out, or add that to --stages")
+    return stages
 
 
 def _workers(text: str | None) -> list[int]:
@@ -346,6 +356,8 @@ def _bank(occluders: str, classifier: FrozenClassifier, seed: int) -> Tensor:
         signs = torch.randint(0, 2, (count, size, size, 3), generator=generator)
         return (signs * 2.0 - 1) * _EPSILON
     path = Path(occluders if count is None else kind)
+    if not path.is_file():
+        raise InputError(f"--occluders {occluders}: no such bank; give a number, zero:K, FILE or FILE:K")
     bank = OccluderBank.load(path)
     bank.check_fits(classifier, path)
     if count is not None and count > len(bank.occluders):

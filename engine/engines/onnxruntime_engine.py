@@ -90,7 +90,7 @@ class OnnxRuntimeEngine(Engine):
     def _open_session(self, path: Path) -> Any:
         ort = _onnxruntime()
         options = ort.SessionOptions()
-        # Threads that wait spinning would take the cores from decoding, scoring and any other session.
+        # Threads that wait spinning would take the cores from decoding, scoring and PyTorch.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         # Without these a GPU provider that fails only warns, and the CPU does the work.

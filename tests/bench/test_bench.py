@@ -70,6 +70,16 @@ def test_trt_alone_is_an_error_without_a_gpu(run: Run) -> None:
     assert err.count("\n") == 1
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_no_engine_at_all_is_3(run: Run) -> None:
+    code, out, err = run(*MODEL, "--device", "cuda")
+    assert (code, out) == (3, "")
+    assert "CUDA" in err
+    code, out, _ = run(*MODEL, "--device", "cuda", "--engine", "torch,trt")
+    assert code == 3
+    assert [row["available"] for row in rows_of(out)] == [False, False]
+
+
 def test_an_engine_that_is_wrong_has_no_speed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "_differs", lambda *_: "differs from PyTorch: by a lot")
     code, out, _ = run(*MODEL, "--engine", "torch", "--occluders", 2)
@@ -177,7 +187,11 @@ def test_the_plot(run: Run, tmp_path: Path) -> None:
         (("--seconds", "0"), "--seconds 0.0: expected a number above 0"),
         (("--images", "nowhere"), "--images nowhere: no such folder"),
         (("--occluders", "0"), "--occluders 0: expected at least 1"),
-        (("--occluders", "nowhere.safetensors"), "nowhere.safetensors"),
+        (("--occluders", "nowhere.safetensors"), "--occluders nowhere.safetensors: no such bank; give a number"),
+        (("--engine", "openvino", "--precision", "fp16"), "--precision fp16: engine openvino has fp32, bf16 here"),
+        (("--scaling", "2x2", "--occluders", "7"), "--occluders 7: --scaling says how many"),
+        (("--stages", "bare", "--workers", "1"), "--workers 1: decode in end-to-end"),
+        (("--plot", "/proc/nope/a.png", "--json", "b.json"), "/proc/nope/a.png: No such file"),
         (("--loader", "pil"), "--loader pil: expected some of pillow, dali, decoded-cache"),
         (("--loader", "dali", "--train"), "--train: not read beside --loader; leave one of them out"),
         (("--workers", "1,0"), "--workers 0: expected numbers of threads"),

@@ -55,6 +55,13 @@ def test_selftest_passes_and_prints_every_precision(
     assert all(check["reason"] for check in checks if not check["passed"])
 
 
+@pytest.fixture
+def only_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is spoilt there: the others need not be compiled."""
+    monkeypatch.setattr(doctor, "ENGINES", ("torch",))
+
+
+@pytest.mark.usefixtures("only_torch")
 @pytest.mark.parametrize("spoil", [1e-3, float("nan")])
 def test_a_wrong_engine_fails_with_4(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], spoil: float):
     right = TorchEngine.infer
@@ -64,6 +71,7 @@ def test_a_wrong_engine_fails_with_4(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "FAILED" in out
 
 
+@pytest.mark.usefixtures("only_torch")
 def test_an_engine_that_breaks_is_a_failure_not_a_traceback(monkeypatch: pytest.MonkeyPatch):
     def broken(*_: object) -> Tensor:
         raise RuntimeError("no such operation on this device\nand a long stack")
@@ -74,6 +82,7 @@ def test_an_engine_that_breaks_is_a_failure_not_a_traceback(monkeypatch: pytest.
     assert checks[0].reason == "no such operation on this device"
 
 
+@pytest.mark.usefixtures("only_torch")
 def test_the_selftest_would_notice_one_occluder_swapped(monkeypatch: pytest.MonkeyPatch):
     right = TorchEngine.load_bank
     monkeypatch.setattr(TorchEngine, "load_bank", lambda engine, bank: right(engine, bank.flip(0)))

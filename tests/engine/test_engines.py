@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -177,23 +178,20 @@ def test_another_bank_takes_the_place_of_the_first(
     assert_close(case, engine.infer(IMAGES, *pairs), truth(IMAGES, pairs, larger))
 
 
-@pytest.mark.parametrize(
-    ("images", "pairs", "word"),
-    [
-        (IMAGES, torch.tensor([[4], [0]]), "image_index: entries must lie in 0..3"),
-        (IMAGES, torch.tensor([[0], [4]]), "occluder_index: entries must lie in 0..3"),
-        (IMAGES, torch.tensor([[0], [-1]]), "occluder_index: entries"),
-        (IMAGES.float(), PAIRS, "images: expected uint8"),
-        (IMAGES[:, 1:], PAIRS, "images: expected uint8 [B, 16, 16, 3], got uint8 [4, 15, 16, 3]"),
-        (IMAGES, PAIRS.int(), "expected two int64"),
-    ],
-)
-def test_bad_calls_are_refused_before_the_library_sees_them(
-    engine: Engine, images: Tensor, pairs: Tensor, word: str
-) -> None:
-    with pytest.raises(ValueError, match=r"expected|entries") as caught:
-        engine.infer(images, *pairs)
-    assert word in str(caught.value)
+BAD_CALLS = [
+    (IMAGES, torch.tensor([[4], [0]]), "image_index: entries must lie in 0..3"),
+    (IMAGES, torch.tensor([[0], [4]]), "occluder_index: entries must lie in 0..3"),
+    (IMAGES, torch.tensor([[0], [-1]]), "occluder_index: entries"),
+    (IMAGES.float(), PAIRS, "images: expected uint8"),
+    (IMAGES[:, 1:], PAIRS, "images: expected uint8 [B, 16, 16, 3], got uint8 [4, 15, 16, 3]"),
+    (IMAGES, PAIRS.int(), "expected two int64"),
+]
+
+
+def test_bad_calls_are_refused_before_the_library_sees_them(engine: Engine) -> None:
+    for images, pairs, word in BAD_CALLS:
+        with pytest.raises(ValueError, match=re.escape(word)):
+            engine.infer(images, *pairs)
 
 
 def test_no_bank_is_an_error_and_so_is_one_of_another_size(case: Case, bank: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,15 @@ def bank(make_bank: MakeBank) -> OccluderBank:
     return make_bank(fitted=torch.tensor([3, 1]), held_out=torch.tensor([7]))
 
 
+@pytest.fixture(scope="module")
+def exported(tiny_classifier: FrozenClassifier, bank: OccluderBank, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tiny_classifier, bank, tmp_path_factory.mktemp("exported") / "out").folder
+
+
 @pytest.fixture
-def artefact(tiny_classifier: FrozenClassifier, bank: OccluderBank, tmp_path: Path) -> Artefact:
-    return export(tiny_classifier, bank, tmp_path / "out")
+def artefact(exported: Path, tmp_path: Path) -> Artefact:
+    """A copy for each test to spoil."""
+    return Artefact.load(shutil.copytree(exported, tmp_path / "out"))
 
 
 def spoil(artefact: Artefact, **changes: Any) -> Path:

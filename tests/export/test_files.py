@@ -71,3 +71,9 @@ def test_tensors_that_do_not_fit_leave_what_was_there(tmp_path: Path) -> None:
     assert caught.value.filename == str(target)
     assert target.read_bytes() == small
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_another_file_keeps_its_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, atomic_path(tmp_path / "b.txt"):
+        (tmp_path / "a.txt").read_text()
+    assert caught.value.filename == str(tmp_path / "a.txt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable
@@ -201,20 +202,29 @@ AWKWARD = [(1, 1), (1, 2), (3, 2), (5, 400), (400, 5), (63, 64), (65, 64), (64, 
 AWKWARD += [(333, 129), (4097, 61), (61, 4097), (4003, 4001)]
 
 
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    root, rng = tmp_path_factory.mktemp("awkward"), np.random.default_rng(0)
+    names = [f"{width}x{height}.jpg" for width, height in AWKWARD]
+    for name, (width, height) in zip(names, AWKWARD, strict=True):
+        pixels = (rng.integers(0, 2, (height, width, 3)) * 255).astype(np.uint8)
+        Image.fromarray(pixels).save(root / name, quality=95, subsampling=0)
+    return root, names
+
+
+awkward_reference = functools.cache(reference)  # each loader is held against the same
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_awkward_sizes_are_read_as_torchvision_reads_them(
-    tmp_path: Path, open_loader: Open, interpolation: str
+    awkward: tuple[Path, list[str]], open_loader: Open, interpolation: str
 ) -> None:
-    rng = np.random.default_rng(0)
-    for width, height in AWKWARD:
-        pixels = (rng.integers(0, 2, (height, width, 3)) * 255).astype(np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{width}x{height}.jpg", quality=95, subsampling=0)
-    names = [f"{width}x{height}.jpg" for width, height in AWKWARD]
+    root, names = awkward
     for preprocessing in (Preprocessing(56, 64, interpolation), Preprocessing(64, 64, interpolation)):
-        (block,) = open_loader(tmp_path, preprocessing).blocks(names, 64)
+        (block,) = open_loader(root, preprocessing).blocks(names, 64)
         assert block.quarantined == {}
         for name, image in zip(names, block.images, strict=True):
-            np.testing.assert_array_equal(image, reference(tmp_path / name, preprocessing), name)
+            np.testing.assert_array_equal(image, awkward_reference(root / name, preprocessing), name)
 
 
 # Reading ahead
