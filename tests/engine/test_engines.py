@@ -89,7 +89,9 @@ def case(
     request: pytest.FixtureRequest, tiny_classifier: FrozenClassifier, artefact: Callable[[str, str], Artefact]
 ) -> Case:
     engine, precision, form = request.param
-    return Case(engine, precision, form, tiny_classifier if form == "model" else artefact(form, precision))
+    if form == "model":  # as one of a library, whose graph is exported once and cached
+        return Case(engine, precision, form, replace(tiny_classifier, origin="tests"))
+    return Case(engine, precision, form, artefact(form, precision))
 
 
 @pytest.fixture

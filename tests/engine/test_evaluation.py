@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import nn
 
 from gfo.engine import all_pairs
 from gfo.engine.all_pairs import noise_row
-from gfo.engine.evaluation import evaluate
+from gfo.engine.evaluation import evaluate as evaluate_anywhere
 from gfo.engine.store import RunStore
 from gfo.export.bank import BankHeader, OccluderBank, picture_key
 from gfo.export.classifier import FrozenClassifier
@@ -26,6 +27,8 @@ from gfo.export.preprocessing import Preprocessing
 SIZE, EPSILON = 12, 30.0
 IDS = {"ant": 0, "bee": 3, "cat": 1, "dog": 2}
 PREPROCESSING = Preprocessing(SIZE, SIZE, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+# The other engines export their graph in every call, and have tests of their own.
+evaluate = functools.partial(evaluate_anywhere, engine="torch")
 
 
 def network() -> nn.Module:
@@ -100,7 +103,7 @@ def brute_force(root: Path, paths: list[str], bank: OccluderBank, seed: int) -> 
 def test_every_pair_equals_brute_force(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, batch_size: int
 ) -> None:
-    summary = evaluate(classifier, bank, pictures, "val", tmp_path / "run", batch_size=batch_size, seed=5)
+    summary = evaluate_anywhere(classifier, bank, pictures, "val", tmp_path / "run", batch_size=batch_size, seed=5)
     store = RunStore.open(tmp_path / "run")
     assert store.paths == sorted(
         f"val/{f}/{p.name}" for f in ("ant", "bee", "cat") for p in (pictures / "val" / f).iterdir()
