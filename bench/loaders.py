@@ -237,13 +237,15 @@ def _reading(source: PictureSource, paths: Sequence[str], size: int, device: tor
 
 @contextlib.contextmanager
 def _cores(count: int) -> Iterator[None]:
-    """Keep this thread, and those that it starts, to so many cores, where the system can."""
+    """Keep this thread, those that it starts and PyTorch's, which run already, to so many cores, where it can be."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
-    before = os.sched_getaffinity(0)
+    before, threads = os.sched_getaffinity(0), torch.get_num_threads()
     os.sched_setaffinity(0, sorted(before)[:count])
+    torch.set_num_threads(min(count, threads))
     try:
         yield
     finally:
         os.sched_setaffinity(0, before)
+        torch.set_num_threads(threads)

@@ -35,6 +35,8 @@ MIN_ROUNDS = 5
 # Each alternative is warmed up for this share of the budget. A sample is long enough for the clock and for a moment's
 # disturbance, and long budgets give longer samples rather than ever more of them.
 _WARM_UP_SHARE, _SAMPLE_SECONDS, _MOST_ROUNDS = 0.1, 5e-3, 200
+# And at least this share of the longest call beside it: a network's single batch against a whole evaluation.
+_SAMPLE_SHARE = 0.1
 _RESAMPLES, _INTERVAL = 2000, (2.5, 97.5)
 _COPY_BYTES, _COPY_SECONDS = {"cpu": 1 << 28, "cuda": 1 << 30}, 1.0
 # Written between two timings on a GPU, several times what its L2 cache holds: else the inputs would lie there.
@@ -72,8 +74,8 @@ class Row:
         Of the rates: `pairs/s`, `pictures/s`, …; higher is better.
     p20, p50, p80
         Rates that 20%, 50% and 80% of the rounds stay below.
-    ratio
-        Against another row of the same set, timed in the same rounds.
+    ratio, to_plain
+        Against another row of the same set, and against the plain loop, timed in the same rounds.
     peak_rss_mb
         Largest resident memory of the process so far, MiB.
     available, reason
@@ -112,6 +114,7 @@ class Row:
     p50: float | None = None
     p80: float | None = None
     ratio: Ratio | None = None
+    to_plain: Ratio | None = None
     peak_rss_mb: float | None = None
     available: bool = True
     reason: str = ""
@@ -203,7 +206,9 @@ def measure(
         float64 [rounds] for each name; entry i of all of them is from the same round.
     """
     sample = max(_SAMPLE_SECONDS, seconds / (_MOST_ROUNDS * max(1, len(alternatives))))
-    calls = {name: _warm_up(call, seconds * _WARM_UP_SHARE, sample, timer) for name, call in alternatives.items()}
+    warm = {name: _warm_up(call, seconds * _WARM_UP_SHARE, timer) for name, call in alternatives.items()}
+    sample = max(sample, _SAMPLE_SHARE * max(warm.values(), default=0.0))
+    calls = {name: max(1, math.ceil(sample / taken)) if taken > 0 else 1 for name, taken in warm.items()}
     times: dict[str, list[float]] = {name: [] for name in alternatives}
     start, rounds = timer.now(), 0
     while alternatives and (rounds < MIN_ROUNDS or timer.now() - start < seconds):
@@ -215,15 +220,15 @@ def measure(
     return {name: np.array(values) for name, values in times.items()}
 
 
-def _warm_up(call: Call, seconds: float, sample: float, timer: Timer) -> int:
-    """How many calls make a sample; the very first, which may compile or allocate, does not count."""
+def _warm_up(call: Call, seconds: float, timer: Timer) -> float:
+    """Seconds a call; the very first, which may compile or allocate, does not count."""
     call()
     start, done, elapsed = timer.now(), 0, 0.0
     while done == 0 or elapsed < seconds:
         call()
         done += 1
         elapsed = timer.now() - start
-    return max(1, math.ceil(sample * done / elapsed)) if elapsed > 0 else 1
+    return elapsed / done
 
 
 def bandwidth(device: str, *, size: int | None = None) -> float:
@@ -239,7 +244,7 @@ def bandwidth(device: str, *, size: int | None = None) -> float:
 
 
 def ceiling(precision: str, device: torch.device) -> tuple[Call, int] | None:
-    """A large 3 x 3 convolution in PyTorch, and its FLOP (an addition is one): what the multipliers here reach.
+    """A large 3 x 3 convolution in PyTorch, and its FLOP (an addition is one): a yardstick for the multipliers here.
 
     It comes nearer to them than a matrix product, whose operands are laid out anew in every call. None where the
     precision has no convolution on the device.
@@ -367,6 +372,9 @@ def print_rows(rows: Sequence[Row], title: str, console: Console) -> None:
         if row.passed is False:
             what = (row.kernel, row.model, row.precision, row.engine, row.device)
             console.print(f"{' '.join(filter(None, what))}: {row.reason}", markup=False, soft_wrap=True)
+    doubts = dict.fromkeys((row.engine, row.reason) for row in rows if row.available and row.reason)
+    for engine, reason in doubts:
+        console.print(f"{engine}: {reason}", markup=False, soft_wrap=True)
     for reason, count in absent.items():
         engines = ", ".join(dict.fromkeys(row.engine for row in rows if row.reason == reason))
         console.print(f"{count} {'row' if count == 1 else 'rows'} ({engines}): {reason}", markup=False, soft_wrap=True)
@@ -377,7 +385,11 @@ def _rate(rate: float | None) -> str:
 
 
 def _ratio(ratio: Ratio | None) -> str:
-    return "" if ratio is None else f"{ratio.median:.2f} {ratio.to} ({ratio.low:.2f}–{ratio.high:.2f})"
+    return (
+        ""
+        if ratio is None
+        else " ".join(filter(None, (f"{ratio.median:.2f}", ratio.to, f"({ratio.low:.2f}–{ratio.high:.2f})")))
+    )
 
 
 def _number(value: float | None, form: str) -> str:
@@ -403,6 +415,7 @@ _COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "p80": lambda row: _rate(row.p80),
     "unit": lambda row: row.unit,
     "ratio to (95%)": lambda row: _ratio(row.ratio),
+    "to the plain loop": lambda row: _ratio(row.to_plain and replace(row.to_plain, to="")),
     "of ceiling": lambda row: _number(row.ceiling_share, ".0%"),
     "of copy": lambda row: _number(row.bandwidth_share, ".0%"),
     "MiB a call": lambda row: _number(row.extra_mb, ".1f"),

@@ -57,7 +57,8 @@ class PlainLoop:
         loader: Any = DataLoader(self, batch_size=BATCH)  # type: ignore[arg-type]
         for images in loader:
             occluded = _occluded(images.to(self._device), self._occluder, self._preprocessing)
-            found += int((self._network(occluded).argmax(dim=1) == 0).sum())
+            with exact_float32("fp32", self._device):
+                found += int((self._network(occluded).argmax(dim=1) == 0).sum())
         return found
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,8 +29,8 @@ from ..engine.engines.trt_engine import TrtEngine
 from ..engine.parity import judge, parity_pairs
 from ..engine.pictures import Block, open_source
 from ..engine.progress import Progress, no_progress
-from ..engine.runtime import best_seconds, worker_count
-from ..engine.split import Split, measured_splits, rates_in_words, splits_to_try
+from ..engine.runtime import best_seconds, fitting_memory, worker_count
+from ..engine.split import Split, default_split, measured_splits, rates_in_words, splits_to_try
 from ..engine.store import CLEAN, READ_TOGETHER, RunStore
 from ..export.errors import EngineUnavailable, InputError
 from .measure import Call, Ratio, Row, ceiling, measure, ratio, timer, with_rates
@@ -41,13 +40,13 @@ from .work import Work
 
 STAGES = ("bare", "pairs", "end-to-end", "baseline")
 _GATE_PAIRS = 24
-_BATCHES = {"cpu": (8, 16, 32, 64), "cuda": (32, 64, 128, 256)}
 # One call of the longest stage takes about this share of the seconds for an engine, and a whole part at least.
 _CALL_SHARE = 0.12
 # NVIDIA's own benchmark runs beside, for this share of the seconds.
 _TRTEXEC_SHARE = 0.2
-# Between two alternatives: ONNX Runtime's threads spin for some time after a call, beside PyTorch's.
+# Between two alternatives: threads that spin for some time after a call would do so beside the next one's.
 _REST = 0.1
+_BLIND = "unchecked: with these weights an engine that takes wrong occluders would answer the same; give real ones"
 # Files that a call of the plain loop reads.
 _PLAIN_PICTURES = 32
 
@@ -78,7 +77,7 @@ def throughput_rows(
     -------
     list
         Ratios of `pairs` and `end-to-end` are to `bare` of the same engine (to `pairs` where that is not asked for),
-        those of `bare` to the plain loop, those of points to the first.
+        those of points to the first; `to_plain` is to the plain loop.
 
     Raises
     ------
@@ -86,20 +85,22 @@ def throughput_rows(
         The only engine at the only precision cannot be opened, or a picture cannot be read.
     """
     rows: list[Row] = []
+    block = _block(work)
+    asked = _asked(stages, points)
     for name in engines:
         for precision in precisions:
-            with ExitStack() as stack:
-                progress.say(f"engine {name} at {precision}")
-                try:
-                    opened, why = open_engine(name, work.classifier, precision, device, pairs=work.pairs)
-                    engine = stack.enter_context(opened)
-                except (EngineUnavailable, InputError) as error:
-                    if len(engines) == len(precisions) == 1:
-                        raise
-                    rows.append(_row(work, "bare", name, precision, available=False, reason=str(error)))
-                    continue
-                progress.say(f"{engine.name} on {engine.device}: {why}; {engine.how}")
-                rows += _engine_rows(work, engine, stages, points, seconds, progress)
+            progress.say(f"engine {name} at {precision}")
+            try:
+                opened, why = open_engine(name, work.classifier, precision, device, pairs=work.pairs)
+                with opened as engine:
+                    progress.say(f"{engine.name} on {engine.device}: {why}; {engine.how}")
+                    rows += _engine_rows(work, engine, block, stages, points, seconds, progress)
+            except (EngineUnavailable, InputError, RuntimeError) as error:
+                # What the others gave is not lost; a RuntimeError is a library's, as of an operation that it lacks.
+                if len(engines) == len(precisions) == 1:
+                    raise
+                reason = str(error).splitlines()[0]
+                rows.append(_row(work, asked[0], name, precision, available=False, reason=reason))
     return rows
 
 
@@ -119,6 +120,7 @@ def _row(work: Work, stage: str, engine: str, precision: str, **found: Any) -> R
 def _engine_rows(
     work: Work,
     engine: Engine,
+    block: Block,
     stages: Sequence[str],
     points: Sequence[tuple[int, int]],
     seconds: float,
@@ -127,15 +129,20 @@ def _engine_rows(
     """What is asked for of one engine, if its answers are right."""
     blank = partial(_row, work, engine=engine.name, precision=engine.precision, device=engine.torch_device.type)
     engine.load_bank(work.occluders)
-    block = _block(work)
-    wrong = _differs(engine, work, block.images)
+    wrong, telling = _differs(engine, work, block.images)
     if wrong:
-        asked = ["end-to-end"] * len(points) or [stage for stage in stages if stage != "baseline"]
-        return [blank(stage, available=False, passed=False, reason=wrong) for stage in asked]
+        return [blank(stage, available=False, passed=False, reason=wrong) for stage in _asked(stages, points)]
     progress.say("its logits are PyTorch's; choosing batches")
     if points:
-        return _points(work, engine, points, blank, seconds, progress)
-    return _stages(work, engine, block, stages, blank, seconds, progress)
+        rows = _points(work, engine, points, blank, seconds, progress)
+    else:
+        rows = _stages(work, engine, block, stages, blank, seconds, progress)
+    return rows if telling else [replace(row, reason=_BLIND) for row in rows]
+
+
+def _asked(stages: Sequence[str], points: Sequence[tuple[int, int]]) -> list[str]:
+    """The stages of an engine's rows."""
+    return ["end-to-end"] * len(points) or [stage for stage in stages if stage != "baseline"] or ["baseline"]
 
 
 def _block(work: Work) -> Block:
@@ -168,8 +175,13 @@ def _stages(
         calls["ceiling"] = bound[0]
     times = measure(calls, seconds=seconds, timer=timer(engine.torch_device.type), rest=_REST)
     rates = {name: pairs / times[name] for name, (_, pairs, _) in chosen.items()}
+    plain = rates.get("baseline")
     rows = [
-        with_rates(row, rates[name], _against(row.stage, rates[name], rates)) for name, (_, _, row) in chosen.items()
+        replace(
+            with_rates(row, rates[name], _against(row.stage, rates[name], rates)),
+            to_plain=None if plain is None or name == "baseline" else ratio(rates[name], "baseline", plain),
+        )
+        for name, (_, _, row) in chosen.items()
     ]
     if isinstance(engine, TrtEngine) and "bare" in chosen:
         _, pairs, _ = chosen["bare"]
@@ -227,7 +239,7 @@ def _plain_row(work: Work, plain: PlainLoop, device: torch.device) -> Row:
 
 
 def _against(stage: str, own: NDArray[np.float64], rates: dict[str, NDArray[np.float64]]) -> Ratio | None:
-    others = {"pairs": ("bare",), "end-to-end": ("bare", "pairs"), "bare": ("baseline",)}.get(stage, ())
+    others = {"pairs": ("bare",), "end-to-end": ("bare", "pairs")}.get(stage, ())
     to = next((name for name in others if name in rates), None)
     return None if to is None else ratio(own, to, rates[to])
 
@@ -262,8 +274,11 @@ def _points(
     ]
 
 
-def _differs(engine: Engine, work: Work, images: Tensor) -> str:
-    """How its logits differ from PyTorch's beyond what the precision explains, in words; empty where they don't."""
+def _differs(engine: Engine, work: Work, images: Tensor) -> tuple[str, bool]:
+    """How its logits differ from PyTorch's beyond what the precision explains, in words; empty where they don't.
+
+    And whether these weights and pictures would tell an engine that takes the wrong occluders from a right one.
+    """
     pairs = parity_pairs(None, range(len(work.occluders)), len(images), _GATE_PAIRS, seed=0)
 
     def logits(of: Engine) -> Tensor:
@@ -276,25 +291,25 @@ def _differs(engine: Engine, work: Work, images: Tensor) -> str:
             references[precision] = logits(reference)
     own = references[engine.precision] if engine.precision != "fp32" else None
     verdict = judge(references["fp32"], found, pairs, engine.precision, None, own)
-    return "" if verdict.passed else f"differs from PyTorch: {verdict.reason}"
+    with engine_class("torch")(work.classifier, "fp32", "cpu") as wrong:
+        wrong.load_bank(-work.occluders.flip(0))
+        spoilt = judge(references["fp32"], logits(wrong), pairs, engine.precision, None, own)
+    return "" if verdict.passed else f"differs from PyTorch: {verdict.reason}", not spoilt.passed
 
 
 def _best_bare(engine: Engine) -> tuple[Call, int, str]:
-    """The fastest call of the network alone, its pictures, and what it is: first the layout, then the batch."""
-    batches = (engine.fixed_pairs,) if engine.fixed_pairs else _BATCHES[engine.torch_device.type]
-    middle = batches[len(batches) // 2]
-    place = engine.torch_device
-    layouts = best_seconds(engine.bare(middle), place)
-    layout = min(layouts, key=layouts.__getitem__)
-    calls = {batch: engine.bare(batch)[layout] for batch in batches}
-    taken = best_seconds(calls, place)
-    batch = min(batches, key=lambda batch: taken[batch] / batch)
-    return calls[batch], batch, f"batch {batch}, {layout}"
+    """The fastest call of the network alone, its pictures, and what it is, of all batches in both layouts."""
+    batches = list(dict.fromkeys(split.pairs for split in splits_to_try(engine)))
+    calls = {(batch, layout): call for batch in batches for layout, call in engine.bare(batch).items()}
+    with fitting_memory(batches[0], engine.device):
+        taken = best_seconds(calls, engine.torch_device, turns=3, errors=(torch.OutOfMemoryError,))
+    batch, layout = min(taken, key=lambda key: taken[key] / key[0])
+    return calls[batch, layout], batch, f"batch {batch}, {layout}"
 
 
 def _best_split(engine: Engine, work: Work, progress: Progress) -> tuple[Split, float]:
     """How pairs are cut into passes, and pairs a second; as `engine.split`, but measured whatever is remembered."""
-    splits = [Split(work.pairs, False)] if work.pairs else splits_to_try(engine)
+    splits = [default_split(engine, work.pairs)] if work.pairs else splits_to_try(engine)
     taken = measured_splits(engine, work.rows, splits)
     best = min(taken, key=taken.__getitem__)
     progress.say(f"pairs: {best}, of {rates_in_words(taken)}")
@@ -317,10 +332,13 @@ def _score_all(engine: Engine, block: Block, rows: int, split: Split) -> None:
 
 
 def _end_to_end(engine: Engine, work: Work, pictures: int, split: Split, workers: int) -> None:
-    source = open_source(work.loader, work.folder, work.classifier.preprocessing, workers, device=engine.torch_device)
+    source = open_source("auto", work.folder, work.classifier.preprocessing, workers, device=engine.torch_device)
     rows, paths = [CLEAN, *range(len(work.occluders))], work.files(pictures)
     with tempfile.TemporaryDirectory(prefix="gfo-bench-") as folder:
         facts = {"data_root": str(work.folder)}
         zeros = [0] * pictures
         store = RunStore.create(Path(folder), facts, paths=paths, labels=zeros, fit=zeros, occluders=rows)
-        all_pairs(engine, store, source, split)
+        _, pairs = all_pairs(engine, store, source, split)
+    if pairs != pictures * len(rows):
+        unread = pictures - pairs // len(rows)
+        raise InputError(f"--images {work.folder}: {unread} of {pictures} files are no pictures; take them away")

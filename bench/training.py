@@ -14,7 +14,7 @@ import torch
 
 from ..engine.engines.torch_engine import resolve_device
 from ..engine.progress import Progress, no_progress
-from ..engine.runtime import exact_float32, keep_freed_memory
+from ..engine.runtime import deterministic, exact_float32, keep_freed_memory
 from ..engine.train_config import TrainConfig
 from ..engine.training import training_step
 from ..export.classifier import FrozenClassifier
@@ -79,7 +79,7 @@ def _step(classifier: FrozenClassifier, precision: str, place: torch.device) -> 
     step = training_step(classifier, precision, place, TrainConfig(epsilon=10.0), groups=_TOGETHER)
 
     def run() -> None:
-        with exact_float32(precision, place):
+        with exact_float32(precision, place), deterministic(place):
             step(images, index, labels)
 
     return run

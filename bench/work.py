@@ -38,7 +38,6 @@ class Work:
     folder: Path
     paths: Sequence[str]
     data: str
-    loader: str = "auto"
     pictures: int | None = None
     pairs: int | None = None
     workers: Sequence[int] = ()

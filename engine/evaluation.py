@@ -24,7 +24,7 @@ from .engines import open_engine
 from .engines.base import Subject
 from .folders import SPLITS, ClassFolder, list_classes, name_of
 from .metrics import summarize
-from .pictures import open_source
+from .pictures import open_source, shard_starts
 from .progress import Progress, no_progress
 from .runtime import peak_rss_mb, worker_count
 from .shards import shards_of
@@ -162,13 +162,19 @@ def evaluate(
         if isinstance(bank, OccluderBank):
             noise = noise_row(bank.epsilon, bank.norm, bank.occluders.shape[1], seed)
             engine_.load_bank(torch.cat([bank.occluders, noise[None]]))
-        passes, why = choose_split(engine_, len(store.occluders), len(store), batch_size)
+        passes, why = choose_split(engine_, len(store.occluders), _to_do(store, shard), batch_size)
         progress.say(f"{passes}: {why}")
         seconds, pairs = all_pairs(engine_, store, source, passes, shard=shard, progress=progress)
     remaining = sum(min(store.block, len(store) - start) for start in store.pending())
     if remaining:  # a shard's worker that is not the last
         return {"complete": False, "remaining": remaining, **_speed(out, seconds, pairs)}
     return _summary(out, store, seconds, pairs)
+
+
+def _to_do(store: RunStore, shard: tuple[int, int] | None) -> int:
+    """Pictures that this call will read."""
+    own = shard_starts(len(store), store.block, *(shard or (0, 1)))
+    return sum(min(store.block, len(store) - start) for start in store.pending() if start in own)
 
 
 def _unchecked(artefact: Artefact) -> str | None:

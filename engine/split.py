@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from ..export.cache import cache_dir
+from ..export.classifier import UNNAMED, FrozenClassifier
 from ..export.files import atomic_path
 from .engines.base import Engine
-from .runtime import best_seconds, worker_count
+from .runtime import best_seconds, fitting_memory, worker_count
+from .store import READ_TOGETHER
 
 # Without a measurement: so many on a GPU, or of small pictures; on a CPU about eight of 224², whose activations stay in
 # its caches (up to 2.7 times as fast as 64 of them; docs/performance.md).
@@ -57,10 +59,10 @@ class Split:
 
 
 def default_split(engine: Engine, pairs: int | None = None) -> Split:
-    """What is right without a measurement: squares for Triton's kernels, else picture by picture."""
+    """What is right without a measurement: squares for kernels that take a grid, else picture by picture."""
     if pairs is None:
         pairs = engine.fixed_pairs or default_pairs(engine.torch_device.type, engine.subject.preprocessing.input_size)
-    return Split(pairs, engine.impl == "triton")
+    return Split(pairs, engine.takes_grids)
 
 
 def default_pairs(device: str, size: int) -> int:
@@ -85,7 +87,7 @@ def choose_split(engine: Engine, rows: int, pictures: int, asked: int | None) ->
     if asked is not None:
         return default_split(engine, asked), "asked for"
     path = _remembered_at(engine)
-    known = _remembered(path)
+    known = None if path is None else _remembered(path)
     if known is not None:
         return known, "measured before"
     every = splits_to_try(engine)
@@ -93,24 +95,28 @@ def choose_split(engine: Engine, rows: int, pictures: int, asked: int | None) ->
         return default_split(engine), "too few pairs for a measurement to be worth it"
     taken = measured_splits(engine, rows, every)
     best = min(taken, key=taken.__getitem__)
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(asdict(best)))
+    if path is not None:
+        with atomic_path(path) as partial:
+            partial.write_text(json.dumps(asdict(best)))
     return best, rates_in_words(taken)
 
 
 def measured_splits(engine: Engine, rows: int, splits: list[Split]) -> dict[Split, float]:
-    """Seconds a pair of one pass of each, on noise (`best_seconds`)."""
+    """Seconds a pair of one pass of each that fits the memory, on noise (`best_seconds`)."""
     size = engine.subject.preprocessing.input_size
     most = max(split.pairs for split in splits)
     generator = torch.Generator().manual_seed(0)
-    images = engine.place(torch.randint(0, 256, (most, size, size, 3), dtype=torch.uint8, generator=generator))
-    labels = engine.place(torch.zeros(most, dtype=torch.int64))
-    passes = {split: next(split.pieces(torch.arange(most), rows)) for split in splits}
+    count = min(most, READ_TOGETHER)  # as in a part: with few rows a pass may hold less than it could
+    images = engine.place(torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator))
+    labels = engine.place(torch.zeros(count, dtype=torch.int64))
+    passes = {split: next(split.pieces(torch.arange(count), rows)) for split in splits}
 
     def scored(piece: Tensor) -> Callable[[], object]:
         return lambda: engine.score(images, piece // rows, piece % rows, labels)
 
-    best = best_seconds({split: scored(piece) for split, piece in passes.items()}, engine.torch_device, turns=3)
+    calls = {split: scored(piece) for split, piece in passes.items()}
+    with fitting_memory(min(split.pairs for split in splits), engine.device):
+        best = best_seconds(calls, engine.torch_device, turns=3, errors=(torch.OutOfMemoryError,))
     return {split: seconds / len(passes[split]) for split, seconds in best.items()}
 
 
@@ -122,17 +128,17 @@ def rates_in_words(taken: dict[Split, float]) -> str:
 def splits_to_try(engine: Engine) -> list[Split]:
     """Those that may be fastest: squares only for kernels that gain by them, others would see passes of all lengths."""
     every = (engine.fixed_pairs,) if engine.fixed_pairs else _PAIRS[engine.torch_device.type]
-    return [
-        Split(pairs, square) for pairs in every for square in ((False, True) if engine.impl == "triton" else (False,))
-    ]
+    return [Split(pairs, square) for pairs in every for square in ((False, True) if engine.takes_grids else (False,))]
 
 
 def _short(split: Split) -> str:
     return f"{split.pairs}{' square' if split.square else ''}"
 
 
-def _remembered_at(engine: Engine) -> Path:
-    """Where the best split of this machine, engine and network is noted."""
+def _remembered_at(engine: Engine) -> Path | None:
+    """Where the best split of this machine, engine and network is noted; None for a network that has no name."""
+    if isinstance(engine.subject, FrozenClassifier) and engine.subject.model == UNNAMED:
+        return None
     facts = {
         "machine": [platform.node(), platform.machine(), engine.device, worker_count(), torch.get_num_threads()],
         "engine": [engine.name, engine.variant, engine.impl, engine.precision, engine.fixed_pairs],

@@ -33,6 +33,7 @@ from .weights import fetch_state, fit_state
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+UNNAMED = "module"  # the model of a network that is handed over in memory
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -59,7 +60,7 @@ class FrozenClassifier:
 
     @classmethod
     def from_module(
-        cls, module: nn.Module, preprocessing: Preprocessing, *, model: str = "module", weights: str = "own"
+        cls, module: nn.Module, preprocessing: Preprocessing, *, model: str = UNNAMED, weights: str = "own"
     ) -> FrozenClassifier:
         """Freeze a user's own network, which maps normalised [P, 3, S, S] to logits [P, C].
 
@@ -161,17 +162,27 @@ def _from_torchvision(name: str, spec: ModelSpec) -> tuple[nn.Module, Preprocess
     if name in ("googlenet", "inception_v3"):
         # Pretrained Inception networks normalise once more inside; the library's builder sets it with the weights.
         auxiliary = state is not None and any(key.lower().startswith("aux") for key in state)
-        options = {"transform_input": True, "init_weights": state is None, "aux_logits": auxiliary}
+        options = {"transform_input": True, "init_weights": False, "aux_logits": auxiliary}
 
     def build(**sizes: Any) -> nn.Module:
         return get_model(name, weights=None, **options, **sizes)
 
     network = build() if state is None else fit_state(build, state, spec)
+    if state is None and options:
+        _keep_signal(network)
     for head in ("aux1", "aux2", "AuxLogits"):
         if getattr(network, head, None) is not None:
             setattr(network, "aux_logits", False)  # noqa: B010 (nn.Module types its attributes as modules)
             setattr(network, head, None)
     return network, preprocessing_from_torchvision(name, weights_name)
+
+
+def _keep_signal(network: nn.Module) -> None:
+    # With the Inception networks' own initialisation (σ = 0.01 or 0.1) logits hardly depend on the picture, so that
+    # random weights could not tell a right engine from a wrong one. What torchvision does for its other networks:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _from_timm(name: str, spec: ModelSpec) -> tuple[nn.Module, Preprocessing]:

@@ -83,7 +83,7 @@ def bench(
     ] = 20.0,
     device: options.Device = "auto",
     input_size: options.InputSize = None,
-    seed: Annotated[int, typer.Option(help="Of random weights and random occluders.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of random weights and random occluders.")] = 0,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Where the last line of the output goes as well.")
     ] = None,
@@ -290,8 +290,8 @@ def _engines(text: str, device: str) -> list[str]:
     """Names; one that is asked for alone and is not there is an error, not a row."""
     from ...engine.engines import ENGINES, engine_class
 
-    engines: list[str] = [*ENGINES] if text == "all" else _names("--engine", text, ("auto", "all", *ENGINES))
-    if text not in ("all", "auto") and len(engines) == 1:
+    engines: list[str] = [*ENGINES] if text == "all" else _names("--engine", text, ("auto", *ENGINES))
+    if engines != ["auto"] and len(engines) == 1:
         engine_class(engines[0]).precisions(device)
     return engines
 
@@ -349,12 +349,14 @@ def _bank(occluders: str, classifier: FrozenClassifier, seed: int) -> Tensor:
     count = int(text) if text.isdecimal() else None
     if count == 0:
         raise InputError(f"--occluders {occluders}: expected at least 1")
-    if count is not None and kind == "zero":
-        return torch.zeros(count, size, size, 3)
-    if count is not None and not kind:
-        generator = torch.Generator().manual_seed(seed)
-        signs = torch.randint(0, 2, (count, size, size, 3), generator=generator)
-        return (signs * 2.0 - 1) * _EPSILON
+    if count is not None and kind in ("", "zero"):
+        try:
+            bank = torch.zeros(count, size, size, 3)
+        except RuntimeError as error:  # PyTorch's word for a lack of memory on the CPU, and for sizes beyond 64 bits
+            raise InputError(f"--occluders {occluders}: do not fit into the memory; ask for fewer") from error
+        if not kind:
+            bank.bernoulli_(generator=torch.Generator().manual_seed(seed)).mul_(2 * _EPSILON).sub_(_EPSILON)
+        return bank
     path = Path(occluders if count is None else kind)
     if not path.is_file():
         raise InputError(f"--occluders {occluders}: no such bank; give a number, zero:K, FILE or FILE:K")

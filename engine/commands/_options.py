@@ -40,7 +40,7 @@ Impl = Annotated[
     str, typer.Option(help="Fused operations: auto (Triton on CUDA, else reference), reference or triton.")
 ]
 BatchSize = Annotated[int, typer.Option(help="Pairs in a pass through the network, at most.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of everything that is drawn.")]
 
 
 def model_spec(

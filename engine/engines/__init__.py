@@ -21,7 +21,7 @@ _HOMES = {
     "openvino": ("openvino_engine", "OpenVinoEngine"),
     "trt": ("trt_engine", "TrtEngine"),
 }
-# Fastest first.
+# Fastest first: on CPUs as measured (docs/performance.md), on GPUs as expected.
 _ON_CUDA = ("trt", "torch", "onnxruntime")
 _ON_CPU = ("openvino", "onnxruntime", "torch")
 

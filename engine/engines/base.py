@@ -68,6 +68,7 @@ class Engine(ABC):
         self._embedded = None if embedded is None else len(embedded.class_ids)
         self._rows: int | None = None
         self._entered = False
+        self.takes_grids = False
 
     def _check_artefact(self, artefact: Artefact, precision: str) -> None:
         manifest = artefact.manifest

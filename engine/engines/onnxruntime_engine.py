@@ -160,6 +160,8 @@ class OnnxRuntimeEngine(Engine):
         binding.bind_output(NETWORK_OUTPUT, *place, kind, tuple(logits.shape), logits.data_ptr())
 
         def run() -> Tensor:
+            if self.torch_device.type == "cuda":  # as in `_infer`: its stream knows nothing of PyTorch's
+                torch.cuda.current_stream(self.torch_device).synchronize()
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
             return logits if len(pictures) else pictures  # what is bound must stay alive

@@ -20,7 +20,9 @@ from .base import Engine, Subject
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is a GPU, else the CPU.
+    """`auto` is CUDA where there is a GPU, else the CPU. One of several GPUs (`cuda:1`) becomes PyTorch's current one.
+
+    Triton launches on the current GPU, and events are recorded there, whatever device the tensors are on.
 
     Raises
     ------
@@ -44,6 +46,8 @@ def resolve_device(device: str) -> torch.device:
         raise EngineUnavailable(f"--device {device}: no such GPU here; use one of cuda:0 to cuda:{last}")
     if resolved.type not in ("cpu", "cuda"):
         raise InputError(f"--device {device}: expected auto, cpu, cuda or cuda:N")
+    if resolved.type == "cuda" and ":" in device:
+        torch.cuda.set_device(resolved)
     return resolved
 
 
@@ -82,6 +86,7 @@ class TorchEngine(Engine):
         super().__init__(subject, precision, device)
         self.torch_device = resolve_device(device)
         self.impl, self.impl_reason = checked_impl(impl, self.torch_device)
+        self.takes_grids = self.impl == "triton"
         self._compiled = compiled
         self.variant = "compiled" if compiled else None
         self._switches = ExitStack()
@@ -110,7 +115,7 @@ class TorchEngine(Engine):
     @torch.inference_mode()
     def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
         grid, on_host = None, image_index.device.type == occluder_index.device.type == "cpu"
-        if on_host and self.impl == "triton":  # elsewhere this would wait for the GPU; the reference goes pair by pair
+        if on_host and self.takes_grids:  # elsewhere this would wait for the GPU; the reference goes pair by pair
             grid = as_grid(image_index, occluder_index)
         lists = (index.to(self.torch_device) for index in grid or (image_index, occluder_index))
         return self._model(

@@ -72,7 +72,7 @@ def test_same_command_again_computes_nothing(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
-    monkeypatch.setattr("gfo.engine.engines.torch_engine.TorchEngine.infer", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("gfo.engine.engines.base.Engine.infer", lambda *_: pytest.fail("computed again"))
     monkeypatch.setattr(demo_module, "demo_rows", lambda *_, **__: [])
     monkeypatch.setattr("sys.argv", ["gfo-demo", "--out", str(out)])
     with pytest.raises(SystemExit) as left:
