@@ -42,7 +42,7 @@ _COPY_BYTES, _COPY_SECONDS = {"cpu": 1 << 28, "cuda": 1 << 30}, 1.0
 # Written between two timings on a GPU, several times what its L2 cache holds: else the inputs would lie there.
 _FLUSH_BYTES = 1 << 28
 _CEILING_PICTURES, _CEILING_CHANNELS, _CEILING_SIDE = {"cpu": 4, "cuda": 256}, 256, 28
-_FILE_WIDTH = 160
+_FILE_WIDTH = 200
 
 
 @dataclass(frozen=True)

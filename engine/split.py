@@ -35,7 +35,7 @@ _WORTH = 100
 
 @dataclass(frozen=True)
 class Split:
-    """At most `pairs` in a pass: pictures × occluders in tiles as square as can be, or picture by picture.
+    """At most `pairs` in a pass: pictures × occluders in tiles as square as can be, or one picture after another.
 
     A square reads fewer bytes (kernels that take a grid load each picture and occluder once); one picture after another
     makes all passes of a part but the last equally long.
@@ -55,11 +55,11 @@ class Split:
                 yield (down[:, None] * rows + columns).flatten()
 
     def __str__(self) -> str:
-        return f"{self.pairs} pairs in a pass, {'square' if self.square else 'picture by picture'}"
+        return f"{self.pairs} pairs in a pass{', square' if self.square else ''}"
 
 
 def default_split(engine: Engine, pairs: int | None = None) -> Split:
-    """What is right without a measurement: squares for kernels that take a grid, else picture by picture."""
+    """What is right without a measurement: squares for kernels that take a grid, else one picture after another."""
     if pairs is None:
         pairs = engine.fixed_pairs or default_pairs(engine.torch_device.type, engine.subject.preprocessing.input_size)
     return Split(pairs, engine.takes_grids)

@@ -195,7 +195,7 @@ def test_table_shows_what_was_measured_and_sums_up_what_was_not():
 
 
 def test_a_pipe_has_a_width():
-    assert console().width == 160
+    assert console().width == 200
 
 
 def test_bandwidth_of_a_small_copy(monkeypatch: pytest.MonkeyPatch):
