@@ -168,6 +168,15 @@ def test_some_stages(run: Run) -> None:
     assert [row["ratio"] and row["ratio"]["to"] for row in rows_of(out)] == [None, "pairs"]
 
 
+def test_what_cannot_be_told_is_said(run: Run) -> None:
+    code, out, _ = run(*MODEL, "--engine", "torch", "--occluders", "zero:2", "--stages", "bare")
+    assert code == 0
+    (row,) = rows_of(out)
+    assert row["p50"] > 0
+    assert row["reason"].startswith("unchecked: with these weights and occluders")
+    assert f"torch: {row['reason']}" in out
+
+
 def test_scaling(run: Run, tiny_data: Path) -> None:
     code, out, _ = run(*MODEL, "--engine", "torch", "--images", tiny_data / "val", "--scaling", "2x4,5x4,2x9")
     assert code == 0
