@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from .trtexec import trtexec_row
 from .work import Work
 
 STAGES = ("bare", "pairs", "end-to-end", "baseline")
+_Alternative: TypeAlias = tuple[Call, int, Row]  # what is called, its pairs, and its row without rates
 _GATE_PAIRS = 24
 # One call of the longest stage takes about this share of the seconds for an engine, and a whole part at least.
 _CALL_SHARE = 0.12
@@ -138,8 +139,12 @@ def _engine_rows(
     if points:
         rows = _points(work, engine, points, blank, seconds, progress)
     else:
-        rows = _stages(work, engine, block, stages, blank, seconds, progress)
-    return rows if telling else [replace(row, reason=_BLIND) for row in rows]
+        chosen = _alternatives(work, engine, block, stages, blank, seconds, progress)
+        rows = _stages(work, engine, chosen, blank, seconds)
+    if telling:
+        return rows
+    # The plain loop is not what was checked, and what could not run has its own reason.
+    return [replace(row, reason=_BLIND) if row.available and row.stage != "baseline" else row for row in rows]
 
 
 def _asked(stages: Sequence[str], points: Sequence[tuple[int, int]]) -> list[str]:
@@ -161,16 +166,9 @@ def _block(work: Work) -> Block:
 
 
 def _stages(
-    work: Work,
-    engine: Engine,
-    block: Block,
-    stages: Sequence[str],
-    blank: Callable[..., Row],
-    seconds: float,
-    progress: Progress,
+    work: Work, engine: Engine, chosen: dict[str, _Alternative], blank: Callable[..., Row], seconds: float
 ) -> list[Row]:
     """The stages of one engine, and the plain loop, in turns."""
-    chosen = _alternatives(work, engine, block, stages, blank, seconds, progress)
     calls = {name: call for name, (call, _, _) in chosen.items()}
     bound = ceiling(engine.precision, engine.torch_device) if "bare" in chosen else None
     if bound is not None:
@@ -206,9 +204,9 @@ def _alternatives(
     blank: Callable[..., Row],
     seconds: float,
     progress: Progress,
-) -> dict[str, tuple[Call, int, Row]]:
-    """What is called for each stage that is asked for, its pairs, and its row without rates."""
-    chosen: dict[str, tuple[Call, int, Row]] = {}
+) -> dict[str, _Alternative]:
+    """What takes turns for the stages that are asked for, by name."""
+    chosen: dict[str, _Alternative] = {}
     if "bare" in stages:
         bare, pairs, how = _best_bare(engine)
         progress.say(f"bare: {how}")
@@ -286,16 +284,16 @@ def _differs(engine: Engine, work: Work, images: Tensor) -> tuple[str, bool]:
     def logits(of: Engine) -> Tensor:
         return of.infer(of.place(images), pairs.image_index, pairs.occluder_index).cpu()
 
-    found, references = logits(engine), {}
-    for precision in dict.fromkeys(("fp32", engine.precision)):
-        with engine_class("torch")(work.classifier, precision, "cpu") as reference:
+    with engine_class("torch")(work.classifier, "fp32", "cpu") as reference:
+        reference.load_bank(-work.occluders.flip(0))
+        wrong = logits(reference)
+        reference.load_bank(work.occluders)
+        right, own = logits(reference), None
+    if engine.precision != "fp32":
+        with engine_class("torch")(work.classifier, engine.precision, "cpu") as reference:
             reference.load_bank(work.occluders)
-            references[precision] = logits(reference)
-    own = references[engine.precision] if engine.precision != "fp32" else None
-    verdict = judge(references["fp32"], found, pairs, engine.precision, None, own)
-    with engine_class("torch")(work.classifier, "fp32", "cpu") as wrong:
-        wrong.load_bank(-work.occluders.flip(0))
-        spoilt = judge(references["fp32"], logits(wrong), pairs, engine.precision, None, own)
+            own = logits(reference)
+    verdict, spoilt = (judge(right, of, pairs, engine.precision, None, own) for of in (logits(engine), wrong))
     return "" if verdict.passed else f"differs from PyTorch: {verdict.reason}", not spoilt.passed
 
 

@@ -57,8 +57,7 @@ def all_pairs(
     InputError
         The network gave NaN, or a batch does not fit into memory. Finished blocks stay.
     """
-    rows, own = len(store.occluders), shard_starts(len(store), store.block, *(shard or (0, 1)))
-    pending = [start for start in store.pending() if start in own]
+    rows, own, pending = len(store.occluders), _starts(store, shard), pending_starts(store, shard)
     done, every = (
         [min(store.block, len(store) - start) for start in starts] for starts in (set(own) - set(pending), own)
     )
@@ -81,6 +80,16 @@ def all_pairs(
                 bar.advance(len(part.quarantined) * rows)
             store.write(start, scores, quarantined)
     return time.perf_counter() - started, pairs
+
+
+def _starts(store: RunStore, shard: tuple[int, int] | None) -> Sequence[int]:
+    return shard_starts(len(store), store.block, *(shard or (0, 1)))
+
+
+def pending_starts(store: RunStore, shard: tuple[int, int] | None) -> list[int]:
+    """The first pictures of the blocks that are not done, of the whole run or of a shard."""
+    own = _starts(store, shard)
+    return [start for start in store.pending() if start in own]
 
 
 def _blank_scores(count: int) -> Score:

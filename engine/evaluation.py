@@ -19,12 +19,12 @@ from ..export.errors import InputError
 from ..export.files import atomic_path
 from ..export.manifest import FAILED, NOT_RUN
 from ..export.model_spec import ModelSpec
-from .all_pairs import all_pairs, noise_row
+from .all_pairs import all_pairs, noise_row, pending_starts
 from .engines import open_engine
 from .engines.base import Subject
 from .folders import SPLITS, ClassFolder, list_classes, name_of
 from .metrics import summarize
-from .pictures import open_source, shard_starts
+from .pictures import open_source
 from .progress import Progress, no_progress
 from .runtime import peak_rss_mb, worker_count
 from .shards import shards_of
@@ -165,16 +165,15 @@ def evaluate(
         passes, why = choose_split(engine_, len(store.occluders), _to_do(store, shard), batch_size)
         progress.say(f"{passes}: {why}")
         seconds, pairs = all_pairs(engine_, store, source, passes, shard=shard, progress=progress)
-    remaining = sum(min(store.block, len(store) - start) for start in store.pending())
+    remaining = _to_do(store, None)
     if remaining:  # a shard's worker that is not the last
         return {"complete": False, "remaining": remaining, **_speed(out, seconds, pairs)}
     return _summary(out, store, seconds, pairs)
 
 
 def _to_do(store: RunStore, shard: tuple[int, int] | None) -> int:
-    """Pictures that this call will read."""
-    own = shard_starts(len(store), store.block, *(shard or (0, 1)))
-    return sum(min(store.block, len(store) - start) for start in store.pending() if start in own)
+    """Pictures that are not done, of the whole run or of a shard."""
+    return sum(min(store.block, len(store) - start) for start in pending_starts(store, shard))
 
 
 def _unchecked(artefact: Artefact) -> str | None:
