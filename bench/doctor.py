@@ -15,7 +15,7 @@ from ..engine.engines import ENGINES, engine_class, open_engine
 from ..engine.engines.base import Engine
 from ..export.classifier import FrozenClassifier
 from ..export.errors import EngineUnavailable, InputError
-from ..export.networks import (
+from ..export.models.digits import (
     DIGITS_INPUT_SIZE,
     DIGITS_INTERPOLATION,
     DIGITS_MEAN,

@@ -53,7 +53,7 @@ def package_version(distribution: str) -> str | None:
 
 
 def _cpu() -> dict[str, Any]:
-    from ..engine.runtime import worker_count
+    from ..engine.machine import worker_count
 
     facts = _cpuinfo()
     flags = facts.get("flags", facts.get("Features", "")).split()

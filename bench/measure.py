@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..engine.runtime import peak_rss_mb
+from ..engine.machine import peak_rss_mb
 from .environment import environment
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def ceiling(precision: str, device: torch.device) -> tuple[Call, int] | None:
     It comes nearer to them than a matrix product, whose operands are laid out anew in every call. None where the
     precision has no convolution on the device.
     """
-    from ..engine.runtime import exact_float32
+    from ..engine.devices import exact_float32
     from ..export.classifier import DTYPES
 
     pictures, dtype = _CEILING_PICTURES[device.type], DTYPES[precision]

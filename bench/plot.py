@@ -10,10 +10,10 @@ import torch
 
 from ..engine.engines import open_engine
 from ..engine.engines.base import Engine
+from ..engine.evaluation.passes import Split, measured_splits
 from ..engine.progress import Progress, no_progress
-from ..engine.split import Split, measured_splits
 from ..export.errors import EngineUnavailable, InputError
-from .work import Work
+from .workload import Work
 
 OCCLUDERS = (1, 3, 10, 30, 100)
 BATCHES = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (1, 4, 16, 64, 256)}

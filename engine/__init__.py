@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .evaluation import evaluate
-    from .exporting import export_checked
+    from .evaluation.evaluate import evaluate
+    from .parity.checked_export import export_checked
     from .reporting import report
-    from .train_config import TrainConfig
-    from .training import train
+    from .training.config import TrainConfig
+    from .training.train import train
 
 __all__ = ["TrainConfig", "evaluate", "export_checked", "report", "train"]
 
 _HOMES = {
-    "TrainConfig": "train_config",
-    "evaluate": "evaluation",
-    "export_checked": "exporting",
+    "TrainConfig": "training.config",
+    "evaluate": "evaluation.evaluate",
+    "export_checked": "parity.checked_export",
     "report": "reporting",
-    "train": "training",
+    "train": "training.train",
 }
 
 

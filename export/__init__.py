@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .bank import BankHeader, OccluderBank
     from .classifier import FrozenClassifier, load_classifier
     from .errors import EngineUnavailable, InputError
-    from .model_spec import ModelSpec
+    from .models.spec import ModelSpec
     from .occluded import OccludedClassifier
     from .preprocessing import Preprocessing
 
@@ -33,7 +33,7 @@ _HOMES = {
     "EngineUnavailable": "errors",
     "FrozenClassifier": "classifier",
     "InputError": "errors",
-    "ModelSpec": "model_spec",
+    "ModelSpec": "models.spec",
     "OccludedClassifier": "occluded",
     "OccluderBank": "bank",
     "Preprocessing": "preprocessing",

@@ -257,12 +257,12 @@ def _converted(
     """Turn `model.onnx` into the other format and remove it: the manifest, completed, and the new files."""
     source, built = folder / onnx_files[0], dict(manifest.built_with)
     if manifest.format == "openvino":
-        from .openvino_ir import openvino_from_onnx
+        from .formats.openvino import openvino_from_onnx
 
         names = openvino_from_onnx(source, folder / "model.xml")
         manifest = replace(manifest, built_with={**built, "openvino": version("openvino")})
     else:
-        from .tensorrt_plan import self_contained_profile, tensorrt_from_onnx
+        from .tensorrt.plan import self_contained_profile, tensorrt_from_onnx
 
         size = manifest.preprocessing.input_size
         # The clean row, all classes, and the noise row of an evaluation.

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .fold import fold_batchnorm
-from .model_spec import ModelSpec
-from .networks import (
+from .models.digits import (
     DIGITS_INPUT_SIZE,
     DIGITS_INTERPOLATION,
     DIGITS_MEAN,
@@ -28,6 +27,7 @@ from .networks import (
     DIGITS_STD,
     digits_weights_path,
 )
+from .models.spec import ModelSpec
 from .preprocessing import Preprocessing, preprocessing_from_timm, preprocessing_from_torchvision
 from .weights import fetch_state, fit_state
 

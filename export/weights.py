@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .model_spec import ModelSpec
+from .models.spec import ModelSpec
 
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 

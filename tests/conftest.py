@@ -26,7 +26,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from gfo.export.bank import BankHeader, OccluderBank
 from gfo.export.classifier import FrozenClassifier, load_classifier
-from gfo.export.model_spec import ModelSpec
+from gfo.export.models.spec import ModelSpec
 
 MODEL = "python:gfo_tiny:network"
 # Not alphabetical: a mapping by sorted folder names would be noticed.

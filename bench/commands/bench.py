@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...engine.commands import _options as options
+from ...engine.commands import options
 from ...export.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ...export.classifier import FrozenClassifier
-    from ...export.model_spec import ModelSpec
+    from ...export.models.spec import ModelSpec
     from ..measure import Row
-    from ..work import Work
+    from ..workload import Work
 
 FAILED = 4
 # Of the random signs that stand for a bank: clamping is then as frequent as under a trained one.
@@ -93,7 +93,7 @@ def bench(
             load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
             spec = options.model_spec(model, weights, input_size, None, None, None, None, seed)
             if kernels:
-                from ..kernels import measured_kernels
+                from ..suites.kernels import measured_kernels
 
                 rows, facts = measured_kernels(seconds)
             elif loader is not None:
@@ -192,10 +192,10 @@ def _bounds(rows: Sequence[Row], flops: int | None) -> Iterator[str]:
 
 
 def _loaders(names: str, spec: ModelSpec, images: str, device: str, seconds: float) -> list[Row]:
-    from ...engine.engines.torch_engine import resolve_device
+    from ...engine.devices import resolve_device
     from ...engine.progress import TerminalProgress
     from ...export.classifier import load_classifier
-    from ..loaders import loader_rows
+    from ..suites.loaders import loader_rows
 
     preprocessing = load_classifier(spec).preprocessing
     with _pictures(images) as folder:
@@ -212,7 +212,7 @@ def _loaders(names: str, spec: ModelSpec, images: str, device: str, seconds: flo
 
 @contextlib.contextmanager
 def _pictures(images: str) -> Iterator[Path]:
-    from ..loaders import synthetic_pictures
+    from ..suites.loaders import synthetic_pictures
 
     if images == "synthetic":
         with synthetic_pictures() as folder:
@@ -234,8 +234,8 @@ def _work(
     workers: Sequence[int],
 ) -> Iterator[Work]:
     from ...export.classifier import load_classifier
-    from ..loaders import picture_paths
-    from ..work import Work
+    from ..suites.loaders import picture_paths
+    from ..workload import Work
 
     classifier = load_classifier(spec)
     bank = _bank(occluders, classifier, seed)
@@ -255,7 +255,7 @@ def _pairs(
     seconds: float,
 ) -> list[Row]:
     from ...engine.progress import TerminalProgress
-    from ..throughput import throughput_rows
+    from ..suites.pairs import throughput_rows
 
     if any(k > len(work.occluders) for k, _ in points):
         raise InputError(f"--scaling: asks for more occluders than the bank's {len(work.occluders)}; ask for fewer")
@@ -269,7 +269,7 @@ def _training(
     from ...engine.progress import TerminalProgress
     from ...export.classifier import load_classifier
     from ..measure import flops
-    from ..training import training_rows
+    from ..suites.train import training_rows
 
     classifier = load_classifier(spec)
     rows = training_rows(classifier, precisions, device=device, seconds=seconds, progress=TerminalProgress())
@@ -300,7 +300,7 @@ def _precisions(text: str) -> list[str]:
 
 
 def _stages(text: str, baseline: bool, workers: str | None) -> list[str]:
-    from ..throughput import STAGES
+    from ..suites.pairs import STAGES
 
     stages = _names("--stages", f"{text},baseline" if baseline else text, STAGES)
     if workers is not None and "end-to-end" not in stages:

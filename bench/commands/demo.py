@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...engine.commands import _options as options
+from ...engine.commands import options
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..demo import DemoResult
+    from ..demo.run import DemoResult
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -27,8 +27,8 @@ def demo(
     A short benchmark of them comes last.
     """
     from ...engine.progress import TerminalProgress
-    from ..demo import demo as run_demo
-    from ..demo import demo_rows
+    from ..demo.run import demo as run_demo
+    from ..demo.run import demo_rows
     from ..measure import console as wide_console
     from ..measure import print_rows
 

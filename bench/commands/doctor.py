@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...engine.commands import _options as options
+from ...engine.commands import options
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...export.errors import InputError
-from . import _options as options
+from . import options
 
 if TYPE_CHECKING:
     from ...export.artefact import Artefact
-    from ...export.model_spec import ModelSpec
+    from ...export.models.spec import ModelSpec
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -61,7 +61,7 @@ def evaluate(
     seed: options.Seed = 0,
 ) -> None:
     """Evaluate all pairs of DATA/SPLIT. Finished blocks are kept; the same command resumes."""
-    from ..evaluation import evaluate as evaluate_pairs
+    from ..evaluation.evaluate import evaluate as evaluate_pairs
     from ..progress import TerminalProgress
 
     if (model is None) == (artefact is None):
@@ -114,7 +114,7 @@ def _opened(folder: Path, spec: ModelSpec) -> Artefact:
     from dataclasses import replace
 
     from ...export.artefact import Artefact
-    from ...export.model_spec import ModelSpec
+    from ...export.models.spec import ModelSpec
 
     if replace(spec, seed=0) != ModelSpec(""):
         raise InputError(f"--artefact {folder}: has weights and preprocessing inside; leave their options out")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import _options as options
+from . import options
 
 PARITY_FAILED = 4
 
@@ -50,7 +50,7 @@ def export(
     Exit code 4 where the check fails; the artefact stays, marked as failed, and is not evaluated.
     """
     from ...export.manifest import FAILED
-    from ..exporting import export_checked
+    from ..parity.checked_export import export_checked
     from ..progress import TerminalProgress
 
     artefact = export_checked(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import _options as options
+from . import options
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 

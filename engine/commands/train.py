@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import _options as options
+from . import options
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -46,10 +46,10 @@ def train(
     seed: options.Seed = 0,
 ) -> None:
     """Train one occluder per class on DATA/train. Finished classes are kept; the same command resumes."""
+    from ..machine import peak_rss_mb
     from ..progress import TerminalProgress
-    from ..runtime import peak_rss_mb
-    from ..train_config import TrainConfig
-    from ..training import train as train_bank
+    from ..training.config import TrainConfig
+    from ..training.train import train as train_bank
 
     config = TrainConfig(
         epsilon=epsilon,

@@ -9,17 +9,17 @@ from ...export.artefact import Artefact
 from ...export.classifier import PRECISIONS
 from ...export.errors import EngineUnavailable, InputError
 from ...kernels.impl import IMPLS
+from ..devices import resolve_device
 from .base import Engine, Subject, check_precision
-from .onnxruntime_engine import PROVIDERS
-from .torch_engine import resolve_device
+from .onnxruntime import PROVIDERS
 
 ENGINES = ("torch", "onnxruntime", "openvino", "trt")
 
 _HOMES = {
-    "torch": ("torch_engine", "TorchEngine"),
-    "onnxruntime": ("onnxruntime_engine", "OnnxRuntimeEngine"),
-    "openvino": ("openvino_engine", "OpenVinoEngine"),
-    "trt": ("trt_engine", "TrtEngine"),
+    "torch": ("torch", "TorchEngine"),
+    "onnxruntime": ("onnxruntime", "OnnxRuntimeEngine"),
+    "openvino": ("openvino", "OpenVinoEngine"),
+    "trt": ("trt.engine", "TrtEngine"),
 }
 # Fastest first: on CPUs as measured (docs/performance.md), on GPUs as expected.
 _ON_CUDA = ("trt", "torch", "onnxruntime")

@@ -21,7 +21,7 @@ from ...export.classifier import FrozenClassifier
 from ...export.files import atomic_path, usual_mode
 from ...export.manifest import file_facts
 from ...export.onnx_graph import GRAPH_VERSION, OPSETS, bare_network, save_graph
-from ...export.tensorrt_plan import bare_graph
+from ...export.tensorrt.plan import bare_graph
 
 _EXPORTERS = ("torch", "onnx", "onnxscript", "gfo")
 _FILE, _SUMS = "model.onnx", "files.json"

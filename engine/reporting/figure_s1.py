@@ -17,8 +17,8 @@ from ...export.bank import OccluderBank
 from ...export.errors import InputError
 from ...export.preprocessing import Preprocessing
 from ...kernels.occlude import occlude
-from ..folders import name_of
-from ..store import RunStore
+from ..data.folders import name_of
+from ..evaluation.store import RunStore
 from . import Run
 from .tables import short_hash
 

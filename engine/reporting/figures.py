@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from ..metrics import accuracy_matrix
-from ..store import RunStore
+from ..evaluation.metrics import accuracy_matrix
+from ..evaluation.store import RunStore
 from . import Run
 from .figure_s1 import Moved, figure_blocks, figure_s1, short_name
 from .tables import Estimate, Row

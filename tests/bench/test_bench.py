@@ -12,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from gfo.bench import loaders, throughput
 from gfo.bench.commands import bench
-from gfo.bench.work import Work
-from gfo.engine.engines.torch_engine import TorchEngine
-from gfo.engine.pictures import PictureSource
+from gfo.bench.suites import loaders
+from gfo.bench.suites import pairs as throughput
+from gfo.bench.workload import Work
+from gfo.engine.data import PictureSource
+from gfo.engine.engines.torch import TorchEngine
 from gfo.export.bank import OccluderBank
 from gfo.export.classifier import load_classifier
-from gfo.export.model_spec import ModelSpec
+from gfo.export.models.spec import ModelSpec
 
 MODEL = ("--model", "python:gfo_tiny:network", "--weights", "default", "--seconds", "0.2")
 Run = Callable[..., tuple[int, str, str]]
@@ -221,7 +222,7 @@ def test_loaders_are_checked_and_timed(run: Run, tiny_data: Path, monkeypatch: p
 
 
 def test_differences_are_found(tmp_path: Path) -> None:
-    from gfo.engine.pictures import open_source
+    from gfo.engine.data import open_source
     from gfo.export.preprocessing import Preprocessing
 
     Image.new("RGB", (9, 9), (10, 10, 10)).save(tmp_path / "a.png")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gfo.bench import doctor, environment
 from gfo.bench.commands.doctor import main
-from gfo.engine.engines.torch_engine import TorchEngine
+from gfo.engine.engines.torch import TorchEngine
 from gfo.export.classifier import PRECISIONS
 
 NOTHING: dict[str, str | None] = dict.fromkeys(environment.PACKAGES)

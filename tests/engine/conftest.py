@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from gfo.engine import training
 from gfo.engine.commands import evaluate as eval_command
 from gfo.engine.commands import export as export_command
 from gfo.engine.commands import report as report_command
 from gfo.engine.commands import train as train_command
+from gfo.engine.training import train as training
 
 Command = Callable[..., list[object]]
 Run = Callable[..., tuple[int, str, str]]

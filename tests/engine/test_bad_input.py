@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.datasets.folder import pil_loader
 
-from gfo.engine.store import RunStore
+from gfo.engine.evaluation.store import RunStore
 from gfo.export.bank import OccluderBank
 from gfo.export.preprocessing import Preprocessing
 

@@ -15,7 +15,7 @@ import pytest
 import xarray
 import zarr
 
-from gfo.engine.store import RunStore
+from gfo.engine.evaluation.store import RunStore
 
 Command = Callable[..., list[object]]
 Run = Callable[..., tuple[int, str, str]]
@@ -121,7 +121,7 @@ def test_a_picture_mended_after_a_broken_write_is_no_longer_quarantined(
 def test_a_full_disk_while_evaluating_loses_no_block(
     tiny_data: Path, tiny_bank: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, evaluate: Command
 ) -> None:
-    monkeypatch.setattr("gfo.engine.store._MOST", 8)  # 8 pictures a block
+    monkeypatch.setattr("gfo.engine.evaluation.store._MOST", 8)  # 8 pictures a block
     assert run(*evaluate(tiny_data, tiny_bank, tmp_path / "whole"))[0] == 0
     with monkeypatch.context() as patch:
         patch.setattr(zarr.Array, "__setitem__", full_at("margin", 8))

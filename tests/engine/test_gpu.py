@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from gfo.engine.engines.torch_engine import TorchEngine
-from gfo.engine.train_config import TrainConfig
-from gfo.engine.training import train
+from gfo.engine.engines.torch import TorchEngine
+from gfo.engine.training.config import TrainConfig
+from gfo.engine.training.train import train
 from gfo.export.classifier import FrozenClassifier
 from gfo.export.preprocessing import Preprocessing
 

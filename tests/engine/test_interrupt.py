@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zarr
 
-from gfo.engine.store import RunStore
+from gfo.engine.evaluation.store import RunStore
 
 Command = Callable[..., list[object]]
 Run = Callable[..., tuple[int, str, str]]

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from gfo.engine.engines.torch_engine import TorchEngine
-from gfo.engine.folders import class_name, list_classes
-from gfo.engine.pictures import open_source
-from gfo.engine.train_config import TrainConfig
-from gfo.engine.training import train
+from gfo.engine.data import open_source
+from gfo.engine.data.folders import class_name, list_classes
+from gfo.engine.engines.torch import TorchEngine
+from gfo.engine.training.config import TrainConfig
+from gfo.engine.training.train import train
 from gfo.export.classifier import load_classifier
-from gfo.export.model_spec import ModelSpec
+from gfo.export.models.spec import ModelSpec
 
 pytestmark = [
     pytest.mark.real,

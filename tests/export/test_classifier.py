@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from gfo.export.classifier import FrozenClassifier, load_classifier
 from gfo.export.errors import InputError
-from gfo.export.model_spec import ModelSpec
-from gfo.export.networks import DIGITS_NETWORKS
+from gfo.export.models.digits import DIGITS_NETWORKS
+from gfo.export.models.spec import ModelSpec
 from gfo.export.preprocessing import Preprocessing
 from gfo.export.weights import fit_state
 

@@ -1,0 +1,1 @@
+"""The demo: two small CNNs on handwritten digits, from training to report."""

@@ -1,0 +1,188 @@
+"""Decoded pictures kept on disk: one memory-mapped file for a list of pictures, filled block by block.
+
+A folder of the cache holds `pixels.u8`, uint8 [N, S, S, 3] as it is; `done.u8`, a byte for every picture, 1 once its
+pixels are on the disk; `index.json`, what the list was. Its name is a hash of the files' paths, sizes and times, of
+what is done to them, and of the decoder: a file that changes leads to another folder.
+
+Several writers may share a folder, and any may be killed: pixels come before their byte, and all write the same ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...export.cache import cache_dir
+from ...export.errors import InputError
+from ...export.files import naming, usual_mode
+from ...export.preprocessing import Preprocessing
+from .files import PictureFiles
+from .source import Block, Decoder, PictureSource
+
+_PIXELS, _DONE, _INDEX = "pixels.u8", "done.u8", "index.json"
+
+
+class DecodedCache(PictureSource):
+    """Another source, whose pictures are decoded once and then read from the cache folder.
+
+    Pictures that cannot be read are not kept: they are tried again.
+    """
+
+    def __init__(self, source: Decoder, files: PictureFiles, preprocessing: Preprocessing) -> None:
+        self.source = source
+        self.files = files
+        self.preprocessing = preprocessing
+        self.name = source.name
+        self.how = f"{source.how}, decoded pictures kept in {cache_dir() / 'pictures'}"
+
+    def blocks(self, paths: Sequence[str], block_size: int, starts: Sequence[int] | None = None) -> Iterator[Block]:
+        """See `PictureSource.blocks`. Pictures that are kept are views of the file: not to be written to.
+
+        Raises
+        ------
+        InputError
+            The disk has no room for them.
+        OSError
+            The folder cannot be written.
+        """
+        starts = range(0, len(paths), block_size) if starts is None else starts
+        if not len(starts):
+            return
+        with _Kept(self._folder(paths), len(paths), self.preprocessing.input_size) as kept:
+            missing = {start: kept.missing(start, start + block_size) for start in starts}
+            wanted = ([paths[i] for i in missing[start]] for start in starts if missing[start])
+            with closing(self.source.read(wanted)) as decoded:  # type: ignore[type-var]
+                for start in starts:
+                    images, quarantined = kept.view(start, start + block_size), dict[int, str]()
+                    if missing[start]:
+                        images = images.clone()
+                        pictures = next(decoded)
+                        images[[i - start for i in missing[start]]] = pictures.images.cpu()
+                        quarantined = {missing[start][i] - start: why for i, why in pictures.quarantined.items()}
+                        kept.write(start, images, [i for i in missing[start] if i - start not in quarantined])
+                    yield Block(start, images, quarantined)
+                    kept.forget(start, start + block_size)
+
+    def _folder(self, paths: Sequence[str]) -> Path:
+        """Where this list's pictures are, made where it is new."""
+        p = self.preprocessing
+        facts = {
+            "root": str(self.files.root.resolve()),
+            "decoder": self.name,
+            "geometry": [p.input_size, p.resize, p.interpolation],
+            "pictures": [[path, *self.files.identity(path)] for path in paths],
+        }
+        folder = cache_dir() / "pictures" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+        size = len(paths) * p.input_size**2 * 3
+        with naming(folder):
+            if not _whole(folder, size, len(paths)):
+                _make(folder, size, facts)
+        return folder
+
+
+def _whole(folder: Path, size: int, count: int) -> bool:
+    try:
+        return (folder / _PIXELS).stat().st_size == size and (folder / _DONE).stat().st_size == count
+    except OSError:
+        return False
+
+
+def _make(folder: Path, size: int, facts: dict[str, Any]) -> None:
+    """An empty folder: sparse files of their full size, in place at once."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if free < size:
+        raise InputError(
+            f"--decoded-cache: {len(facts['pictures'])} pictures take {size / 1e9:.1f} GB, {folder.parent} has "
+            f"{free / 1e9:.1f} GB free; set GFO_CACHE to a folder on a larger disk, or leave it out"
+        )
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for name, length in ((_PIXELS, size), (_DONE, len(facts["pictures"]))):
+            with (partial / name).open("wb") as file:
+                file.truncate(length)
+        (partial / _INDEX).write_text(json.dumps(facts))
+        usual_mode(partial)
+        if folder.is_dir():
+            shutil.rmtree(folder)  # damaged
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster: its folder is as empty
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+class _Kept:
+    """An open folder of the cache."""
+
+    def __init__(self, folder: Path, count: int, size: int) -> None:
+        self.folder = folder
+        self._shape = (count, size, size, 3)
+        self._bytes = size * size * 3
+
+    def __enter__(self) -> _Kept:
+        self._pixels = (self.folder / _PIXELS).open("r+b", buffering=0)
+        self._flags = (self.folder / _DONE).open("r+b", buffering=0)
+        # The map is not closed by hand: blocks that somebody still holds are views of it.
+        self._map = mmap.mmap(self._pixels.fileno(), 0, access=mmap.ACCESS_READ)
+        self._view: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8).reshape(self._shape)
+        self._done = np.frombuffer(self._flags.read(), np.uint8) == 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pixels.close()
+        self._flags.close()
+
+    def missing(self, start: int, stop: int) -> list[int]:
+        """Which of them are not kept."""
+        return (np.flatnonzero(~self._done[start:stop]) + start).tolist()
+
+    def view(self, start: int, stop: int) -> Tensor:
+        """Pictures uint8 [n, S, S, 3], on the disk: what is not kept holds anything."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return torch.from_numpy(self._view[start:stop])
+
+    def write(self, start: int, images: Tensor, which: Sequence[int]) -> None:
+        """Keep pictures `which` of the block. Raises `OSError`, which names the file, on a full disk."""
+        if not which:
+            return
+        with naming(self.folder / _PIXELS):
+            for i in which:
+                self._pixels.seek(i * self._bytes)
+                _write_all(self._pixels, images[i - start].numpy().tobytes())
+            os.fsync(self._pixels.fileno())
+        with naming(self.folder / _DONE):
+            for i in which:
+                self._flags.seek(i)
+                _write_all(self._flags, b"\x01")
+
+    def forget(self, start: int, stop: int) -> None:
+        """Let the system take back the memory of a block that has been used: reading it again is still right."""
+        if hasattr(self._map, "madvise"):
+            first = start * self._bytes // mmap.PAGESIZE * mmap.PAGESIZE
+            end = min(stop * self._bytes, len(self._map))
+            self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+
+def _write_all(file: Any, content: bytes) -> None:
+    """An unbuffered file may take a part only."""
+    view = memoryview(content)
+    while view:
+        view = view[file.write(view) :]

@@ -1,0 +1,107 @@
+"""The device that does the work: which one, its name, and PyTorch's switches for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ..export.errors import EngineUnavailable, InputError
+from ..kernels.impl import choose_impl
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is a GPU, else the CPU. One of several GPUs (`cuda:1`) becomes PyTorch's current one.
+
+    Triton launches on the current GPU, and events are recorded there, whatever device the tensors are on.
+
+    Raises
+    ------
+    InputError
+        Not a device of PyTorch.
+    EngineUnavailable
+        CUDA is asked for and there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"--device {device}: expected auto, cpu, cuda or cuda:N") from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise EngineUnavailable(
+            f"--device {device}: PyTorch {torch.__version__} finds no CUDA GPU or driver here; use cpu"
+        )
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise EngineUnavailable(f"--device {device}: no such GPU here; use one of cuda:0 to cuda:{last}")
+    if resolved.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {device}: expected auto, cpu, cuda or cuda:N")
+    if resolved.type == "cuda" and ":" in device:
+        torch.cuda.set_device(resolved)
+    return resolved
+
+
+def checked_impl(impl: str, device: torch.device) -> tuple[str, str]:
+    """`choose_impl` for a command's `--impl`: which kernels, and why in words; raises `InputError`."""
+    try:
+        return choose_impl(impl, device)
+    except ValueError as error:
+        raise InputError(f"--impl {impl}: {error}") from error
+
+
+def device_name(device: torch.device) -> str:
+    """What a record calls it: `cpu`, or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+@contextlib.contextmanager
+def exact_float32(precision: str, device: torch.device) -> Iterator[None]:
+    """Make fp32 on CUDA mean float32: by default PyTorch runs its convolutions in TF32, with 10 bits of mantissa."""
+    if precision != "fp32" or device.type != "cuda":
+        yield
+        return
+    backends: Any = torch.backends  # its stubs know these switches badly
+    switches = (backends.cudnn.conv, backends.cuda.matmul)
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
+@contextlib.contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Ask CUDA for algorithms that give the same bits twice (the CPU's do); one that has none warns."""
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = False  # or every output would be written twice, with NaN first
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = filled
+
+
+@contextlib.contextmanager
+def fitting_memory(batch_size: int, device: str) -> Iterator[None]:
+    """Turn a GPU's lack of memory into a word on the batch size."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"--batch-size {batch_size}: does not fit into the memory of {device}; use a smaller one (and another "
+            "--out where a training has begun: it is part of how a bank is made)"
+        ) from error

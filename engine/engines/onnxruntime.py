@@ -1,0 +1,206 @@
+"""ONNX Runtime: the occluded classifier as one graph, on the CPU, CUDA or TensorRT through its providers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...export.artefact import Artefact
+from ...export.cache import cache_dir
+from ...export.classifier import DTYPES
+from ...export.errors import EngineUnavailable, InputError
+from ...export.onnx_graph import (
+    BANK,
+    LOGITS,
+    NETWORK_INPUT,
+    NETWORK_OUTPUT,
+    Gather,
+    check_graph,
+    occluded_graph,
+    save_graph,
+    with_clean_row,
+)
+from ...export.optional import optional
+from ...kernels.impl import choose_impl
+from ..devices import device_name, resolve_device
+from .base import Engine, Subject
+from .graphs import bare_file, cached_graph
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+# On the CPU it has no convolutions in half precision: it would put casts around float32 ones and call that fp16.
+_PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16")}
+
+
+def _onnxruntime() -> Any:
+    return optional("onnxruntime", "--engine onnxruntime", "onnx")
+
+
+class OnnxRuntimeEngine(Engine):
+    """In graph: occlusion and network in one ONNX graph; the bank is bound once, pictures and logits without a copy."""
+
+    name: ClassVar[str] = "onnxruntime"
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    formats: ClassVar[tuple[str, ...]] = ("onnx",)
+
+    def __init__(self, subject: Subject, precision: str, device: str = "auto", *, provider: str = "auto") -> None:
+        self._provider, self.torch_device = _resolve(provider, device)
+        super().__init__(subject, precision, device)
+        if precision not in _PRECISIONS[self._provider]:
+            listed = ", ".join(_PRECISIONS[self._provider])
+            raise InputError(f"--precision {precision}: engine onnxruntime has {listed} through {self._provider}")
+        self.device = device_name(self.torch_device)
+        self.impl, _ = choose_impl("auto", self.torch_device)
+        self.variant = self._provider
+        self.how = f"provider {self._provider}"
+
+    @classmethod
+    def precisions(cls, device: str = "auto") -> tuple[str, ...]:
+        """See `Engine.precisions`."""
+        return _PRECISIONS[_resolve("auto", device)[0]]
+
+    def open(self) -> None:
+        """Load the graph; a provider that does not come up is an error, never another provider."""
+        self._scratch = tempfile.TemporaryDirectory(prefix="gfo-")
+        try:
+            self._session = self._open_session(self._graph(Path(self._scratch.name)))
+        except BaseException:
+            self._scratch.cleanup()
+            raise
+        self._bank: Any = None
+        self._bare: dict[str, Any] = {}
+
+    def _graph(self, scratch: Path) -> Path:
+        if isinstance(self.subject, Artefact):
+            facts = self.subject
+            check_graph(facts.path, *self._sizes(), facts.manifest.files)
+            return facts.path
+        classifier, precision = self.subject, self.precision
+
+        def write(path: Path) -> None:
+            save_graph(occluded_graph(classifier, precision, None, gather=gather), path)
+
+        gather: Gather = "float32" if self._provider == "tensorrt" else "uint8"
+        return cached_graph(classifier, precision, f"occluded, gather {gather}", write, scratch).path
+
+    def _open_session(self, path: Path) -> Any:
+        ort = _onnxruntime()
+        options = ort.SessionOptions()
+        # Threads that wait spinning would take the cores from decoding, scoring and PyTorch.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        # Without these a GPU provider that fails only warns, and the CPU does the work.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "0" if self._provider == "cpu" else "1")
+        try:
+            session = ort.InferenceSession(path, options, providers=[(PROVIDERS[self._provider], self._options())])
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if isinstance(self.subject, Artefact) and self._provider == "cpu":
+                raise InputError(f"{path}: ONNX Runtime does not take it ({reason}); export again") from error
+            raise EngineUnavailable(f"--engine onnxruntime: {self._provider} does not run here ({reason})") from error
+        if session.get_providers()[0] != PROVIDERS[self._provider]:
+            raise EngineUnavailable(
+                f"--engine onnxruntime: asked for {PROVIDERS[self._provider]}, got {session.get_providers()}; see "
+                f"whether the CUDA and cuDNN (and TensorRT 10) of onnxruntime {ort.__version__} are installed"
+            )
+        session.disable_fallback()
+        return session
+
+    def _options(self) -> dict[str, Any]:
+        if self._provider == "cpu":
+            return {}
+        options: dict[str, Any] = {"device_id": self.torch_device.index or 0}
+        if self._provider == "cuda":
+            return options | {"use_tf32": int(self.precision != "fp32"), "prefer_nhwc": 1}
+        # Its own switch for fp16 stays off: the graph has its types, and the provider would drop strong typing.
+        kept = str(cache_dir() / "onnxruntime-tensorrt")
+        cached = {"trt_engine_cache_enable": 1, "trt_engine_cache_path": kept}
+        return options | cached | {"trt_timing_cache_enable": 1, "trt_timing_cache_path": kept}
+
+    def _load_bank(self, occluders: Tensor) -> None:
+        self._bank = with_clean_row(occluders).to(self.torch_device)  # what is bound must stay alive
+
+    def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
+        given = {"images": images, "image_index": image_index, "occluder_index": occluder_index}
+        if self.takes_bank:
+            given[BANK] = self._bank
+        tensors = {name: tensor.to(self.torch_device).contiguous() for name, tensor in given.items()}
+        logits = torch.empty(len(image_index), self.subject.num_classes, device=self.torch_device)
+        if len(logits) == 0:  # not every kernel of every provider takes nothing
+            return logits
+        binding, place = self._session.io_binding(), (self.torch_device.type, self.torch_device.index or 0)
+        for name, tensor in tensors.items():
+            binding.bind_input(name, *place, _numpy_type(tensor), tuple(tensor.shape), tensor.data_ptr())
+        binding.bind_output(LOGITS, *place, _numpy_type(logits), tuple(logits.shape), logits.data_ptr())
+        if self.torch_device.type == "cuda":  # it runs on a stream of its own
+            torch.cuda.current_stream(self.torch_device).synchronize()
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return logits
+
+    def bare(self, batch: int) -> dict[str, Callable[[], object]]:
+        """See `Engine.bare`."""
+        size, dtype = self._classifier().preprocessing.input_size, DTYPES[self.precision]
+        shapes = {"NCHW": (3, size, size), "NHWC": (size, size, 3)}
+        return {name: self._bare_call(name, torch.randn(batch, *shape).to(dtype)) for name, shape in shapes.items()}
+
+    def _bare_call(self, layout: str, noise: Tensor) -> Callable[[], object]:
+        if layout not in self._bare:
+            graph = bare_file(self._classifier(), self.precision, layout, Path(self._scratch.name))
+            self._bare[layout] = self._open_session(graph.path)
+        session, pictures = self._bare[layout], noise.to(self.torch_device)
+        logits = torch.empty(len(noise), self.subject.num_classes, device=self.torch_device, dtype=noise.dtype)
+        binding, place = session.io_binding(), (self.torch_device.type, self.torch_device.index or 0)
+        kind = _ONNX_TYPES[noise.dtype]  # ONNX's own numbers: numpy has no bfloat16
+        binding.bind_input(NETWORK_INPUT, *place, kind, tuple(pictures.shape), pictures.data_ptr())
+        binding.bind_output(NETWORK_OUTPUT, *place, kind, tuple(logits.shape), logits.data_ptr())
+
+        def run() -> Tensor:
+            if self.torch_device.type == "cuda":  # as in `_infer`: its stream knows nothing of PyTorch's
+                torch.cuda.current_stream(self.torch_device).synchronize()
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+            return logits if len(pictures) else pictures  # what is bound must stay alive
+
+        return run
+
+    def close(self) -> None:
+        """Drop the session and what it was loaded from."""
+        del self._session, self._bare
+        self._bank = None
+        self._scratch.cleanup()
+
+
+# TensorProto's FLOAT, FLOAT16, BFLOAT16.
+_ONNX_TYPES = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}
+
+
+def _numpy_type(tensor: Tensor) -> Any:
+    import numpy as np
+
+    return {torch.uint8: np.uint8, torch.int64: np.int64, torch.float32: np.float32}[tensor.dtype]
+
+
+def _resolve(provider: str, device: str) -> tuple[str, torch.device]:
+    """Provider and device: `auto` is CUDA where there is a GPU; a GPU's provider needs one."""
+    available = _onnxruntime().get_available_providers()
+    if provider not in ("auto", *PROVIDERS):
+        raise InputError(f"--provider {provider}: expected auto or one of {', '.join(PROVIDERS)}")
+    if provider == "cpu":
+        if device not in ("auto", "cpu"):
+            raise InputError(f"--provider cpu: does not go with --device {device}")
+        return "cpu", torch.device("cpu")
+    resolved = resolve_device("cuda" if provider != "auto" and device == "auto" else device)
+    if resolved.type == "cpu" and provider != "auto":
+        raise InputError(f"--provider {provider}: does not go with --device cpu")
+    chosen = provider if provider != "auto" else resolved.type
+    if PROVIDERS[chosen] not in available:
+        raise EngineUnavailable(
+            f"--engine onnxruntime: the installed package has no {PROVIDERS[chosen]}; pip uninstall onnxruntime, then "
+            "pip install gfo[onnx]"
+        )
+    return chosen, resolved

@@ -1,0 +1,242 @@
+"""OpenVINO on the CPU: the occluded classifier as one graph.
+
+Precision is the graph's own: a bf16 graph runs its network in bfloat16, its occlusion and logits in float32. OpenVINO's
+own switch (`INFERENCE_PRECISION_HINT` bf16) would round pictures and occluders, too.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...export.artefact import Artefact
+from ...export.cache import cache_dir
+from ...export.classifier import DTYPES
+from ...export.errors import InputError
+from ...export.files import atomic_path
+from ...export.formats.openvino import openvino_words
+from ...export.onnx_graph import BANK, LOGITS, check_graph, occluded_graph, ports, save_graph, with_clean_row
+from ...export.optional import optional
+from ..machine import best_seconds, worker_count
+from .base import Engine, Subject
+from .graphs import Graph, bare_file, cached_graph, drop_damaged, note_files
+
+HINTS = ("latency", "throughput")
+_TYPES = {"UINT8": "u8", "INT64": "i64", "FLOAT": "f32"}
+_CAPABILITIES = {"FP32": "fp32", "BF16": "bf16", "FP16": "fp16"}
+# Pairs in a call, to choose a hint.
+_TRIAL_PAIRS = 16
+
+
+def _openvino() -> Any:
+    return optional("openvino", "--engine openvino", "openvino")
+
+
+class OpenVinoEngine(Engine):
+    """In graph, on the CPU.
+
+    `hint` is how it spreads over the cores: `latency` puts all of them to one list of pairs, `throughput` cuts the list
+    into a piece for each stream; `auto` measures both once, and remembers which was faster.
+    """
+
+    name: ClassVar[str] = "openvino"
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    formats: ClassVar[tuple[str, ...]] = ("onnx", "openvino")
+    impl = "reference"
+
+    def __init__(self, subject: Subject, precision: str, device: str = "auto", *, hint: str = "auto") -> None:
+        if hint not in ("auto", *HINTS):
+            raise InputError(f"hint {hint}: expected auto or one of {', '.join(HINTS)}")
+        super().__init__(subject, precision, device)
+        self._hint = hint
+        self.device = "cpu"
+
+    @classmethod
+    def precisions(cls, device: str = "auto") -> tuple[str, ...]:
+        """See `Engine.precisions`: what the CPU can compute in, as OpenVINO says."""
+        core = _openvino().Core()
+        if device not in ("auto", "cpu"):
+            raise InputError(f"--device {device}: engine openvino runs on the CPU; use auto or cpu")
+        capable = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return tuple(name for capability, name in _CAPABILITIES.items() if capability in capable)
+
+    def open(self) -> None:
+        """Compile the graph, or load what an earlier run has compiled."""
+        self._core = _openvino().Core()
+        self._scratch = tempfile.TemporaryDirectory(prefix="gfo-")
+        try:
+            graph = self._graph(Path(self._scratch.name))
+            self._compile(graph)
+        except BaseException:
+            self._scratch.cleanup()
+            raise
+        self._bank: Any = None
+        self._bare: dict[str, list[Any]] = {}
+
+    def _graph(self, scratch: Path) -> Graph:
+        if isinstance(self.subject, Artefact):
+            facts = self.subject
+            if facts.manifest.format == "onnx":
+                check_graph(facts.path, *self._sizes(), facts.manifest.files)
+            return Graph(facts.path, cache_dir() / "artefacts" / facts.key)
+        classifier, precision = self.subject, self.precision
+
+        def write(path: Path) -> None:
+            save_graph(occluded_graph(classifier, precision, None), path)
+
+        return cached_graph(classifier, precision, "occluded, gather uint8", write, scratch)
+
+    def _compile(self, graph: Graph) -> None:
+        model = self._read(graph.path)
+        version = _openvino().__version__.replace("/", "-")
+        kept = None if graph.compiled is None else graph.compiled / f"openvino-{version}"
+        if kept is not None:
+            drop_damaged(kept)
+        remembered = None if kept is None else kept / "hint.json"
+        hint, why = self._hint, "asked for"
+        if hint == "auto":
+            hint, why = _remembered(remembered), "measured before"
+        if hint is not None:
+            self._requests = self._made(model, hint, kept)
+        else:
+            trials = {name: self._made(model, name, kept) for name in HINTS}
+            seconds = self._trials(trials)
+            hint = min(seconds, key=seconds.__getitem__)
+            self._requests = trials[hint]
+            why = ", ".join(f"{name} {_TRIAL_PAIRS / taken:.0f} pairs/s" for name, taken in seconds.items())
+            if remembered is not None:
+                with atomic_path(remembered) as partial:
+                    partial.write_text(json.dumps({"hint": hint, "cores": worker_count()}))
+        if kept is not None and kept.is_dir():
+            note_files(kept)
+        self._chosen = hint
+        self.how = f"{hint}, {len(self._requests)} streams ({why})"
+
+    def _read(self, path: Path) -> Any:
+        try:
+            model = self._core.read_model(path)
+        except RuntimeError as error:
+            raise InputError(f"{path}: OpenVINO does not take it ({openvino_words(error)}); export again") from error
+        found = {name: _described(port) for port in (*model.inputs, *model.outputs) for name in port.names}
+        wanted = {name: (_TYPES[kind], shape) for name, (kind, shape) in ports(*self._sizes()).items()}
+        if not self.takes_bank:  # constants have lost their names, and another one of that size there is not
+            constants = [_described(op.output(0)) for op in model.get_ops() if op.get_type_name() == "Constant"]
+            found |= {BANK: wanted[BANK]} if wanted[BANK] in constants else {}
+        if found != wanted:
+            raise InputError(f"{path}: takes and gives {found}, not {wanted}; export again")
+        return model
+
+    def _made(self, model: Any, hint: str, kept: Path | None) -> list[Any]:
+        """Compiled for a hint: the requests that run side by side."""
+        properties = {"PERFORMANCE_HINT": hint.upper(), "INFERENCE_PRECISION_HINT": "f32"}
+        if kept is not None:
+            properties["CACHE_DIR"] = str(kept)
+        compiled = self._core.compile_model(model, "CPU", properties)
+        count = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if hint == "throughput" else 1
+        return [compiled.create_infer_request() for _ in range(count)]
+
+    def _trials(self, trials: dict[str, list[Any]]) -> dict[str, float]:
+        """Seconds for a list of pairs of one black picture under one empty occluder."""
+        size = self.subject.preprocessing.input_size
+        images = torch.zeros(1, size, size, 3, dtype=torch.uint8)
+        index = torch.zeros(_TRIAL_PAIRS, dtype=torch.int64)
+        bank = self._shared(torch.zeros(2, size, size, 3)) if self.takes_bank else None
+
+        def run(requests: list[Any]) -> Callable[[], object]:
+            return lambda: self._run(requests, bank, images, index, index)
+
+        return best_seconds({name: run(requests) for name, requests in trials.items()}, self.torch_device)
+
+    def _load_bank(self, occluders: Tensor) -> None:
+        self._bank = self._shared(with_clean_row(occluders))
+
+    @staticmethod
+    def _shared(tensor: Tensor) -> Any:
+        """A view of the same memory for OpenVINO; it keeps the tensor alive."""
+        return _openvino().Tensor(tensor.contiguous().numpy(), shared_memory=True)
+
+    def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
+        if len(image_index) == 0:
+            return torch.empty(0, self.subject.num_classes)
+        return self._run(self._requests, self._bank, images, image_index, occluder_index)
+
+    def _run(
+        self, requests: list[Any], bank: Any, images: Tensor, image_index: Tensor, occluder_index: Tensor
+    ) -> Tensor:
+        given = {"images": self._shared(images)} | ({} if bank is None else {BANK: bank})
+        pieces = list(
+            zip(image_index.tensor_split(len(requests)), occluder_index.tensor_split(len(requests)), strict=True)
+        )
+        running = [(request, piece) for request, piece in zip(requests, pieces, strict=True) if len(piece[0])]
+        for request, (pictures, occluders) in running:
+            request.start_async(
+                {**given, "image_index": self._shared(pictures), "occluder_index": self._shared(occluders)},
+                share_inputs=True,
+            )
+        parts = []
+        for request, _ in running:
+            request.wait()
+            parts.append(torch.from_numpy(request.get_tensor(LOGITS).data.copy()))
+        return torch.cat(parts)
+
+    def bare(self, batch: int) -> dict[str, Callable[[], object]]:
+        """See `Engine.bare`: with the hint that the engine has chosen, a piece of the batch for each stream."""
+        size = self._classifier().preprocessing.input_size
+        shapes = {"NCHW": (3, size, size), "NHWC": (size, size, 3)}
+        return {layout: self._bare_call(layout, batch, shape) for layout, shape in shapes.items()}
+
+    def _bare_call(self, layout: str, batch: int, shape: tuple[int, ...]) -> Callable[[], object]:
+        if layout not in self._bare:
+            graph = bare_file(self._classifier(), self.precision, layout, Path(self._scratch.name))
+            self._bare[layout] = self._made(self._core.read_model(graph.path), self._chosen, None)
+        requests = self._bare[layout]
+        pieces = [piece for piece in torch.randn(batch, *shape).tensor_split(len(requests)) if len(piece)]
+        inputs = [self._typed(piece.to(DTYPES[self.precision])) for piece in pieces]
+
+        def run() -> None:
+            running = list(zip(requests, inputs, strict=False))
+            for request, given in running:
+                request.start_async([given], share_inputs=True)
+            for request, _ in running:
+                request.wait()
+
+        return run
+
+    @staticmethod
+    def _typed(tensor: Tensor) -> Any:
+        """A tensor of any precision for OpenVINO: numpy has no bfloat16, so its bits are handed over."""
+        ov = _openvino()
+        if tensor.dtype != torch.bfloat16:
+            return ov.Tensor(tensor.contiguous().numpy())
+        given = ov.Tensor(ov.Type.bf16, ov.Shape(tensor.shape))
+        given.data.view(np.int16)[:] = tensor.contiguous().view(torch.int16).numpy()
+        return given
+
+    def close(self) -> None:
+        """Drop the compiled graph and what it was compiled from."""
+        del self._requests, self._core, self._bare
+        self._bank = None
+        self._scratch.cleanup()
+
+
+def _remembered(path: Path | None) -> str | None:
+    """The hint that an earlier run found to be faster on as many cores."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        facts = json.loads(path.read_text())
+        fits = facts["cores"] == worker_count() and facts["hint"] in HINTS
+    except (ValueError, KeyError, TypeError):  # damaged: it is measured again
+        return None
+    return facts["hint"] if fits else None
+
+
+def _described(port: Any) -> tuple[str, list[int | None]]:
+    return port.get_element_type().get_type_name(), [None if d.is_dynamic else len(d) for d in port.get_partial_shape()]

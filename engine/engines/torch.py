@@ -1,0 +1,96 @@
+"""The reference engine: PyTorch, eager, on CPU or CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...export.classifier import DTYPES, PRECISIONS, FrozenClassifier
+from ...export.occluded import OccludedClassifier
+from ...kernels.occlude import as_grid
+from ..devices import checked_impl, device_name, exact_float32, resolve_device
+from .base import Engine, Subject
+
+
+class TorchEngine(Engine):
+    """Kernels around the bare network: `occlude` → network → logits, in PyTorch.
+
+    `impl` chooses the kernels, as in `choose_impl`. With `compiled`, `torch.compile` makes the network faster, after a
+    start of many seconds.
+    """
+
+    name: ClassVar[str] = "torch"
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+
+    def __init__(
+        self,
+        subject: Subject,
+        precision: str,
+        device: str = "auto",
+        *,
+        impl: str = "auto",
+        compiled: bool = False,
+    ) -> None:
+        super().__init__(subject, precision, device)
+        self.torch_device = resolve_device(device)
+        self.impl, self.impl_reason = checked_impl(impl, self.torch_device)
+        self.takes_grids = self.impl == "triton"
+        self._compiled = compiled
+        self.variant = "compiled" if compiled else None
+        self._switches = ExitStack()
+        self._bank: Tensor | None = None
+        self.device = device_name(self.torch_device)
+        self.how = f"kernels {self.impl}: {self.impl_reason}{', torch.compile' if compiled else ''}"
+
+    @classmethod
+    def precisions(cls, device: str = "auto") -> tuple[str, ...]:
+        """See `Engine.precisions`: all of them, anywhere."""
+        resolve_device(device)
+        return PRECISIONS
+
+    def open(self) -> None:
+        """Convert the network once to the precision, on the device; fp32 on CUDA is fp32, not TF32, until closed."""
+        assert isinstance(self.subject, FrozenClassifier)  # it has no formats
+        model = OccludedClassifier(self.subject, self.precision, impl=self.impl)
+        self._model = model.to(self.torch_device).eval()
+        if self._compiled:  # the network alone: what is around it are kernels already
+            model.network.compile(dynamic=True)
+        self._switches.enter_context(exact_float32(self.precision, self.torch_device))
+
+    def _load_bank(self, occluders: Tensor) -> None:
+        self._bank = occluders.to(self.torch_device).contiguous()
+
+    @torch.inference_mode()
+    def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
+        grid, on_host = None, image_index.device.type == occluder_index.device.type == "cpu"
+        if on_host and self.takes_grids:  # elsewhere this would wait for the GPU; the reference goes pair by pair
+            grid = as_grid(image_index, occluder_index)
+        lists = (index.to(self.torch_device) for index in grid or (image_index, occluder_index))
+        return self._model(
+            images.to(self.torch_device), *lists, self._bank, grid=grid is not None, validate=not on_host
+        )
+
+    def bare(self, batch: int) -> dict[str, Callable[[], object]]:
+        """See `Engine.bare`."""
+        size, network = self._classifier().preprocessing.input_size, self._model.network
+        noise = torch.randn(batch, 3, size, size, device=self.torch_device, dtype=DTYPES[self.precision])
+
+        def run(pictures: Tensor) -> object:
+            with torch.inference_mode():
+                return network(pictures)
+
+        return {
+            "NHWC": partial(run, noise.contiguous(memory_format=torch.channels_last)),
+            "NCHW": partial(run, noise.contiguous()),
+        }
+
+    def close(self) -> None:
+        """Drop the network and the bank, and give convolutions and products the float32 that they had before."""
+        self._switches.close()
+        del self._model
+        self._bank = None

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT for RTX: the engine, and a plan at work on the GPU."""

@@ -1,0 +1,123 @@
+"""The all-pairs loop: pictures in parts from a source, every occluder on each, verdicts block by block into a store."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from ...export.errors import InputError
+from ...kernels.score import Score
+from ..data import Block, PictureSource, shard_starts
+from ..devices import fitting_memory
+from ..engines.base import Engine
+from ..progress import Progress, no_progress
+from .passes import Split
+from .store import READ_TOGETHER, RunStore
+
+
+def noise_row(epsilon: float, norm: str, size: int, seed: int) -> Tensor:
+    """The control: one occluder of seeded random signs on the ε sphere, float32 [S, S, 3] in pixel units."""
+    signs = torch.randint(0, 2, (size, size, 3), generator=torch.Generator().manual_seed(seed)).float() * 2 - 1
+    return signs * (epsilon if norm == "linf" else epsilon / signs.norm())
+
+
+def all_pairs(
+    engine: Engine,
+    store: RunStore,
+    source: PictureSource,
+    split: Split,
+    *,
+    shard: tuple[int, int] | None = None,
+    progress: Progress = no_progress,
+) -> tuple[float, int]:
+    """Evaluate the blocks of a store that are not done, or those of a shard.
+
+    Parameters
+    ----------
+    engine
+        Open; its bank holds the store's rows but the clean one.
+    split
+        How the pairs are cut into passes through the network.
+    shard
+        (i, n): every n-th block from the i-th.
+
+    Returns
+    -------
+    tuple
+        Seconds and pairs of this call.
+
+    Raises
+    ------
+    InputError
+        The network gave NaN, or a batch does not fit into memory. Finished blocks stay.
+    """
+    rows, own, pending = len(store.occluders), _starts(store, shard), pending_starts(store, shard)
+    done, every = (
+        [min(store.block, len(store) - start) for start in starts] for starts in (set(own) - set(pending), own)
+    )
+    if done:
+        progress.say(f"resuming: {sum(done)} of {sum(every)} pictures are done")
+    started, pairs = time.perf_counter(), 0
+    with progress.task("all pairs", sum(every) * rows, sum(done) * rows) as bar:
+        for start, parts in _parts(store, source, pending):
+            scores = _blank_scores(min(store.block, len(store) - start) * rows)
+            quarantined: dict[int, str] = {}
+            for part in parts:
+                offset = part.start - start
+                labels = torch.from_numpy(store.labels[part.start : part.start + len(part.images)]).long()
+                for piece, verdict in score_block(engine, part, labels, rows, split):
+                    for target, values in zip(scores, verdict, strict=True):
+                        target[piece + offset * rows] = values
+                    pairs += len(piece)
+                    bar.advance(len(piece), f"{pairs / (time.perf_counter() - started):.0f} pairs/s")
+                quarantined |= {offset + position: why for position, why in part.quarantined.items()}
+                bar.advance(len(part.quarantined) * rows)
+            store.write(start, scores, quarantined)
+    return time.perf_counter() - started, pairs
+
+
+def _starts(store: RunStore, shard: tuple[int, int] | None) -> Sequence[int]:
+    return shard_starts(len(store), store.block, *(shard or (0, 1)))
+
+
+def pending_starts(store: RunStore, shard: tuple[int, int] | None) -> list[int]:
+    """The first pictures of the blocks that are not done, of the whole run or of a shard."""
+    own = _starts(store, shard)
+    return [start for start in store.pending() if start in own]
+
+
+def _blank_scores(count: int) -> Score:
+    return Score(*(torch.full((count,), fill) for fill in (-1, -1, math.nan)))
+
+
+def _parts(store: RunStore, source: PictureSource, pending: Sequence[int]) -> Iterator[tuple[int, Iterator[Block]]]:
+    """The blocks of the store, each in the parts that are read together: small, so that the first is soon there."""
+    together = READ_TOGETHER if store.block % READ_TOGETHER == 0 else store.block
+    ends = {start: min(start + store.block, len(store)) for start in pending}
+    starts = [part for start in pending for part in range(start, ends[start], together)]
+    with closing(source.blocks(store.paths, together, starts)) as parts:  # type: ignore[type-var]
+        for start in pending:
+            yield start, islice(parts, len(range(start, ends[start], together)))
+
+
+def score_block(
+    engine: Engine, block: Block, labels: Tensor, rows: int, split: Split
+) -> Iterator[tuple[Tensor, Score]]:
+    """Every readable picture of a part under every row, as a pair list in pieces.
+
+    Yields places in the part, int64 [P] (picture · rows + row), with their verdicts.
+    """
+    images, labels = engine.place(block.images), engine.place(labels)
+    for piece in split.pieces(block.readable, rows):
+        with fitting_memory(split.pairs, engine.device):
+            verdict = engine.score(images, piece // rows, piece % rows, labels)
+        if bool((verdict.prediction < 0).any()):
+            mend = "check the weights" if engine.precision == "fp32" else "use bf16 or fp32"
+            raise InputError(f"--precision {engine.precision}: the network gave NaN on {engine.name}; {mend}")
+        yield piece, verdict

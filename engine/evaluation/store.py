@@ -1,0 +1,236 @@
+"""The labelled results of one run: a zarr group that `xarray.open_zarr` opens, written a block at a time.
+
+Dimensions `image` and `occluder`; arrays `prediction`, `rank`, `margin`. A chunk is a block of pictures under every
+occluder, checksummed, and written whole or not at all. Fill value −1 = not done, −2 = quarantined.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from ...export.errors import InputError
+from ...export.files import naming
+from ...kernels.score import Score
+
+CLEAN, NOISE = -1, -2
+NOT_DONE, QUARANTINED = -1, -2
+
+FIT_UNSEEN, FIT_FITTED, FIT_HELD_OUT = 0, 1, 2
+
+# A block aims at so many pairs, which an interrupted run loses at most, within these numbers of pictures: few enough
+# to hold in memory, and enough to keep the files of a large run few.
+_BLOCK_PAIRS = 4096
+READ_TOGETHER, _MOST = 32, 256
+
+
+def block_size(rows: int) -> int:
+    """Pictures in a block (and a chunk), for so many occluder rows: a multiple of those that are read together."""
+    return min(_MOST, max(1, _BLOCK_PAIRS // rows // READ_TOGETHER) * READ_TOGETHER)
+
+
+class RunStore:
+    """`RUN/predictions.zarr`. `create` or `open` it.
+
+    Attributes
+    ----------
+    run
+        What the run is: model, hashes, bank, engine, precision, split, … (JSON types).
+    paths, labels, fit
+        Per picture: path relative to the data root, class id int32 [N], 0 unseen / 1 fitted / 2 held out int8 [N].
+    occluders
+        int32 [K+2]: −1 clean, the bank's class ids in row order, −2 noise; without noise [K+1].
+    """
+
+    def __init__(self, group: zarr.Group, path: Path) -> None:
+        self._group = group
+        self.path = path
+        self.run: dict[str, Any] = dict(group.attrs["run"])  # type: ignore[arg-type]
+        self.paths: list[str] = [str(p) for p in self._array("path")[:]]  # type: ignore[union-attr]
+        self.labels: NDArray[np.int32] = np.asarray(self._array("label")[:])
+        self.fit: NDArray[np.int8] = np.asarray(self._array("fit")[:])
+        self.occluders: NDArray[np.int32] = np.asarray(self._array("occluder")[:])
+        self.block = self._array("prediction").chunks[0]
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        array = self._group[name]
+        if not isinstance(array, zarr.Array):
+            raise KeyError(name)
+        return array
+
+    @classmethod
+    def create(
+        cls,
+        run_dir: Path,
+        run: Mapping[str, Any],
+        *,
+        paths: Sequence[str],
+        labels: Sequence[int],
+        fit: Sequence[int],
+        occluders: Sequence[int],
+    ) -> RunStore:
+        """Make an empty store, whole or not at all, with `occluders` for its columns.
+
+        Raises `OSError` where it cannot be written.
+        """
+        path = run_dir / "predictions.zarr"
+        partial = run_dir / f".{path.name}.{os.getpid()}.partial"
+        with naming(path):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            try:
+                cls._create(partial, run, paths, labels, fit, occluders)
+                partial.rename(path)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        return cls.open(run_dir, writable=True)
+
+    @staticmethod
+    def _create(
+        path: Path,
+        run: Mapping[str, Any],
+        paths: Sequence[str],
+        labels: Sequence[int],
+        fit: Sequence[int],
+        occluders: Sequence[int],
+    ) -> None:
+        group = zarr.open_group(path, mode="w", zarr_format=3)
+        shape = (len(paths), len(occluders))
+        chunks = (block_size(shape[1]), shape[1])
+        for name, dtype, fill in (("prediction", "int32", -1), ("rank", "int32", -1), ("margin", "float32", np.nan)):
+            group.create_array(
+                name,
+                shape=shape,
+                chunks=chunks,
+                dtype=dtype,
+                fill_value=fill,
+                dimension_names=("image", "occluder"),
+                compressors=_CODECS,
+            )
+        image = {"shape": shape[:1], "dimension_names": ("image",), "compressors": _CODECS}
+        coordinates = {
+            "path": np.array(list(paths), dtype=object),
+            "label": np.array(labels, dtype=np.int32),
+            "fit": np.array(fit, dtype=np.int8),
+        }
+        for name, values in coordinates.items():
+            dtype = str if name == "path" else values.dtype
+            fill = "" if name == "path" else -1
+            group.create_array(name, dtype=dtype, fill_value=fill, chunks=shape[:1], **image)[:] = values
+        group.create_array("reason", dtype=str, fill_value="", chunks=chunks[:1], **image)
+        occluder = group.create_array(
+            "occluder",
+            shape=shape[1:],
+            dtype="int32",
+            fill_value=-3,
+            dimension_names=("occluder",),
+            compressors=_CODECS,
+        )
+        occluder[:] = np.array(occluders, dtype=np.int32)
+        group.attrs.update(
+            {"run": dict(run), "data_root": run["data_root"], "coordinates": "path label fit reason occluder"}
+        )
+        with warnings.catch_warnings():  # xarray asks for consolidated metadata; zarr warns that v3 has not settled it
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            zarr.consolidate_metadata(group.store)
+
+    @classmethod
+    def open(cls, run_dir: Path, *, writable: bool = False) -> RunStore:
+        """Open an existing store.
+
+        Raises
+        ------
+        InputError
+            Not there, or not a store of this kind.
+        """
+        path = Path(run_dir) / "predictions.zarr"
+        if not path.is_dir():
+            raise InputError(f"{path}: no such store; gfo-eval --out {run_dir} writes one")
+        try:
+            return cls(zarr.open_group(path, mode="r+" if writable else "r"), path)
+        except (KeyError, ValueError, TypeError, FileNotFoundError, json.JSONDecodeError) as error:
+            raise InputError(f"{path}: not a store of gfo-eval ({error}); remove it and evaluate again") from error
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def update_run(self, run: Mapping[str, Any]) -> None:
+        """Note where things lie now, when a run is resumed from another place."""
+        if dict(run) != self.run:
+            self._group.attrs.update({"run": dict(run), "data_root": run["data_root"]})
+            self.run = dict(run)
+
+    def predictions(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Top-1 class ids int32 [stop − start, K+2].
+
+        Raises
+        ------
+        InputError
+            A chunk that fails its checksum.
+        """
+        try:
+            return np.asarray(self._array("prediction")[start:stop])
+        except (ValueError, RuntimeError) as error:
+            raise InputError(
+                f"{self.path}: pictures {start}..{stop - 1} are damaged ({error}); run the same gfo-eval again, "
+                "it computes what is missing"
+            ) from error
+
+    def pending(self) -> list[int]:
+        """Starts of the blocks that are not done, or damaged."""
+        starts = range(0, len(self), self.block)
+        return [start for start in starts if not self._done(start)]
+
+    def _done(self, start: int) -> bool:
+        stop = min(start + self.block, len(self))
+        try:
+            for name in ("rank", "margin", "reason"):
+                self._array(name)[start:stop]  # fails its checksum where it is damaged
+            return not bool((self.predictions(start, stop) == NOT_DONE).any())
+        except (ValueError, RuntimeError):
+            return False
+
+    def write(self, start: int, scores: Score, quarantined: Mapping[int, str]) -> None:
+        """Write a whole block: scores of [n, K+2] pairs, row by row. Raises `OSError` where it cannot be written.
+
+        `prediction` comes last: it says that the block is done.
+        """
+        stop = min(start + self.block, len(self))
+        shape = (stop - start, len(self.occluders))
+        prediction, rank, margin = (part.reshape(shape).numpy().copy() for part in scores)
+        reasons = np.full(shape[0], "", dtype=object)
+        if quarantined:
+            rows = list(quarantined)
+            prediction[rows], rank[rows], margin[rows] = QUARANTINED, QUARANTINED, np.nan
+            reasons[rows] = list(quarantined.values())
+        with naming(self.path):
+            self._array("reason")[start:stop] = reasons  # all empty: what an earlier attempt left is removed
+            self._array("rank")[start:stop] = rank.astype(np.int32)
+            self._array("margin")[start:stop] = margin
+            self._array("prediction")[start:stop] = prediction.astype(np.int32)
+
+    def _reasons(self) -> list[str]:
+        try:
+            return [str(reason) for reason in self._array("reason")[:]]  # type: ignore[union-attr]
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"{self.path}: reasons are damaged ({error}); run the same gfo-eval again") from error
+
+    def readable(self) -> NDArray[np.bool_]:
+        """Which pictures are not quarantined, bool [N]."""
+        return np.array([not reason for reason in self._reasons()], dtype=bool)
+
+    def quarantined(self) -> list[dict[str, str]]:
+        """Path and reason of every picture that could not be read."""
+        return [{"path": path, "reason": why} for path, why in zip(self.paths, self._reasons(), strict=True) if why]
+
+
+_CODECS = [ZstdCodec(level=1), Crc32cCodec()]

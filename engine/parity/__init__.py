@@ -1,0 +1,1 @@
+"""Parity: whether an engine computes what PyTorch computes."""

@@ -1,0 +1,1 @@
+"""Training: one occluder per class, as the paper describes it."""

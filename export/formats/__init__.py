@@ -1,0 +1,1 @@
+"""Export formats: what the occluded classifier is written as, one file each."""

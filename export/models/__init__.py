@@ -1,0 +1,1 @@
+"""Model families: where a network comes from, one file each."""

@@ -1,0 +1,251 @@
+"""The kernel benchmark: nothing wrong gets a speed, what cannot run says why, and the JSON is what it promises."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gfo.bench import kernel_cases
+from gfo.bench.kernel_cases import CASES, Sizes
+from gfo.bench.suites import kernels
+from gfo.bench.suites.kernels import ENGINES, NO_GPU, difference, kernel_rows, main
+from gfo.kernels.score import Score, score
+
+HAVE_GPU = torch.cuda.is_available()
+TINY = Sizes(size=5, pairs=6, occluders=3, classes=7)
+OPTIONS = ("--size", "5", "--pairs", "6", "--occluders", "3", "--classes", "7", "--seconds", "0.001")
+OPERATIONS = {
+    "occlude",
+    "occlude_grid",
+    "occlude + gradient",
+    "margin_loss + gradient",
+    "occluder_step",
+    "adam_step",
+    "score",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_large_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gfo.bench.measure.bandwidth", lambda device: 1e9)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> Any:
+    """The exit code."""
+    monkeypatch.setattr("sys.argv", ["gfo.bench.suites.kernels", *options])
+    with pytest.raises(SystemExit) as left:
+        main()
+    return left.value.code
+
+
+def broken_score(*_: object, **__: object) -> Score:
+    raise RuntimeError("no such operation on this device\nand a long stack")
+
+
+@pytest.mark.parametrize("sizes", [TINY, Sizes(size=1, pairs=1, occluders=4, classes=2)], ids=["tiny", "one"])
+@pytest.mark.parametrize("make", CASES)
+def test_every_reference_equals_its_formula(make: Any, sizes: Sizes):
+    case = make(sizes, "cpu")
+    formula, operation = case.formula(lambda function: function), case.operation("reference")
+    wanted = formula()
+    assert difference(operation(), wanted, case.rounding) == ""
+    assert difference(formula(), wanted, 0) == ""  # the formula leaves its inputs as they are
+    assert case.minimum > 0
+
+
+def test_every_operation_is_there_in_its_precisions():
+    cases = [make(TINY, "cpu") for make in CASES]
+    assert {case.kernel for case in cases} == OPERATIONS
+    for name in ("occlude", "occlude_grid", "occlude + gradient"):
+        assert [case.precision for case in cases if case.kernel == name] == ["fp32", "bf16"]
+
+
+def test_minimum_counts_every_input_and_result_once():
+    picture, pixels = 5 * 5 * 3, 6 * 5 * 5 * 3
+    by_name = {(case.kernel, case.precision): case.minimum for case in (make(TINY, "cpu") for make in CASES)}
+    assert by_name["occlude", "fp32"] == pixels + 3 * picture * 4 + pixels * 4
+    assert by_name["occlude_grid", "bf16"] == 2 * picture + 3 * picture * 4 + pixels * 2
+    assert by_name["occluder_step", "fp32"] == 5 * 3 * picture * 4
+    assert by_name["adam_step", "fp32"] == 7 * 3 * picture * 4
+    assert by_name["score", "fp32"] == 6 * 7 * 4
+
+
+def test_difference_allows_rounding_and_no_more():
+    wanted = torch.tensor([1.0, -4.0, 0.0])
+    unit = 4 * 2.0**-23
+    assert difference((wanted + 2 * unit,), (wanted,), 2) == ""
+    assert "rounding" in difference((wanted + 3 * unit,), (wanted,), 2)
+    assert "rounding" in difference((torch.tensor([1.0, -4.0, float("nan")]),), (wanted,), 2)
+    half = torch.tensor([1.0], dtype=torch.bfloat16)
+    assert difference((half + 2**-7,), (half,), 2) == ""  # its neighbour
+    assert difference((half + 2**-6,), (half,), 2)
+
+
+def test_difference_wants_the_same_integers_shapes_and_dtypes():
+    wanted = torch.tensor([3, 4])
+    assert difference((wanted,), (wanted,), 9) == ""
+    assert difference((torch.tensor([3, 5]),), (wanted,), 9)
+    assert difference((torch.tensor([3]),), (wanted,), 9)
+    assert difference((wanted.float(),), (wanted,), 9)
+    empty = torch.zeros(0)
+    assert difference((empty,), (empty,), 9) == ""
+
+
+def test_rows_are_complete():
+    rows, ceilings = kernel_rows(TINY, seconds=1e-3)
+    assert ceilings["cpu"] == 1e9
+    assert len(rows) == len(CASES) * sum(map(len, ENGINES.values()))
+    assert {row.stage for row in rows} == {"kernel"}
+    for row in rows:
+        assert row.data == "synthetic"
+        assert row.kernel
+        assert row.sizes
+    for row in (row for row in rows if row.device == "cpu"):
+        assert row.available, row.reason
+        assert row.passed
+        assert None not in (row.rounds, row.bandwidth_share, row.extra_mb)
+        assert row.p20 is not None
+        assert row.p50 is not None
+        assert row.p80 is not None
+        assert 0 < row.p20 <= row.p50 <= row.p80
+        assert (row.ratio is None) == (row.engine == "eager")
+        assert row.ratio is None or row.ratio.to == "eager"
+
+
+@pytest.mark.skipif(HAVE_GPU, reason="a GPU is here")
+def test_without_a_gpu_its_rows_say_so():
+    rows = [row for row in kernel_rows(TINY, seconds=1e-3)[0] if row.device == "cuda"]
+    assert {row.engine for row in rows} == {"eager", "compile", "triton"}
+    assert {row.kernel for row in rows} == OPERATIONS
+    for row in rows:
+        assert (row.available, row.reason, row.passed) == (False, NO_GPU, None)
+        assert (row.p20, row.p50, row.p80, row.ratio, row.bandwidth_share) == (None,) * 5
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not HAVE_GPU, reason="no CUDA GPU here")
+def test_on_a_gpu_the_kernels_equal_the_formulas():
+    rows = [row for row in kernel_rows(TINY, seconds=1e-2)[0] if row.device == "cuda"]
+    for row in rows:
+        assert row.passed, f"{row.kernel} {row.precision} {row.engine}: {row.reason}"
+        assert row.p50
+
+
+def test_a_wrong_result_has_no_speed(monkeypatch: pytest.MonkeyPatch):
+    def one_rank_off(*arguments: Any, **options: Any) -> Score:
+        right = score(*arguments, **options)
+        return right._replace(rank=right.rank + (torch.arange(len(right.rank)) == 1))
+
+    monkeypatch.setattr(kernel_cases, "score", one_rank_off)
+    rows = {
+        row.engine: row for row in kernel_rows(TINY, seconds=1e-3)[0] if (row.kernel, row.device) == ("score", "cpu")
+    }
+    wrong = rows["reference"]
+    assert (wrong.available, wrong.passed) == (False, False)
+    assert "differs from the formula by up to 1" in wrong.reason
+    assert (wrong.p20, wrong.p50, wrong.p80, wrong.ratio, wrong.bandwidth_share, wrong.rounds) == (None,) * 6
+    assert rows["eager"].p50
+
+
+def test_the_gate_would_notice_one_occluder_swapped(monkeypatch: pytest.MonkeyPatch):
+    right = kernel_cases.occlude
+    monkeypatch.setattr(
+        kernel_cases, "occlude", lambda images, bank, *rest, **options: right(images, bank.flip(0), *rest, **options)
+    )
+    rows = [row for row in kernel_rows(TINY, seconds=1e-3)[0] if (row.device, row.engine) == ("cpu", "reference")]
+    assert {row.kernel for row in rows if not row.available} == {"occlude", "occlude + gradient"}
+
+
+def test_a_failed_check_exits_with_4_and_still_tells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(kernel_cases, "score", broken_score)
+    assert run(monkeypatch, *OPTIONS) == 4
+    out = capsys.readouterr().out
+    (row,) = (
+        row for row in json.loads(out.splitlines()[-1])["rows"] if row["passed"] is False and row["device"] == "cpu"
+    )
+    assert row["reason"] == "failed: no such operation on this device"
+    assert row["p50"] is None
+    assert f"score fp32 reference cpu: {row['reason']}" in out.splitlines()
+
+
+def test_json_is_the_last_line_and_the_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    file = tmp_path / "new" / "kernels.json"
+    assert run(monkeypatch, *OPTIONS, "--json", str(file)) == 0
+    out = capsys.readouterr().out
+    assert file.read_text() == out.splitlines()[-1] + "\n"
+    facts = json.loads(file.read_text())
+    assert facts["schema"] == 1
+    assert facts["environment"]["copy_bytes_per_second"]["cpu"] == 1e9
+    assert facts["environment"]["threads"] == torch.get_num_threads()
+    assert "load_average" in facts["environment"]
+    assert {row["kernel"] for row in facts["rows"]} == OPERATIONS
+    assert "synthetic" in out.splitlines()[0]
+    assert HAVE_GPU or NO_GPU in out
+    assert [entry.name for entry in file.parent.iterdir()] == ["kernels.json"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--seconds", "0"),
+        ("--seconds", "-1"),
+        ("--seconds", "nan"),
+        ("--seconds", "inf"),
+        ("--seconds", "two"),
+        ("--size", "0"),
+        ("--pairs", "-3"),
+        ("--occluders", "0"),
+        ("--classes", "1"),
+        ("--json", "."),
+        ("--json", f"{__file__}/kernels.json"),
+    ],
+    ids=" ".join,
+)
+def test_bad_input_is_one_line_and_2_before_anything_runs(
+    options: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(kernels, "kernel_rows", lambda *_, **__: pytest.fail("ran"))
+    assert run(monkeypatch, *options) == 2
+    told = capsys.readouterr()
+    (line,) = told.err.strip().splitlines()
+    assert options[0].removeprefix("--") in line
+    assert told.out == ""
+
+
+def test_what_does_not_fit_into_memory_is_bad_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
+
+    monkeypatch.setattr(kernels, "kernel_rows", full)
+    assert run(monkeypatch, "--size", "9", "--json", str(tmp_path / "kernels.json")) == 2
+    assert "--size 9" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_loads_neither_torch_nor_numpy():
+    code = """
+import sys
+sys.argv = ["kernels", "--help"]
+try:
+    import gfo.bench.suites.kernels
+    gfo.bench.suites.kernels.main()
+finally:
+    print("LOADED", *sorted({"torch", "numpy", "scipy", "triton"} & set(sys.modules)))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert "python -m gfo.bench.suites.kernels" in ended.stdout
+    assert ended.stdout.splitlines()[-1] == "LOADED"

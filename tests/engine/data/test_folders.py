@@ -1,0 +1,158 @@
+"""Which classes and files a data folder holds, and which model output each class is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torchvision.models import ResNet18_Weights
+
+from gfo.engine.data.folders import ClassFolder, class_name, list_classes
+from gfo.export.errors import InputError
+
+IDS = {"ant": 3, "bee": 0, "cat": 4, "dog": 1}
+
+
+def make(root: Path, folders: Sequence[str] = tuple(IDS), files: Sequence[str] = ("b.png", "a.jpg")) -> Path:
+    for folder in folders:
+        (root / "val" / folder).mkdir(parents=True)
+        for file in files:
+            (root / "val" / folder / file).touch()
+    return root
+
+
+def classes_of(root: Path, classes: str | Sequence[str] = "all", **options: Any) -> list[ClassFolder]:
+    return list_classes(root, "val", **{"classes": classes, "model_outputs": 5, "class_map": None, "seed": 0} | options)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "classes.json").write_text(json.dumps(IDS | {"unused": 99}))
+    return make(tmp_path)
+
+
+def test_all_classes_in_folder_order_with_the_maps_ids_and_sorted_files(root: Path) -> None:
+    found = classes_of(root)
+    assert [(c.folder, c.class_id) for c in found] == list(IDS.items())
+    assert found[1].paths == ("val/bee/a.jpg", "val/bee/b.png")
+
+
+@pytest.mark.parametrize("classes", ["dog,ant", ["dog", "ant", "dog"]])
+def test_chosen_classes_keep_their_ids(root: Path, classes: str | list[str]) -> None:
+    assert [(c.folder, c.class_id) for c in classes_of(root, classes)] == [("ant", 3), ("dog", 1)]
+
+
+def test_random_classes_are_seeded_and_distinct(root: Path) -> None:
+    draws = [[c.folder for c in classes_of(root, "random:2", seed=seed)] for seed in range(8)]
+    assert draws == [[c.folder for c in classes_of(root, "random:2", seed=seed)] for seed in range(8)]
+    assert all(len(set(draw)) == 2 and draw == sorted(draw) for draw in draws)
+    assert len({tuple(draw) for draw in draws}) > 1
+    assert [c.folder for c in classes_of(root, "random:4")] == list(IDS)
+
+
+def test_hidden_files_and_subfolders_are_no_pictures_but_anything_else_is_listed(root: Path) -> None:
+    (root / "val" / "ant" / ".DS_Store").touch()
+    (root / "val" / "ant" / "c").mkdir()
+    (root / "val" / "ant" / "notes.txt").touch()
+    (root / "val" / ".cache").mkdir()
+    (root / "val" / "loose.jpg").touch()
+    assert [c.folder for c in classes_of(root)] == list(IDS)
+    assert classes_of(root)[0].paths == ("val/ant/a.jpg", "val/ant/b.png", "val/ant/notes.txt")
+
+
+def test_a_class_map_that_is_given_goes_before_the_folders_own(root: Path, tmp_path: Path) -> None:
+    other = tmp_path / "map.json"
+    other.write_text(json.dumps({"ant": 0, "bee": 1, "cat": 2, "dog": 4}))
+    assert [c.class_id for c in classes_of(root, class_map=other)] == [0, 1, 2, 4]
+
+
+def test_wordnet_folders_map_to_imagenets_outputs(tmp_path: Path) -> None:
+    # n01443537 goldfish, n02123045 tabby, n03763968 military uniform, n07920052 espresso
+    make(tmp_path, ["n07920052", "n01443537", "n03763968", "n02123045"])
+    names = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]  # torchvision's list, in output order
+    ids = [c.class_id for c in classes_of(tmp_path, model_outputs=1000)]
+    assert [names[i] for i in ids] == ["goldfish", "tabby", "military uniform", "espresso"]
+    assert [class_name(1000, i) for i in ids] == ["goldfish", "tabby", "military uniform", "espresso"]
+
+
+def test_names_of_other_models_are_their_ids() -> None:
+    assert class_name(10, 7) == "7"
+
+
+@pytest.mark.parametrize(
+    ("classes", "named"),
+    [
+        ("zebra", "--classes zebra: .*val has no such folder; its folders are ant, bee, cat, dog"),
+        ("", "--classes : .* has no such folder"),
+        ("ant,,bee", "has no such folder"),
+        ("random:5", "random:1 to random:4"),
+        ("random:0", "random:1 to random:4"),
+        ("random:x", "random:1 to random:4"),
+    ],
+)
+def test_classes_that_are_not_there(root: Path, classes: str, named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        classes_of(root, classes)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("{", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        ("[1, 2]", "whole numbers"),
+        ('{"ant": "3"}', "whole numbers"),
+        ('{"ant": true}', "whole numbers"),
+        ('{"ant": 3}', "class folder bee is not in"),
+        ('{"ant": 5, "bee": 0, "cat": 1, "dog": 2}', r"ant is 5, the model has outputs 0\.\.4"),
+        ('{"ant": -1, "bee": 0, "cat": 1, "dog": 2}', "ant is -1"),
+        ('{"ant": 1, "bee": 0, "cat": 1, "dog": 2}', "two folders have the same class id"),
+    ],
+)
+def test_maps_that_do_not_map(root: Path, content: str | bytes, named: str) -> None:
+    (root / "classes.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=named) as caught:
+        classes_of(root)
+    assert "classes.json" in str(caught.value)
+
+
+def test_a_map_that_is_not_there(root: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.json: No such file"):
+        classes_of(root, class_map=root / "nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("folders", "outputs", "named"),
+    [
+        (["ant", "bee"], 5, "no telling which model output folder ant is"),
+        (["ant", "bee"], 1000, "no telling which model output folder ant is"),
+        (["n01443537", "n02123045"], 21843, "no telling"),
+        (["n01443537", "n99999999"], 1000, "n99999999 is not in the ImageNet-1k synset list"),
+    ],
+)
+def test_without_a_map_nothing_is_guessed(tmp_path: Path, folders: list[str], outputs: int, named: str) -> None:
+    make(tmp_path, folders)
+    with pytest.raises(InputError, match=f"{named}.*--class-map"):
+        classes_of(tmp_path, model_outputs=outputs)
+
+
+def test_folders_that_hold_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"val: no such folder; --data must hold val/<class>/<pictures>"):
+        classes_of(tmp_path)
+    (tmp_path / "val").mkdir()
+    with pytest.raises(InputError, match="val: holds no class folders"):
+        classes_of(tmp_path)
+    make(tmp_path, ["ant"], files=())
+    (tmp_path / "classes.json").write_text('{"ant": 0}')
+    with pytest.raises(InputError, match="val/ant: holds no pictures"):
+        classes_of(tmp_path)
+
+
+def test_a_file_name_that_is_not_utf8_is_named(root: Path) -> None:
+    (Path(os.fsdecode(os.fsencode(root / "val" / "ant") + b"/caf\xe9.jpg"))).touch()
+    with pytest.raises(InputError, match=r"val/ant: file name 'caf\\udce9.jpg' is not UTF-8; rename"):
+        classes_of(root)

@@ -1,0 +1,454 @@
+"""One suite for every engine: what each must compute, refuse and keep, from a model and from an artefact."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from gfo.engine.engines import ENGINES, engine_class, open_engine
+from gfo.engine.engines.base import Engine, Subject
+from gfo.engine.engines.openvino import OpenVinoEngine
+from gfo.export.artefact import Artefact, export
+from gfo.export.bank import OccluderBank
+from gfo.export.classifier import FrozenClassifier, load_classifier
+from gfo.export.errors import EngineUnavailable, InputError
+from gfo.export.manifest import file_facts
+from gfo.export.models.spec import ModelSpec
+from gfo.export.occluded import OccludedClassifier
+from gfo.kernels.score import score
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
+
+G = torch.Generator().manual_seed(0)
+SIZE = 16
+IMAGES = torch.randint(0, 256, (4, SIZE, SIZE, 3), dtype=torch.uint8, generator=G)
+IMAGES[0], IMAGES[1] = 0, 255  # black and white: x + d leaves the range on one side everywhere
+ROWS = 3
+# Unordered, repeated, clean in between; long enough to be cut into pieces.
+PAIRS = torch.tensor([[3, 0, 1, 1, 0, 3, 3, 2, 2, 1, 0], [0, 3, 1, 1, 0, 2, 0, 3, 1, 2, 1]])
+
+# What plain PyTorch may differ by from itself in another order of the same sums; half precisions by their own rounding.
+TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2}
+CASES = [
+    ("torch", "fp32", "model"),
+    ("torch", "bf16", "model"),
+    ("onnxruntime", "fp32", "model"),
+    ("onnxruntime", "fp32", "onnx"),
+    ("onnxruntime", "fp32", "onnx, bank an input"),
+    ("openvino", "fp32", "model"),
+    ("openvino", "fp32", "onnx"),
+    ("openvino", "fp32", "openvino"),
+    ("openvino", "bf16", "openvino, bank an input"),
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    engine: str
+    precision: str
+    form: str
+    subject: Subject
+
+    def made(self) -> Engine:
+        if self.precision not in engine_class(self.engine).precisions("cpu"):
+            pytest.skip(f"{self.engine} has no {self.precision} on this CPU")
+        return engine_class(self.engine)(self.subject, self.precision, "cpu")
+
+    @property
+    def embedded(self) -> bool:
+        return self.form in ("onnx", "openvino")
+
+
+@pytest.fixture(scope="module")
+def artefact(
+    tiny_classifier: FrozenClassifier, make_bank: Callable[..., OccluderBank], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Artefact]:
+    """The artefact of a form and precision, exported once."""
+    made: dict[tuple[str, str], Artefact] = {}
+
+    def artefact(form: str, precision: str) -> Artefact:
+        if (form, precision) not in made:
+            out = tmp_path_factory.mktemp("artefact") / "out"
+            kind, _, rest = form.partition(",")
+            how = {"format": kind, "precision": precision, "bank_input": bool(rest)}
+            made[form, precision] = export(tiny_classifier, make_bank(), out, **how)
+        return made[form, precision]
+
+    return artefact
+
+
+@pytest.fixture(params=CASES, ids=", ".join)
+def case(
+    request: pytest.FixtureRequest, tiny_classifier: FrozenClassifier, artefact: Callable[[str, str], Artefact]
+) -> Case:
+    engine, precision, form = request.param
+    if form == "model":  # as one of a library, whose graph is exported once and cached
+        return Case(engine, precision, form, replace(tiny_classifier, origin="tests"))
+    return Case(engine, precision, form, artefact(form, precision))
+
+
+@pytest.fixture
+def bank(make_bank: Callable[..., OccluderBank]) -> Tensor:
+    return make_bank().occluders
+
+
+@pytest.fixture
+def engine(case: Case, bank: Tensor):
+    with case.made() as engine:
+        if not case.embedded:
+            engine.load_bank(bank)
+        yield engine
+
+
+@pytest.fixture
+def truth(tiny_classifier: FrozenClassifier, bank: Tensor) -> Callable[..., Tensor]:
+    """Logits of plain PyTorch in float64, pair by pair from the formula."""
+    network = tiny_classifier.network_as("fp32").double()
+    mean, std = (
+        torch.tensor(v).double() for v in (tiny_classifier.preprocessing.mean, tiny_classifier.preprocessing.std)
+    )
+
+    def truth(images: Tensor, pairs: Tensor, occluders: Tensor = bank) -> Tensor:
+        rows = torch.cat([torch.zeros_like(occluders[:1]), occluders]).double()
+        occluded = (images[pairs[0]].double() + rows[pairs[1]]).clamp(0, 255)
+        return network(((occluded / 255 - mean) / std).permute(0, 3, 1, 2))
+
+    return truth
+
+
+def assert_close(case: Case, logits: Tensor, wanted: Tensor) -> None:
+    assert logits.dtype == torch.float32
+    assert logits.shape == wanted.shape
+    spread = float(wanted.max() - wanted.min()) or 1.0
+    assert float((logits.double() - wanted).abs().max()) <= TOLERANCE[case.precision] * max(spread, 1.0)
+
+
+def test_pairs_in_any_order_and_repetition(case: Case, engine: Engine, truth: Callable[..., Tensor]) -> None:
+    logits = engine.infer(IMAGES, *PAIRS)
+    assert_close(case, logits, truth(IMAGES, PAIRS))
+    assert torch.equal(logits[2], logits[3])  # the same pair twice
+
+
+def test_any_number_of_pictures_and_pairs(case: Case, engine: Engine, truth: Callable[..., Tensor]) -> None:
+    for pairs in (PAIRS[:, :1], PAIRS[:, :4], PAIRS.repeat(1, 3)):
+        assert_close(case, engine.infer(IMAGES, *pairs.contiguous()), truth(IMAGES, pairs))
+    one = torch.tensor([[0, 0], [2, 0]])
+    assert_close(case, engine.infer(IMAGES[3:], *one), truth(IMAGES[3:], one))
+    assert engine.infer(IMAGES, *PAIRS[:, :0]).shape == (0, 5)
+
+
+def test_index_0_is_the_plain_classifier(case: Case, engine: Engine, tiny_classifier: FrozenClassifier) -> None:
+    pictures = torch.arange(4)
+    scale, shift = (torch.tensor(v) for v in (tiny_classifier.preprocessing.scale, tiny_classifier.preprocessing.shift))
+    plain = tiny_classifier.network((IMAGES.float() * scale + shift).permute(0, 3, 1, 2))
+    assert_close(case, engine.infer(IMAGES, pictures, torch.zeros_like(pictures)), plain.double())
+
+
+def test_the_score_is_that_of_the_logits(engine: Engine) -> None:
+    labels = torch.tensor([3, 0, 4, 1])
+    pictures, occluders = PAIRS
+    wanted = score(engine.infer(IMAGES, pictures, occluders), labels[pictures])
+    for found, part in zip(engine.score(IMAGES, pictures, occluders, labels), wanted, strict=True):
+        assert torch.equal(found, part)
+
+
+def test_pictures_that_are_no_own_memory(case: Case, engine: Engine, truth: Callable[..., Tensor]) -> None:
+    wide = torch.randint(0, 256, (4, SIZE, 2 * SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    half = wide[:, :, SIZE:]
+    assert_close(case, engine.infer(half.contiguous(), *PAIRS), truth(half, PAIRS))
+    with pytest.raises(ValueError, match="images: expected contiguous"):
+        engine.infer(half, *PAIRS)
+
+
+def test_another_bank_takes_the_place_of_the_first(
+    case: Case, engine: Engine, truth: Callable[..., Tensor], bank: Tensor
+) -> None:
+    if case.embedded:
+        with pytest.raises(ValueError, match="has its bank inside"):
+            engine.load_bank(bank)
+        return
+    larger = torch.cat([bank.flip(0) * 2, bank])
+    engine.load_bank(larger)
+    pairs = torch.tensor([[0, 1, 2], [6, 1, 4]])
+    assert_close(case, engine.infer(IMAGES, *pairs), truth(IMAGES, pairs, larger))
+
+
+BAD_CALLS = [
+    (IMAGES, torch.tensor([[4], [0]]), "image_index: entries must lie in 0..3"),
+    (IMAGES, torch.tensor([[0], [4]]), "occluder_index: entries must lie in 0..3"),
+    (IMAGES, torch.tensor([[0], [-1]]), "occluder_index: entries"),
+    (IMAGES.float(), PAIRS, "images: expected uint8"),
+    (IMAGES[:, 1:], PAIRS, "images: expected uint8 [B, 16, 16, 3], got uint8 [4, 15, 16, 3]"),
+    (IMAGES, PAIRS.int(), "expected two int64"),
+]
+
+
+def test_bad_calls_are_refused_before_the_library_sees_them(engine: Engine) -> None:
+    for images, pairs, word in BAD_CALLS:
+        with pytest.raises(ValueError, match=re.escape(word)):
+            engine.infer(images, *pairs)
+
+
+def test_no_bank_is_an_error_and_so_is_one_of_another_size(case: Case, bank: Tensor) -> None:
+    with case.made() as engine:
+        if not case.embedded:
+            with pytest.raises(ValueError, match="no bank"):
+                engine.infer(IMAGES, *PAIRS)
+            with pytest.raises(ValueError, match="occluders: expected float32"):
+                engine.load_bank(bank[:, 1:])
+
+
+def test_an_engine_opens_again_after_it_was_closed(case: Case, bank: Tensor) -> None:
+    engine, logits = case.made(), []
+    for _ in range(2):
+        with engine:
+            if not case.embedded:
+                with pytest.raises(ValueError, match="no bank"):  # not the one of the last time
+                    engine.infer(IMAGES, *PAIRS)
+                engine.load_bank(bank)
+            logits.append(engine.infer(IMAGES, *PAIRS))
+    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("hint", ["latency", "throughput"])
+def test_openvinos_hints_compute_the_same(hint: str, tiny_classifier: FrozenClassifier, bank: Tensor) -> None:
+    with OpenVinoEngine(tiny_classifier, "fp32", hint=hint) as engine:
+        engine.load_bank(bank)
+        logits = engine.infer(IMAGES, *PAIRS)
+        assert engine.how.startswith(hint)
+    wanted = OccludedClassifier(tiny_classifier)(IMAGES, *PAIRS, bank)
+    torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-5)
+
+
+def test_openvino_keeps_occlusion_in_float32_where_the_network_is_bf16(
+    artefact: Callable[[str, str], Artefact], bank: Tensor
+) -> None:
+    """In bfloat16 200 + 0.3 is 200: two occluders that differ by less than a grey level would give the same bits."""
+    case = Case("openvino", "bf16", "openvino, bank an input", artefact("openvino, bank an input", "bf16"))
+    images, index = torch.full((1, SIZE, SIZE, 3), 200, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    with case.made() as engine:
+        engine.load_bank(torch.stack([torch.full((SIZE, SIZE, 3), d) for d in (0.05, 0.45)]))
+        first, second = engine.infer(images, index, torch.tensor([1, 2]))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["torchvision/googlenet", "torchvision/resnet50", "timm/tf_efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_the_fields_networks_give_pytorchs_logits(name: str, model: str) -> None:
+    """GoogLeNet normalises once more inside (`transform_input`) and has lost its auxiliary heads."""
+    classifier = load_classifier(ModelSpec(model, "random", input_size=64))
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8, generator=g)
+    bank = torch.randn(2, 64, 64, 3, generator=g) * 20
+    pairs = torch.tensor([[2, 0, 1, 1], [0, 2, 1, 2]])
+    with open_engine(name, classifier, "fp32", "cpu")[0] as engine:
+        engine.load_bank(bank)
+        logits = engine.infer(images, *pairs)
+    with torch.no_grad():
+        wanted = OccludedClassifier(classifier)(images, *pairs, bank)
+    spread = float(wanted.max() - wanted.min())
+    assert float((logits - wanted).abs().max()) <= 1e-4 * spread
+
+
+# ---- choosing
+
+
+def test_auto_passes_over_what_does_not_come_up(tiny_classifier: FrozenClassifier, bank: Tensor) -> None:
+    class Counts(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, : 2 + int(x.sum() > 1e9)]
+
+    untraceable = FrozenClassifier.from_module(Counts(), tiny_classifier.preprocessing, model="counts")
+    engine, why = open_engine("auto", untraceable, "fp32", "cpu")
+    with engine:
+        assert engine.name == "torch"
+        assert "not openvino: counts: cannot be exported to ONNX" in why
+        engine.load_bank(bank)
+        assert engine.infer(IMAGES, *PAIRS).shape == (11, 2)
+    with pytest.raises(InputError, match="cannot be exported"), open_engine("openvino", untraceable, "fp32")[0]:
+        pass
+
+
+def test_auto_takes_the_fastest_that_there_is_and_says_why(tiny_classifier: FrozenClassifier) -> None:
+    found = {}
+    for precision, impl in (("fp32", "auto"), ("fp16", "auto"), ("fp32", "reference")):
+        engine, found[precision, impl] = open_engine("auto", tiny_classifier, precision, "cpu", impl=impl)
+        with engine:
+            found[precision, impl] += f", {engine.name}"
+    assert found["fp32", "auto"] == "the first here of those found fastest, openvino"
+    assert found["fp16", "auto"].endswith("torch") or "fp16" in OpenVinoEngine.precisions()
+    assert "openvino has no such choice" in found["fp32", "reference"]
+    assert found["fp32", "reference"].endswith("torch")
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "device", "options", "word"),
+    [
+        ("fast", "fp32", "auto", {}, "--engine fast: expected auto or one of torch, onnxruntime, openvino, trt"),
+        ("torch", "int4", "auto", {}, "--precision int4: expected one of fp32"),
+        ("onnxruntime", "bf16", "cpu", {}, "--precision bf16: engine onnxruntime has fp32"),
+        ("openvino", "fp32", "cuda", {}, "--device cuda: engine openvino runs on the CPU"),
+        ("openvino", "fp32", "auto", {"impl": "reference"}, "--impl reference: engine openvino has no such choice"),
+        ("auto", "fp32", "cpu", {"provider": "rocm"}, "--provider rocm: expected auto or one of"),
+        ("auto", "fp32", "cpu", {"impl": "fast"}, "--impl fast: expected auto or one of"),
+        ("onnxruntime", "fp32", "cpu", {"provider": "rocm"}, "--provider rocm: expected auto or one of"),
+        ("onnxruntime", "fp32", "cpu", {"provider": "cuda"}, "--provider cuda: does not go with --device cpu"),
+    ],
+)
+def test_choices_that_there_are_not(
+    name: str, precision: str, device: str, options: dict[str, str], word: str, tiny_classifier: FrozenClassifier
+) -> None:
+    with pytest.raises(InputError) as caught:
+        open_engine(name, tiny_classifier, precision, device, **options)
+    assert word in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_without_its_gpu_is_unavailable_never_the_cpu(
+    provider: str, tiny_classifier: FrozenClassifier
+) -> None:
+    with pytest.raises(EngineUnavailable, match="CUDA"):
+        open_engine("onnxruntime", tiny_classifier, "fp32", provider=provider)
+
+
+def test_an_artefact_runs_on_engines_of_its_format_at_its_precision(artefact: Callable[[str, str], Artefact]) -> None:
+    onnx, ir = artefact("onnx", "fp32"), artefact("openvino", "fp32")
+    for name, subject, word in (
+        ("torch", onnx, "runs models, no artefacts"),
+        ("onnxruntime", ir, "runs onnx, and"),
+        ("trt", onnx, "runs trt, and"),
+    ):
+        with pytest.raises(InputError) as caught:
+            open_engine(name, subject, "fp32", "cpu")
+        assert word in str(caught.value)
+    with pytest.raises(InputError, match="was exported at fp32"):
+        open_engine("openvino", onnx, "bf16")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "trt"])
+def test_a_library_that_is_not_installed_is_named(
+    name: str, tiny_classifier: FrozenClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(EngineUnavailable, match=r"not installed.*pip install gfo"):
+        open_engine(name, tiny_classifier, "fp32")
+
+
+# ---- caches
+
+
+@pytest.fixture
+def library_classifier() -> FrozenClassifier:
+    """One whose code is a library's: only such graphs are cached."""
+    return load_classifier(ModelSpec("gfo/digits-vgg", "random"))
+
+
+def test_graphs_are_cached_by_what_makes_them_and_never_by_the_bank(
+    library_classifier: FrozenClassifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from gfo.engine.engines import onnxruntime as onnxruntime_engine
+
+    original, made = onnxruntime_engine.occluded_graph, []
+
+    def counted(classifier: FrozenClassifier, precision: str, *rest: object, **how: object) -> object:
+        made.append((classifier.weights_hash, precision))
+        return original(classifier, precision, *rest, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(onnxruntime_engine, "occluded_graph", counted)
+    monkeypatch.setenv("GFO_CACHE", str(tmp_path))
+
+    def logits(classifier: FrozenClassifier, scale: float) -> Tensor:
+        with open_engine("onnxruntime", classifier, "fp32")[0] as engine:
+            engine.load_bank(torch.full((1, 32, 32, 3), scale))
+            images = torch.full((1, 32, 32, 3), 100, dtype=torch.uint8)
+            return engine.infer(images, torch.tensor([0]), torch.tensor([1]))
+
+    first = logits(library_classifier, 10.0)
+    assert not torch.equal(logits(library_classifier, 60.0), first)  # another bank, the same graph
+    assert torch.equal(logits(library_classifier, 10.0), first)
+    assert len(made) == 1
+    other = load_classifier(ModelSpec("gfo/digits-vgg", "random", seed=1))
+    assert not torch.equal(logits(other, 10.0), first)
+    assert len(made) == 2
+    monkeypatch.setattr("gfo.engine.engines.graphs.version", lambda name: "another")
+    assert torch.equal(logits(library_classifier, 10.0), first)
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("spoil", ["cut", "changed", "gone"])
+def test_a_damaged_graph_in_the_cache_is_made_again(
+    spoil: str, library_classifier: FrozenClassifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GFO_CACHE", str(tmp_path))
+    with open_engine("onnxruntime", library_classifier, "fp32")[0]:
+        (graph,) = tmp_path.rglob("model.onnx")
+    whole = graph.read_bytes()
+    if spoil == "gone":
+        graph.unlink()
+    else:
+        graph.write_bytes(whole[:-100] if spoil == "cut" else whole[:-100] + bytes(100))
+    with open_engine("onnxruntime", library_classifier, "fp32")[0]:
+        assert len(graph.read_bytes()) == len(whole)
+    assert graph.parent.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_graph_with_another_bank_than_its_manifest_says_is_refused(
+    tiny_classifier: FrozenClassifier, make_bank: Callable[..., OccluderBank], tmp_path: Path
+) -> None:
+    """Rows that are not there would read as other memory, or as clean."""
+    one = make_bank(occluders=make_bank().occluders[:1], class_ids=(3,), folders=("ant",))
+    for form, names in (("onnx", ("onnxruntime", "openvino")), ("openvino", ("openvino",))):
+        large = export(tiny_classifier, make_bank(), tmp_path / form, format=form)
+        small = export(tiny_classifier, one, tmp_path / f"{form}-small", format=form)
+        for name in small.manifest.files:
+            (large.folder / name).write_bytes((small.folder / name).read_bytes())
+        replace(large.manifest, files=file_facts(large.folder, list(large.manifest.files))).write(large.folder)
+        for name in names:
+            with (
+                pytest.raises(InputError, match="takes and gives"),
+                open_engine(name, Artefact.load(large.folder), "fp32")[0],
+            ):
+                pass
+
+
+def test_a_users_own_network_is_never_cached(
+    tiny_classifier: FrozenClassifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GFO_CACHE", str(tmp_path))
+    with open_engine("onnxruntime", tiny_classifier, "fp32")[0]:
+        pass
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_openvino_remembers_what_it_compiled_and_which_hint_was_faster(
+    library_classifier: FrozenClassifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GFO_CACHE", str(tmp_path))
+    said = []
+    for _ in range(2):
+        with open_engine("openvino", library_classifier, "fp32")[0] as engine:
+            said.append(engine.how)
+    assert "pairs/s" in said[0]
+    assert "measured before" in said[1]
+    assert said[0].split(",")[0] == said[1].split(",")[0]
+    assert list(tmp_path.rglob("*.blob"))
+    blob = next(tmp_path.rglob("*.blob"))
+    blob.write_bytes(blob.read_bytes()[:-9] + b"123456789")  # damaged: compiled and measured again
+    with open_engine("openvino", library_classifier, "fp32")[0] as engine:
+        assert "pairs/s" in engine.how
+
+
+def test_every_engine_has_a_home_and_a_name() -> None:
+    for name in ENGINES:
+        assert engine_class(name).name == name
+        assert engine_class(name).devices

@@ -1,0 +1,62 @@
+"""The torch engine gives the same logits by grid, by pair list and with either implementation of the kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from gfo.engine.engines.torch import TorchEngine
+from gfo.export import occluded
+from gfo.export.classifier import FrozenClassifier
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+G = torch.Generator().manual_seed(0)
+IMAGES = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8, generator=G)
+BANK = torch.randn(2, 16, 16, 3, generator=G) * 20
+GRID = torch.tensor([[0, 0, 0, 2, 2, 2], [0, 1, 2, 0, 1, 2]])
+
+
+def logits(classifier: FrozenClassifier, impl: str, pairs: Tensor) -> Tensor:
+    with TorchEngine(classifier, "fp32", DEVICE, impl=impl) as engine:
+        engine.load_bank(BANK)
+        return engine.infer(IMAGES, pairs[0].contiguous(), pairs[1].contiguous()).cpu()
+
+
+@pytest.mark.parametrize(("pairs", "grids"), [(GRID, 1), (GRID[:, [0, 4, 2, 5]], 0), (GRID[:, :0], 0)])
+def test_kernels_and_references_agree_and_a_grid_goes_as_a_grid(
+    tiny_classifier: FrozenClassifier, monkeypatch: pytest.MonkeyPatch, pairs: Tensor, grids: int
+) -> None:
+    original, calls = occluded.occlude_grid, []
+
+    def counted(*tensors: Tensor, **how: object) -> Tensor:
+        calls.append(how["impl"])
+        return original(*tensors, **how)
+
+    monkeypatch.setattr(occluded, "occlude_grid", counted)
+    wanted = logits(tiny_classifier, "reference", pairs)
+    assert calls == []
+    found = logits(tiny_classifier, "triton", pairs)
+    assert calls == ["triton"] * grids
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize(("pair", "word"), [((3, 0), "image_index: entries"), ((0, 3), "occluder_index: entries")])
+def test_indices_out_of_range_are_an_error(
+    tiny_classifier: FrozenClassifier, impl: str, pair: tuple[int, int], word: str
+) -> None:
+    with pytest.raises(ValueError, match=word):
+        logits(tiny_classifier, impl, torch.tensor(pair)[:, None])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_compiled_network_gives_the_same_logits(tiny_classifier: FrozenClassifier) -> None:
+    wanted = logits(tiny_classifier, "reference", GRID)
+    with TorchEngine(tiny_classifier, "fp32", DEVICE, compiled=True) as engine:
+        engine.load_bank(BANK)
+        for pairs in (GRID, GRID[:, :4]):
+            found = engine.infer(IMAGES, pairs[0].contiguous(), pairs[1].contiguous()).cpu()
+            torch.testing.assert_close(found, wanted[: pairs.shape[1]], rtol=1e-4, atol=1e-5)
+        assert "torch.compile" in engine.how

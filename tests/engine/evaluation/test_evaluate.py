@@ -1,0 +1,298 @@
+"""All pairs against a brute-force loop through the unfolded network in float64; selection, resuming, refusals."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from PIL import Image
+from torch import nn
+
+from gfo.engine.evaluation import all_pairs
+from gfo.engine.evaluation.all_pairs import noise_row
+from gfo.engine.evaluation.evaluate import evaluate as evaluate_anywhere
+from gfo.engine.evaluation.store import RunStore
+from gfo.export.bank import BankHeader, OccluderBank, picture_key
+from gfo.export.classifier import FrozenClassifier
+from gfo.export.errors import InputError
+from gfo.export.preprocessing import Preprocessing
+
+SIZE, EPSILON = 12, 30.0
+IDS = {"ant": 0, "bee": 3, "cat": 1, "dog": 2}
+PREPROCESSING = Preprocessing(SIZE, SIZE, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+# The other engines export their graph in every call, and have tests of their own.
+evaluate = functools.partial(evaluate_anywhere, engine="torch")
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5, bias=False)
+        ).eval()
+        nn.init.normal_(model[1].running_mean, std=0.5)  # type: ignore[arg-type]
+    return model
+
+
+@pytest.fixture(scope="module")
+def classifier() -> FrozenClassifier:
+    return FrozenClassifier.from_module(network(), PREPROCESSING)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for folder, count in zip(IDS, (9, 12, 8, 5), strict=True):
+        (root / "val" / folder).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "val" / folder / f"{i:02d}.png")
+    (root / "classes.json").write_text(json.dumps(IDS))
+    return root
+
+
+@pytest.fixture
+def bank(classifier: FrozenClassifier, tmp_path: Path) -> Path:
+    folders = ("ant", "bee", "cat")
+    header = BankHeader(
+        model=classifier.model,
+        weights=classifier.weights,
+        weights_hash=classifier.weights_hash,
+        preprocessing=PREPROCESSING,
+        epsilon=EPSILON,
+        norm="linf",
+        class_ids=tuple(IDS[f] for f in folders),
+        folders=folders,
+    )
+    occluders = (torch.rand(3, SIZE, SIZE, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1) * EPSILON
+    fitted = torch.tensor([picture_key(f"val/bee/{i:02d}.png") for i in range(4)])
+    held_out = torch.tensor([picture_key(f"val/{f}/08.png") for f in ("ant", "bee")])
+    path = tmp_path / "bank.safetensors"
+    OccluderBank(occluders, header, fitted, held_out).save(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gfo.engine.evaluation.store._MOST", 8)  # 8 pictures a block
+
+
+def brute_force(root: Path, paths: list[str], bank: OccluderBank, seed: int) -> np.ndarray:
+    """Top-1 of every pair, one picture at a time, in float64 with BatchNorm as it is."""
+    model = network().double()
+    noise = noise_row(EPSILON, "linf", SIZE, seed).double()
+    rows = [torch.zeros_like(noise), *bank.occluders.double(), noise]
+    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (PREPROCESSING.mean, PREPROCESSING.std))
+    answers = []
+    for path in paths:
+        x = torch.from_numpy(np.array(Image.open(root / path))).double()
+        inputs = torch.stack([((x + d).clamp(0, 255) / 255 - mean) / std for d in rows]).permute(0, 3, 1, 2)
+        answers.append(model(inputs).argmax(1).tolist())
+    return np.array(answers)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_every_pair_equals_brute_force(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, batch_size: int
+) -> None:
+    summary = evaluate_anywhere(classifier, bank, pictures, "val", tmp_path / "run", batch_size=batch_size, seed=5)
+    store = RunStore.open(tmp_path / "run")
+    assert store.paths == sorted(
+        f"val/{f}/{p.name}" for f in ("ant", "bee", "cat") for p in (pictures / "val" / f).iterdir()
+    )
+    wanted = brute_force(pictures, store.paths, OccluderBank.load(bank), 5)
+    np.testing.assert_array_equal(store.predictions(0, len(store)), wanted)
+    assert len(np.unique(wanted)) > 2  # the case says something
+    assert summary["complete"]
+    assert summary["read"] == 29
+    assert summary["pairs"] == 29 * 5
+    right = wanted[:, 0] == store.labels
+    by_class = [right[store.labels == i].mean() for i in (0, 3, 1)]
+    assert summary["clean"]["accuracy"] == pytest.approx(np.mean(by_class), abs=1e-6)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+
+
+def test_classes_beyond_the_bank_go_into_cells_of_their_own(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path
+) -> None:
+    own = evaluate(classifier, bank, pictures, "val", tmp_path / "own")
+    every = evaluate(classifier, bank, pictures, "val", tmp_path / "all", classes="all")
+    assert own["clean_other"] is own["unmatched_other"] is None
+    assert every["clean_other"]["pictures"] == 5
+    for cell in ("clean", "matched", "unmatched", "noise"):
+        assert every[cell]["accuracy"] == own[cell]["accuracy"]
+
+
+@pytest.mark.parametrize(("selection", "count"), [("all", 29), ("fitted", 4), ("held-out", 2), ("unseen", 23)])
+def test_pictures_by_what_the_bank_used_them_for(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, selection: str, count: int
+) -> None:
+    classes = {"fitted": "bee", "held-out": "ant,bee"}.get(selection)
+    summary = evaluate(classifier, bank, pictures, "val", tmp_path / "run", pictures=selection, classes=classes)
+    assert summary["read"] == count
+    assert sum(summary["fit"].values()) == count
+    if selection != "all":
+        assert summary["fit"][selection.replace("-", "_")] == count
+
+
+def test_per_class_is_a_seeded_draw(classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path) -> None:
+    paths = []
+    for i, seed in enumerate((0, 0, 1)):
+        evaluate(classifier, bank, pictures, "val", tmp_path / str(i), per_class=3, seed=seed)
+        paths.append(RunStore.open(tmp_path / str(i)).paths)
+    assert paths[0] == paths[1] != paths[2]
+    assert len(paths[0]) == 9
+
+
+class _Stopped(BaseException):
+    """Stands for a kill at any moment."""
+
+
+def test_a_stopped_run_keeps_its_blocks_and_resumes(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(classifier, bank, pictures, "val", tmp_path / "whole")
+    original, blocks = all_pairs.score_block, []
+
+    def stop_at_third(*args: object) -> object:
+        if len(blocks) == 2:
+            raise _Stopped
+        blocks.append(args)
+        return original(*args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(all_pairs, "score_block", stop_at_third)
+        with pytest.raises(_Stopped):
+            evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    assert RunStore.open(tmp_path / "run").pending() == [16, 24]
+    assert not (tmp_path / "run" / "summary.json").exists()
+    summary = evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    assert summary["pairs"] == 13 * 5  # what was left
+    whole, run = RunStore.open(tmp_path / "whole"), RunStore.open(tmp_path / "run")
+    np.testing.assert_array_equal(run.predictions(0, 29), whole.predictions(0, 29))
+    again = evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    assert again == summary  # nothing left to do: the same numbers, and the speed that was measured
+
+
+def test_blocks_that_are_read_in_parts_are_the_same(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(classifier, bank, pictures, "val", tmp_path / "whole")
+    broken = tmp_path / "broken"
+    shutil.copytree(pictures, broken)
+    (broken / "val/bee/03.png").write_text("no picture")
+    monkeypatch.setattr(all_pairs, "READ_TOGETHER", 2)
+    evaluate(classifier, bank, pictures, "val", tmp_path / "parts")
+    summary = evaluate(classifier, bank, broken, "val", tmp_path / "broken parts")
+    assert [entry["path"] for entry in summary["quarantined"]] == ["val/bee/03.png"]
+    whole, parts, rest = (
+        np.asarray(zarr.open_array(tmp_path / out / "predictions.zarr" / "margin", mode="r")[:])
+        for out in ("whole", "parts", "broken parts")
+    )
+    np.testing.assert_array_equal(parts, whole)
+    place = RunStore.open(tmp_path / "whole").paths.index("val/bee/03.png")
+    assert np.isnan(rest[place]).all()
+    np.testing.assert_array_equal(np.delete(rest, place, 0), np.delete(whole, place, 0))
+
+
+@pytest.mark.parametrize("shards", [2, 3, 5])
+def test_workers_fill_one_run_together(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, shards: int
+) -> None:
+    whole = evaluate(classifier, bank, pictures, "val", tmp_path / "whole")
+    left, pairs, answer = 29, 0, dict[str, Any]()
+    for i in reversed(range(shards)):  # 4 blocks, of 8, 8, 8 and 5 pictures
+        answer = evaluate(classifier, bank, pictures, "val", tmp_path / "run", shard=(i, shards))
+        own = sum((8, 8, 8, 5)[i::shards])
+        left, pairs = left - own, pairs + answer["pairs"]
+        assert answer["complete"] == (left == 0)
+        assert answer.get("remaining", 0) == left
+        assert (tmp_path / "run" / "summary.json").exists() == (left == 0)
+    assert pairs == 29 * 5
+    speed = {"pairs", "seconds", "pairs_per_second", "peak_rss_mb"}
+    assert {k: v for k, v in answer.items() if k not in speed} == {k: v for k, v in whole.items() if k not in speed}
+
+
+def test_auto_resumes_with_the_loader_that_a_run_has(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("nvidia.dali")
+    evaluate(classifier, bank, pictures, "val", tmp_path / "run", loader="dali", shard=(0, 2))
+    assert evaluate(classifier, bank, pictures, "val", tmp_path / "run")["loader"] == "dali"
+    with pytest.raises(InputError, match="loader dali, not pillow"):
+        evaluate(classifier, bank, pictures, "val", tmp_path / "run", loader="pillow")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 1}, "seed 0, not 1"),
+        ({"precision": "bf16"}, "precision fp32, not bf16"),
+        ({"per_class": 2}, "per_class"),
+    ],
+)
+def test_another_configuration_into_the_same_run_is_refused(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    before = evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    with pytest.raises(InputError, match=named):
+        evaluate(classifier, bank, pictures, "val", tmp_path / "run", **change)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == before
+
+
+@pytest.mark.parametrize("array", ["label", "fit", "occluder"])
+def test_a_store_that_lost_a_coordinate_is_refused(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, array: str
+) -> None:
+    """A chunk that is gone reads as its fill value: without a look the summary would be of other classes."""
+    before = evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    (chunk,) = (p for p in (tmp_path / "run" / "predictions.zarr" / array / "c").rglob("*") if p.is_file())
+    chunk.unlink()
+    with pytest.raises(InputError, match="other pictures, labels or classes"):
+        evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == before
+
+
+def test_classes_are_called_as_their_folders(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path
+) -> None:
+    summary = evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    assert summary["class_names"] == {"0": "ant", "3": "bee", "1": "cat"}
+    assert {row["name"] for row in summary["classes"]} == {"ant", "bee", "cat"}
+    wrong = {row["top_wrong_label"]["name"] for row in summary["classes"] if row["top_wrong_label"]}
+    assert wrong <= {"ant", "bee", "cat", "2", "4"}  # outputs without a folder go by their index
+
+
+def test_nan_logits_are_an_error_not_an_answer(pictures: Path, tmp_path: Path, bank: Path) -> None:
+    class Overflow(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)[:, :5] * torch.tensor(float("nan") if self.broken else 1.0)
+
+        broken = False
+
+    module = Overflow()
+    frozen = FrozenClassifier.from_module(module, PREPROCESSING)
+    stored = OccluderBank.load(bank)
+    header = BankHeader(**{**vars(stored.header), "weights_hash": frozen.weights_hash})
+    OccluderBank(stored.occluders, header).save(bank)
+    frozen.network.broken = True  # type: ignore[assignment]
+    with pytest.raises(InputError, match="NaN"):
+        evaluate(frozen, bank, pictures, "val", tmp_path / "run")
+
+
+@pytest.mark.parametrize(("epsilon", "norm"), [(4.0, "linf"), (90.0, "l2")])
+def test_noise_is_on_the_sphere_and_seeded(epsilon: float, norm: str) -> None:
+    row = noise_row(epsilon, norm, 16, 3)
+    radius = row.abs() if norm == "linf" else row.norm()
+    torch.testing.assert_close(radius, torch.full_like(radius, epsilon))
+    assert torch.equal(row, noise_row(epsilon, norm, 16, 3))
+    assert not torch.equal(row, noise_row(epsilon, norm, 16, 4))
+    assert abs(float(row.sign().mean())) < 0.1

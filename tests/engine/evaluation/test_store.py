@@ -1,0 +1,103 @@
+"""The store: opens in xarray, resumes, and never reads back what was not written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray
+
+from gfo.engine.evaluation.store import NOT_DONE, QUARANTINED, RunStore, block_size
+from gfo.export.errors import InputError
+from gfo.kernels.score import Score
+
+RUN: dict[str, Any] = {"data_root": "/data", "model": "m"}
+COUNT, IDS = 20, [7, 0, 3]
+
+
+def make(folder: Path) -> RunStore:
+    labels = np.repeat(IDS, [8, 8, 4])
+    paths = [f"val/{label}/{i}.png" for i, label in enumerate(labels)]
+    return RunStore.create(folder, RUN, paths=paths, labels=labels.tolist(), fit=[0, 1] * 10, occluders=[-1, *IDS, -2])
+
+
+def scores(n: int, rows: int, seed: int) -> Score:
+    g = torch.Generator().manual_seed(seed)
+    return Score(
+        torch.randint(0, 9, (n * rows,), generator=g),
+        torch.randint(0, 9, (n * rows,), generator=g),
+        torch.randn(n * rows, generator=g),
+    )
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gfo.engine.evaluation.store._MOST", 8)  # 8 pictures a block: 8, 8, 4
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_xarray_reads_what_was_written_and_what_was_not(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    assert store.pending() == [0, 8, 16]
+    first, last = scores(8, 5, 0), scores(4, 5, 1)
+    store.write(0, first, {2: "OSError: broken"})
+    store.write(16, last, {})
+    data = xarray.open_zarr(tmp_path / "predictions.zarr")
+    assert data.prediction.dims == ("image", "occluder")
+    assert data.occluder.values.tolist() == [-1, 7, 0, 3, -2]
+    assert data.attrs["data_root"] == "/data"
+    assert data.label.values.tolist() == [7] * 8 + [0] * 8 + [3] * 4
+    assert data.fit.values.tolist() == [0, 1] * 10
+    assert str(data.path.values[9]) == "val/0/9.png"
+    wanted = np.full((COUNT, 5), NOT_DONE)
+    wanted[:8], wanted[16:] = first.prediction.view(8, 5), last.prediction.view(4, 5)
+    wanted[2] = QUARANTINED
+    np.testing.assert_array_equal(data.prediction.values, wanted)
+    np.testing.assert_array_equal(data.margin.values[16:], last.margin.view(4, 5))
+    np.testing.assert_array_equal(data["rank"].values[16:], last.rank.view(4, 5))
+    again = RunStore.open(tmp_path)
+    assert again.pending() == [8]
+    assert again.quarantined() == [{"path": "val/7/2.png", "reason": "OSError: broken"}]
+    assert again.readable().tolist() == [i != 2 for i in range(COUNT)]
+    assert again.run == RUN
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_block_of_class_0_is_done(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    store.write(8, Score(*(torch.zeros(40, dtype=t) for t in (torch.int64, torch.int64, torch.float32))), {})
+    assert store.pending() == [0, 16]
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_flipped_byte_is_noticed_and_computed_again(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    for start, n in ((0, 8), (8, 8), (16, 4)):
+        store.write(start, scores(n, 5, start), {})
+    assert store.pending() == []
+    chunk = tmp_path / "predictions.zarr" / "prediction" / "c" / "1" / "0"
+    damaged = bytearray(chunk.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    chunk.write_bytes(damaged)
+    store = RunStore.open(tmp_path, writable=True)
+    with pytest.raises(InputError, match="damaged"):
+        store.predictions(8, 16)
+    assert store.pending() == [8]
+    store.write(8, scores(8, 5, 8), {})
+    np.testing.assert_array_equal(store.predictions(8, 16), scores(8, 5, 8).prediction.view(8, 5))
+
+
+def test_what_is_no_store_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such store"):
+        RunStore.open(tmp_path)
+    (tmp_path / "predictions.zarr").mkdir()
+    with pytest.raises(InputError, match="not a store"):
+        RunStore.open(tmp_path)
+
+
+@pytest.mark.parametrize(("rows", "pictures"), [(3, 256), (12, 256), (22, 160), (1002, 32)])
+def test_block_size(rows: int, pictures: int) -> None:
+    assert block_size(rows) == pictures

@@ -1,0 +1,272 @@
+"""`gfo-export` and `gfo-eval --artefact` as their users run them: parity, its failure, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from torch import Tensor
+
+from gfo.engine.engines.onnxruntime import OnnxRuntimeEngine
+from gfo.engine.evaluation.evaluate import evaluate as evaluate_pairs
+from gfo.engine.parity.checked_export import export_checked
+from gfo.engine.reporting import report
+from gfo.export.bank import OccluderBank
+from gfo.export.models.spec import ModelSpec
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
+
+Run = Callable[..., tuple[int, str, str]]
+Refused = Callable[..., None]
+Command = Callable[..., list[object]]
+EXPORT = ("gfo-export", "--model", "python:gfo_tiny:network")
+ENGINES = ("onnxruntime", "openvino")
+
+
+def parity_of(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the manifest says of it, and the report."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return manifest["parity"], json.loads((folder / "parity.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def artefact(tiny_data: Path, tiny_bank: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """fp32 ONNX with the bank inside, checked on real files; don't write to it."""
+    out = tmp_path_factory.mktemp("artefact") / "out"
+    export_checked(ModelSpec("python:gfo_tiny:network"), tiny_bank, out, data=tiny_data)
+    return out
+
+
+def test_parity_on_pictures_is_passed_by_every_engine(artefact: Path) -> None:
+    said, full = parity_of(artefact)
+    assert (said["status"], said["reason"]) == ("passed", "")
+    assert said["engines"] == dict.fromkeys(ENGINES, "passed")
+    assert said["pictures"].startswith("18 pictures of")
+    for engine in full["engines"]:
+        assert engine["gate"] == "fp32"
+        assert engine["kinds"]["matched"]["agreement"] == 1
+        assert engine["pairs"] == 18 * 4  # three classes: clean, matched, two unmatched
+
+
+@pytest.mark.parametrize(
+    ("options", "form", "engines"),
+    [
+        (("--format", "onnx", "--bank-input"), "onnx, fp32, bank input", ("onnxruntime", "openvino")),
+        (("--format", "openvino", "--precision", "bf16"), "openvino, bf16, bank embedded", ("openvino",)),
+    ],
+)
+def test_the_command_says_what_it_made(
+    options: tuple[str, ...], form: str, engines: tuple[str, ...], tiny_bank: Path, tmp_path: Path, run: Run
+) -> None:
+    code, out, err = run(*EXPORT, "--occluders", tiny_bank, "--out", tmp_path / "out", *options)
+    assert code == 0, err
+    assert form in out
+    assert out.splitlines()[-1].startswith("parity: ")
+    said, full = parity_of(tmp_path / "out")
+    assert said["pictures"] == "synthetic"
+    assert set(said["engines"]) == set(engines)
+    if "bf16" in options and said["status"] != "not run":  # a CPU may have none
+        assert full["engines"][0]["gate"] == "rounding"
+    else:
+        assert said["status"] in ("passed", "not run")
+
+
+def test_zeros_without_parity(tmp_path: Path, run: Run) -> None:
+    code, out, _ = run(*EXPORT, "--occluders", "zero:2", "--out", tmp_path / "out", "--no-parity")
+    assert code == 0
+    assert out.splitlines()[-1] == "parity: not run: asked for without it"
+    assert parity_of(tmp_path / "out")[0]["status"] == "not run"
+
+
+def test_an_engine_file_without_a_gpu_is_marked_as_unchecked(tiny_bank: Path, tmp_path: Path, run: Run) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    options = ("--format", "trt", "--precision", "fp16", "--compute-capability", "8.9")
+    code, out, _ = run(*EXPORT, "--occluders", tiny_bank, "--out", tmp_path / "out", *options)
+    assert code == 0
+    assert "layers by type: " in out
+    assert "HALF" in out
+    assert out.splitlines()[-1].startswith("parity: not run: ")
+    assert "GPU" in out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("spoil", [0.5, float("nan")])
+def test_an_engine_that_computes_something_else_fails_the_export_with_4(
+    spoil: float,
+    tiny_data: Path,
+    tiny_bank: Path,
+    tmp_path: Path,
+    run: Run,
+    refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = OnnxRuntimeEngine._infer
+
+    def wrong(engine: OnnxRuntimeEngine, *given: Tensor) -> Tensor:
+        logits = right(engine, *given)
+        logits[:, 0] += spoil
+        return logits
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "_infer", wrong)
+    out = tmp_path / "out"
+    code, printed, _ = run(*EXPORT, "--occluders", tiny_bank, "--data", tiny_data, "--out", out)
+    assert code == 4
+    assert printed.splitlines()[-1].startswith("parity: failed: onnxruntime: ")
+    said, _ = parity_of(out)
+    assert said["status"] == "failed"
+    assert said["engines"] == {"onnxruntime": "failed", "openvino": "passed"}
+    words = ["gfo-eval", "--artefact", out, "--data", tiny_data, "--split", "val", "--out", tmp_path / "run"]
+    refused(words, out, "failed its parity check", "export it again")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_exports_are_refused(tiny_data: Path, tiny_bank: Path, tmp_path: Path, refused: Refused) -> None:
+    words = [*EXPORT, "--occluders", tiny_bank, "--out", tmp_path / "out"]
+    refused([*words, "--format", "caffe"], "--format caffe: expected one of onnx, openvino, trt")
+    refused([*words, "--precision", "int8"], "--precision int8: expected one of")
+    refused([*words, "--data", tmp_path / "none"], tmp_path / "none", "no such folder")
+    refused([*words, "--data", tiny_data, "--split", "test"], "--split test: expected one of")
+    refused([*words, "--parity-pairs", 2], "--parity-pairs 2")
+    refused([*words, "--no-parity", "--data", tiny_data], "--no-parity: then --data")
+    refused([*words, "--batch-size", 0], "--batch-size 0")
+    refused([*words, "--compute-capability", "8.9"], "--compute-capability 8.9: is for --format trt")
+    refused([*EXPORT, "--occluders", "zero:²", "--out", tmp_path / "out"], "zero:²", "no such bank")
+    refused([*EXPORT, "--occluders", "zero:9", "--out", tmp_path / "out"], "zero:9: expected zero:1 to zero:5")
+    refused([*EXPORT, "--occluders", tmp_path / "x.st", "--out", tmp_path / "out"], tmp_path / "x.st", "no such bank")
+    assert list(tmp_path.iterdir()) == []
+    refused([*words[:-1], tmp_path], tmp_path, "is there already")
+
+
+# ---- evaluating
+
+
+def columns_of(run_dir: Path) -> tuple[list[int], np.ndarray[Any, Any]]:
+    group = zarr.open_group(run_dir / "predictions.zarr", mode="r")
+    occluder, prediction = group["occluder"], group["prediction"]
+    assert isinstance(occluder, zarr.Array)
+    assert isinstance(prediction, zarr.Array)
+    return np.asarray(occluder[:]).tolist(), np.asarray(prediction[:])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_artefact_evaluates_to_what_torch_says(
+    engine: str,
+    artefact: Path,
+    tiny_data: Path,
+    tiny_bank: Path,
+    tmp_path: Path,
+    run: Run,
+    evaluate: Command,
+    make_bank: Callable[..., OccluderBank],
+) -> None:
+    assert run(*evaluate(tiny_data, tiny_bank, tmp_path / "torch"))[0] == 0
+    words = ["gfo-eval", "--artefact", artefact, "--data", tiny_data, "--split", "val", "--engine", engine]
+    code, _, err = run(*words, "--out", tmp_path / engine)
+    assert code == 0, err
+    wanted, found = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("torch", engine))
+    for cell in ("clean", "matched", "unmatched", "permuted"):
+        assert found[cell] == wanted[cell]
+    assert found["noise"] is None
+    assert found["bank_hash"] == make_bank().hash
+    assert (found["engine"], found["device"], found["precision"]) == (engine, "cpu", "fp32")
+    assert found["engine_variant"] == {"onnxruntime": "cpu", "openvino": None}[engine]
+    ids, predictions = columns_of(tmp_path / engine)
+    assert ids == [-1, *make_bank().class_ids]
+    assert np.array_equal(predictions, columns_of(tmp_path / "torch")[1][:, :-1])
+    assert run(*words, "--out", tmp_path / engine)[0] == 0  # resumes: nothing to do
+    report([tmp_path / "torch", tmp_path / engine], tmp_path / "report")  # with and without noise side by side
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_model_evaluates_on_every_engine_with_noise(
+    engine: str, tiny_data: Path, tiny_bank: Path, tmp_path: Path, run: Run, evaluate: Command
+) -> None:
+    assert run(*evaluate(tiny_data, tiny_bank, tmp_path / "torch"))[0] == 0
+    assert run(*evaluate(tiny_data, tiny_bank, tmp_path / "run", "--engine", engine))[0] == 0
+    wanted, found = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("torch", "run"))
+    assert all(found[cell] == wanted[cell] for cell in ("clean", "matched", "unmatched", "permuted", "noise"))
+
+
+def test_an_artefact_that_takes_its_bank_with_the_call(
+    tiny_data: Path, tiny_bank: Path, tmp_path: Path, run: Run, refused: Refused, make_bank: Callable[..., OccluderBank]
+) -> None:
+    out = tmp_path / "out"
+    export_checked(ModelSpec("python:gfo_tiny:network"), tiny_bank, out, bank_input=True, parity=False)
+    words = ["gfo-eval", "--artefact", out, "--data", tiny_data, "--split", "val", "--out", tmp_path / "run"]
+    refused(words, "--occluders: a bank is needed")
+    foreign = tmp_path / "foreign.safetensors"
+    make_bank(weights_hash="sha256:0").save(foreign)
+    refused([*words, "--occluders", foreign], foreign, "bank was made for weights")
+    code, _, err = run(*words, "--occluders", tiny_bank, "--engine", "onnxruntime")
+    assert code == 0
+    assert "was never checked against PyTorch (asked for without it)" in err
+    assert columns_of(tmp_path / "run")[0][-1] == -2  # the noise row is there
+
+
+def test_what_does_not_go_with_an_artefact(
+    artefact: Path, tiny_data: Path, tiny_bank: Path, tmp_path: Path, refused: Refused, evaluate: Command
+) -> None:
+    words = ["gfo-eval", "--data", tiny_data, "--split", "val", "--out", tmp_path / "run"]
+    inside = [*words, "--artefact", artefact]
+    refused(words, "--model, --artefact: give one of them")
+    refused([*inside, "--model", "python:gfo_tiny:network"], "--model, --artefact: give one of them")
+    refused([*inside, "--weights", "random"], artefact, "leave their options out")
+    refused([*inside, "--input-size", 32], artefact, "leave their options out")
+    refused([*inside, "--occluders", tiny_bank], tiny_bank, "leave --occluders out")
+    refused([*inside, "--precision", "bf16"], "--precision bf16", "was exported at fp32")
+    refused([*inside, "--engine", "torch"], "--engine torch: runs models, no artefacts")
+    refused([*words, "--artefact", tmp_path], tmp_path / "manifest.json", "no such file")
+    assert not (tmp_path / "run").exists()
+
+
+def test_trt_without_a_gpu_exits_3_and_writes_nothing(
+    tiny_data: Path, tiny_bank: Path, tmp_path: Path, run: Run, evaluate: Command
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    code, out, err = run(*evaluate(tiny_data, tiny_bank, tmp_path / "run", "--engine", "trt"))
+    assert (code, out) == (3, "")
+    assert err.count("\n") == 1
+    assert "GPU" in err
+    assert not (tmp_path / "run").exists()
+
+
+# ---- real material
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.skipif("GFO_REAL_DATA" not in os.environ, reason="GFO_REAL_DATA names no folder of real material")
+def test_real_weights_and_pictures(tmp_path: Path) -> None:
+    """fp32 parity on 300 real pairs, and one evaluation on three engines with the same accuracies."""
+    root = Path(os.environ["GFO_REAL_DATA"])
+    model = ModelSpec(
+        "timm/tf_efficientnet_lite0", str(root / "weights/tf_efficientnet_lite0.safetensors"), input_size=96
+    )
+    data, bank = root / "tiny-imagenet-20", tmp_path / "bank.safetensors"
+    from gfo.engine.training.config import TrainConfig
+    from gfo.engine.training.train import train
+
+    config = TrainConfig(epsilon=8.0, epochs=1, batch_size=16, pictures_per_class=16)
+    train(model, data, bank, config, classes="n01443537,n01855672,n02099601", precision="fp32")
+    made = export_checked(model, bank, tmp_path / "artefact", data=data)
+    engines = parity_of(made.folder)[1]["engines"]
+    assert made.manifest.parity["status"] == "passed"
+    assert {engine["engine"]: engine["pairs"] for engine in engines} == {"onnxruntime": 300, "openvino": 300}
+    assert all(engine["enough"] for engine in engines)
+    summaries = {
+        "torch": evaluate_pairs(model, bank, data, "val", tmp_path / "torch", engine="torch"),
+        **{name: evaluate_pairs(made, None, data, "val", tmp_path / name, engine=name) for name in ENGINES},
+    }
+    for cell in ("clean", "matched", "unmatched"):
+        assert len({summary[cell]["accuracy"] for summary in summaries.values()}) == 1

@@ -1,0 +1,398 @@
+"""Training against a plain loop written from the paper, and what a user may rely on: seeds, resuming, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from gfo.engine.progress import no_progress
+from gfo.engine.training import train as training
+from gfo.engine.training.config import TrainConfig, split_pictures
+from gfo.engine.training.train import train
+from gfo.export.bank import OccluderBank, picture_key
+from gfo.export.classifier import FrozenClassifier
+from gfo.export.errors import InputError
+from gfo.export.occluded import OccludedClassifier
+from gfo.export.preprocessing import Preprocessing
+
+SIZE, FOLDERS, PICTURES = 12, ("ant", "bee", "cat"), 6
+PREPROCESSING = Preprocessing(SIZE, SIZE, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+CONFIG = TrainConfig(epsilon=6.0, kappa=5.0, epochs=3, batch_size=6, classes_together=2)
+OPTIMIZERS = pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.Tanh(), nn.Conv2d(8, 8, 3, 2, 1), nn.Tanh(), nn.Flatten(), nn.Linear(72, 4)
+        )
+
+
+@pytest.fixture(scope="module")
+def classifier() -> FrozenClassifier:
+    return FrozenClassifier.from_module(network(), PREPROCESSING)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for folder in FOLDERS:
+        (root / "train" / folder).mkdir(parents=True)
+        for i in range(PICTURES):
+            pixels = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "train" / folder / f"{i}.png")
+    (root / "classes.json").write_text('{"ant": 0, "bee": 3, "cat": 1}')
+    return root
+
+
+@pytest.fixture(autouse=True)
+def few_threads() -> Iterator[None]:
+    """Bit-for-bit tests compare runs on one machine; one thread is enough for pictures of 12 pixels."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def plain_loop(root: Path, folder: str, label: int, config: TrainConfig) -> Tensor:
+    """One class, as the paper has it: float64, autograd through the whole formula, whole-class order from the seed."""
+    model = network().double()
+    files = sorted((root / "train" / folder).iterdir())
+    images = torch.stack([torch.from_numpy(np.array(Image.open(f))) for f in files]).double()
+    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (PREPROCESSING.mean, PREPROCESSING.std))
+    d = torch.zeros(SIZE, SIZE, 3, dtype=torch.float64)
+    v, s = torch.zeros_like(d), torch.zeros_like(d)
+    share = config.batch_size // config.classes_together
+    per_epoch = math.ceil(len(images) / share)
+    for step in range(config.epochs * per_epoch):
+        epoch, batch = divmod(step, per_epoch)
+        g = torch.Generator().manual_seed(config.seed * 1_000_003 + label * 1009 + epoch)
+        order = torch.cat([torch.randperm(len(images), generator=g) for _ in range(2)])
+        x = images[order[batch * share : (batch + 1) * share]]
+        d.requires_grad_(True)
+        inputs = ((x + d).clamp(0, 255) / 255 - mean) / std
+        logits = model(inputs.permute(0, 3, 1, 2))
+        others = logits.clone()
+        others[:, label] = -math.inf
+        loss = (logits[:, label] - others.amax(1)).clamp(min=-config.kappa).sum()
+        (gradient,) = torch.autograd.grad(loss, d)
+        if config.optimizer == "adam":
+            v = config.momentum * v + (1 - config.momentum) * gradient
+            s = 0.999 * s + 0.001 * gradient**2
+            m = v / (1 - config.momentum ** (step + 1))
+            update = m / ((s / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+        else:
+            v = config.momentum * v + gradient / gradient.abs().mean()
+            update = v.sign()
+        alpha = config.step * config.epsilon * 0.5 * (1 + math.cos(math.pi * step / (config.epochs * per_epoch)))
+        d = (d.detach() - alpha * update).clamp(-config.epsilon, config.epsilon)
+    return d
+
+
+def assert_trained_alike(one: Tensor, other: Tensor, optimizer: str) -> None:
+    """Equal but where a gradient is next to 0: there rounding decides the sign of a whole step with momentum.
+
+    Adam divides by the gradient's size, so that an error δ of a gradient g moves a pixel by about δ / |g| of a step: a
+    few in a hundred by more than a hundredth, and most by far less.
+    """
+    tolerance, share = (1e-4, 0.99) if optimizer == "momentum" else (1e-2, 0.95)
+    assert torch.isclose(one, other, rtol=0, atol=tolerance).double().mean() > share
+
+
+@OPTIMIZERS
+def test_equals_the_plain_loop(optimizer: str, classifier: FrozenClassifier, pictures: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, optimizer=optimizer)
+    bank = train(classifier, pictures, tmp_path / "bank.safetensors", config, classes="ant,bee", precision="fp32")
+    assert bank.class_ids == (0, 3)
+    for row, (folder, label) in enumerate((("ant", 0), ("bee", 3))):
+        wanted = plain_loop(pictures, folder, label, config)
+        # (Random pixels hold few exact 0 and 255, where the two clamps differ by design.)
+        assert_trained_alike(bank.occluders[row].double(), wanted, optimizer)
+    assert bank.occluders.abs().max() <= CONFIG.epsilon
+
+
+def test_it_takes_the_evidence_away(classifier: FrozenClassifier, pictures: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, epsilon=40.0, epochs=20, norm="linf")
+    bank = train(classifier, pictures, tmp_path / "bank.safetensors", config, precision="fp32")
+    for row, folder in enumerate(bank.header.folders):
+        files = sorted((pictures / "train" / folder).iterdir())
+        x = torch.stack([torch.from_numpy(PREPROCESSING.load_uint8(f).copy()) for f in files]).float()
+        mean, std = torch.tensor(PREPROCESSING.mean), torch.tensor(PREPROCESSING.std)
+
+        @torch.no_grad()
+        def margin(pixels: Tensor, label: int = bank.class_ids[row], mean: Tensor = mean, std: Tensor = std) -> float:
+            logits = network()(((pixels / 255 - mean) / std).permute(0, 3, 1, 2))
+            others = [j for j in range(4) if j != label]
+            return float((logits[:, label] - logits[:, others].amax(1)).mean())
+
+        noise = torch.randint(0, 2, x.shape[1:], generator=torch.Generator().manual_seed(0)) * 80.0 - 40.0
+        occluded = margin((x + bank.occluders[row]).clamp(0, 255))
+        assert occluded < margin(x) - 0.2
+        assert occluded < margin((x + noise).clamp(0, 255)) - 0.2
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_same_seed_gives_the_same_bits_and_another_one_others(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, norm: str
+) -> None:
+    config = replace(CONFIG, norm=norm, epsilon=6.0 if norm == "linf" else 60.0)
+    banks = [
+        train(classifier, pictures, tmp_path / f"{i}.safetensors", replace(config, seed=seed), precision="fp32")
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    assert torch.equal(banks[0].occluders, banks[1].occluders)
+    assert not torch.equal(banks[0].occluders, banks[2].occluders)
+    assert banks[0].hash == banks[1].hash != banks[2].hash
+
+
+class _Stopped(BaseException):
+    """Stands for a kill at any moment."""
+
+
+def stop_after(steps: int, patch: pytest.MonkeyPatch) -> None:
+    """Let training be killed in the step that follows so many."""
+    original = training._update
+
+    def counted(*args: Any) -> None:
+        nonlocal steps
+        steps -= 1
+        if steps < 0:
+            raise _Stopped
+        original(*args)
+
+    patch.setattr(training, "_update", counted)
+
+
+@OPTIMIZERS
+@pytest.mark.parametrize("steps", [1, 5, 6, 7, 10])
+def test_a_stopped_run_resumes_to_the_same_bytes(
+    classifier: FrozenClassifier,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+    optimizer: str,
+) -> None:
+    config = replace(CONFIG, optimizer=optimizer)
+    whole, out = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+    train(classifier, pictures, whole, config, precision="fp32")
+    with monkeypatch.context() as patch:
+        stop_after(steps, patch)
+        with pytest.raises(_Stopped):
+            train(classifier, pictures, out, config, precision="fp32")
+    assert not out.exists()
+    train(classifier, pictures, out, config, precision="auto")  # keeps the precision that it was started with
+    assert out.read_bytes() == whole.read_bytes()
+    assert not out.with_name(out.name + ".parts").exists()
+
+
+def test_what_was_begun_before_there_was_a_choice_of_optimizer_goes_on_with_momentum(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, adam = tmp_path / "bank.safetensors", replace(CONFIG, optimizer="adam")
+    whole = train(classifier, pictures, tmp_path / "whole.safetensors", CONFIG, precision="fp32")
+    with monkeypatch.context() as patch:
+        stop_after(5, patch)
+        with pytest.raises(_Stopped):
+            train(classifier, pictures, out, CONFIG, precision="fp32")
+    begun = tmp_path / "bank.safetensors.parts" / "config.json"
+    stored = json.loads(begun.read_text())
+    del stored["header"]["objective"]["optimizer"]
+    begun.write_text(json.dumps(stored))
+    with pytest.raises(InputError, match="optimizer momentum, not adam"):
+        train(classifier, pictures, out, adam, precision="fp32")
+    bank = train(classifier, pictures, out, CONFIG, precision="fp32")
+    assert bank.hash == whole.hash
+
+    objective = {key: value for key, value in bank.header.objective.items() if key != "optimizer"}
+    old = replace(bank, header=replace(bank.header, objective=objective))
+    old.save(out)
+    with pytest.raises(InputError, match="optimizer momentum, not adam"):
+        train(classifier, pictures, out, adam, precision="fp32")
+    assert train(classifier, pictures, out, CONFIG, precision="fp32").hash == old.hash
+
+
+@pytest.mark.parametrize("lost", ["header", "precision", "fitted", "held_out"])
+def test_a_damaged_record_of_what_was_begun_is_named(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(_Stopped):
+            train(classifier, pictures, tmp_path / "bank.st", CONFIG, precision="fp32")
+    begun = tmp_path / "bank.st.parts" / "config.json"
+    begun.write_text(json.dumps({k: v for k, v in json.loads(begun.read_text()).items() if k != lost}))
+    with pytest.raises(InputError, match=f"not readable .*{lost}.*to start over"):
+        train(classifier, pictures, tmp_path / "bank.st", CONFIG, precision="fp32")
+
+
+def test_finished_classes_are_not_trained_again(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bank.safetensors"
+    first = train(classifier, pictures, out, CONFIG, precision="fp32")
+
+    def fail(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(training, "_train_group", fail)
+    assert train(classifier, pictures, out, CONFIG, precision="fp32").hash == first.hash
+
+
+def test_pictures_are_split_and_remembered(classifier: FrozenClassifier, pictures: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, held_out=2, pictures_per_class=3, epochs=1)
+    bank = train(classifier, pictures, tmp_path / "bank.safetensors", config, precision="fp32")
+    loaded = OccluderBank.load(tmp_path / "bank.safetensors")
+    assert torch.equal(loaded.fitted, bank.fitted)
+    assert len(bank.fitted) == 3 * len(FOLDERS)
+    assert len(bank.held_out) == 2 * len(FOLDERS)
+    keys = {picture_key(f"train/{folder}/{i}.png") for folder in FOLDERS for i in range(PICTURES)}
+    assert {*bank.fitted.tolist(), *bank.held_out.tolist()} <= keys
+    assert not {*bank.fitted.tolist()} & {*bank.held_out.tolist()}
+    with pytest.raises(InputError, match="--held-out 6"):
+        split_pictures([f"train/ant/{i}.png" for i in range(6)], 0, replace(CONFIG, held_out=6))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"epsilon": 7.0}, "epsilon 6.0, not 7.0"),
+        ({"kappa": 1.0}, "kappa 5.0, not 1.0"),
+        ({"optimizer": "adam"}, "optimizer momentum, not adam"),
+        ({"seed": 4}, "seed 0, not 4"),
+    ],
+)
+def test_another_configuration_is_refused_by_name(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    out = tmp_path / "bank.safetensors"
+    before = train(classifier, pictures, out, replace(CONFIG, epochs=1), precision="fp32")
+    with pytest.raises(InputError, match=named):
+        train(classifier, pictures, out, replace(CONFIG, epochs=1, **change), precision="fp32")
+    assert OccluderBank.load(out).hash == before.hash
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_stop_the_training(pictures: Path, tmp_path: Path, broken: float) -> None:
+    """The sign of NaN is 0 and a NaN logit looks fooled: unnoticed, a bank of zeros would report success."""
+    frozen = FrozenClassifier.from_module(network(), PREPROCESSING)
+    with torch.no_grad():
+        frozen.network[5].bias[2] = broken  # type: ignore[index]
+    with pytest.raises(InputError, match="not finite; check the weights"):
+        train(frozen, pictures, tmp_path / "bank.safetensors", CONFIG, precision="fp32")
+    assert not (tmp_path / "bank.safetensors").exists()
+
+
+def test_a_finished_bank_of_another_precision_is_refused(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bank.safetensors"
+    bank = train(classifier, pictures, out, replace(CONFIG, epochs=1), precision="bf16")
+    assert bank.header.objective["precision"] == "bf16"
+    assert bank.header.objective["device"] == "cpu"
+    with pytest.raises(InputError, match="precision bf16, not fp32"):
+        train(classifier, pictures, out, replace(CONFIG, epochs=1), precision="fp32")
+    assert train(classifier, pictures, out, replace(CONFIG, epochs=1), precision="auto").hash == bank.hash
+
+
+def test_an_occluder_depends_on_its_own_class_alone(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path
+) -> None:
+    every = train(classifier, pictures, tmp_path / "all.st", CONFIG, precision="fp32")
+    pairs = train(classifier, pictures, tmp_path / "pair.st", CONFIG, classes="bee,cat", precision="fp32")
+    for class_id in pairs.class_ids:
+        one = every.occluders[every.class_ids.index(class_id)]
+        other = pairs.occluders[pairs.class_ids.index(class_id)]
+        # Other company in a batch may round otherwise; see above.
+        assert torch.isclose(one, other, rtol=0, atol=1e-4).float().mean() > 0.99
+
+
+def test_batches_are_never_larger_than_asked(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, sizes = training._gradient, []
+
+    def watch(network: OccludedClassifier, images: Tensor, *rest: Any) -> tuple[Tensor, int]:
+        sizes.append(len(images))
+        return original(network, images, *rest)
+
+    monkeypatch.setattr(training, "_gradient", watch)
+    config = replace(CONFIG, batch_size=2, classes_together=3, epochs=1)
+    train(classifier, pictures, tmp_path / "bank.safetensors", config, precision="fp32")
+    assert max(sizes) == 2
+
+
+def test_classes_in_work_are_all_that_is_in_memory(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, sizes = training._train_group, []
+
+    def watch(network: object, work: list[training._ClassInWork], *rest: object) -> None:
+        sizes.append([c.folder.folder for c in work])
+        original(network, work, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "_train_group", watch)
+    train(classifier, pictures, tmp_path / "bank.safetensors", CONFIG, precision="fp32", progress=no_progress)
+    assert sizes == [["ant", "bee"], ["cat"]]
+
+
+@OPTIMIZERS
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_references_and_kernels_train_the_same_occluders(
+    norm: str, optimizer: str, classifier: FrozenClassifier, pictures: Path, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, epochs=2, norm=norm, epsilon=8.0 if norm == "linf" else 80.0, optimizer=optimizer)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    first, second = (
+        train(
+            classifier, pictures, tmp_path / f"{impl}.st", config, precision="fp32", device=device, impl=impl
+        ).occluders
+        for impl in ("reference", "triton")
+    )
+    assert first.abs().max() > 1
+    assert_trained_alike(first, second, optimizer)
+
+
+class _Lines:
+    """A progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.task = no_progress.task
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+def test_it_says_once_which_implementation_runs_and_why(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path
+) -> None:
+    for impl, said in (
+        ("auto", "kernels reference: the kernels are for CUDA, this is cpu"),
+        ("reference", "asked for"),
+    ):
+        lines, config = _Lines(), replace(CONFIG, epochs=1)
+        how: dict[str, Any] = {"precision": "fp32", "device": "cpu", "impl": impl, "progress": lines}
+        bank = train(classifier, pictures, tmp_path / f"{impl}.st", config, **how)
+        assert [said in line for line in lines.said].count(True) == 1
+        assert "impl" not in bank.header.objective
+
+
+@pytest.mark.parametrize(("impl", "word"), [("cuda", "--impl cuda: impl: expected one of"), ("", "--impl ")])
+def test_an_unknown_implementation_is_bad_input(
+    impl: str, word: str, classifier: FrozenClassifier, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=word):
+        train(classifier, pictures, tmp_path / "bank.st", TrainConfig(epsilon=8.0), impl=impl)
