@@ -19,7 +19,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...engine.data import PictureSource, open_source
+from ...engine.data.loading import open_source
+from ...engine.data.source import PictureSource
+from ...engine.data.spec import DataSpec
 from ...engine.machine import worker_count
 from ...engine.progress import Progress, no_progress
 from ...export.cache import cache_dir
@@ -178,7 +180,8 @@ def _own_cache() -> Iterator[None]:
 def _open(name: str, folder: Path, preprocessing: Preprocessing, workers: int, device: torch.device) -> PictureSource:
     cached = name == CACHE
     loader = "pillow" if cached else name
-    return open_source(loader, folder, preprocessing, workers, device=device, decoded_cache=cached)
+    data = DataSpec(folder, loader=loader, decoded_cache=cached, workers=workers)
+    return open_source(data, preprocessing, device)
 
 
 def _checked(row: Row, folder: Path, paths: Sequence[str], preprocessing: Preprocessing, device: torch.device) -> Row:

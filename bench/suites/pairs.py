@@ -22,7 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...engine.data import Block, open_source
+from ...engine.data.loading import open_source
+from ...engine.data.source import Block
+from ...engine.data.spec import DataSpec
 from ...engine.devices import fitting_memory
 from ...engine.engines import engine_class, open_engine
 from ...engine.engines.base import Engine
@@ -155,7 +157,7 @@ def _asked(stages: Sequence[str], points: Sequence[tuple[int, int]]) -> list[str
 
 def _block(work: Work) -> Block:
     """The first pictures, in memory."""
-    source = open_source("pillow", work.folder, work.classifier.preprocessing, worker_count())
+    source = open_source(DataSpec(work.folder, loader="pillow"), work.classifier.preprocessing)
     count = min(READ_TOGETHER, work.pictures or READ_TOGETHER)
     block = next(iter(source.blocks(work.files(count), count)))
     if block.quarantined:
@@ -336,7 +338,7 @@ def _score_all(engine: Engine, block: Block, rows: int, split: Split) -> None:
 
 
 def _end_to_end(engine: Engine, work: Work, pictures: int, split: Split, workers: int) -> None:
-    source = open_source("auto", work.folder, work.classifier.preprocessing, workers, device=engine.torch_device)
+    source = open_source(DataSpec(work.folder, workers=workers), work.classifier.preprocessing, engine.torch_device)
     rows, paths = [CLEAN, *range(len(work.occluders))], work.files(pictures)
     with tempfile.TemporaryDirectory(prefix="gfo-bench-") as folder:
         facts = {"data_root": str(work.folder)}

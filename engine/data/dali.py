@@ -1,9 +1,9 @@
-"""NVIDIA DALI: JPEGs are decoded by its threads, or on the GPU; what is not a plain whole JPEG goes through Pillow.
+"""NVIDIA DALI: it decodes JPEGs on its threads or on the GPU; Pillow reads whatever is not a plain, complete JPEG.
 
-One corrupt picture ends a DALI pipeline. So headers are checked before; should a batch fail all the same, its pictures
-go through Pillow, which finds the broken one, and the pipeline is built again.
+One corrupt picture ends a DALI pipeline, so headers are checked first. Should a batch fail all the same, Pillow reads
+its pictures and finds the broken one, and the pipeline is built anew.
 
-DALI decodes only: its resize differs from torchvision's (see `resize`).
+DALI only decodes: its resize differs from torchvision's (see `resize`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -28,23 +28,23 @@ from .pillow import decode
 from .resize import resize_and_crop
 from .source import Decoder, Pictures
 
-# A batch of DALI's: so many pictures, or fewer where they are large, so that what is decoded at once stays small.
+# Pictures and pixels in a DALI batch: large pictures make smaller batches, which bounds the memory.
 _BATCH, _BATCH_PIXELS = 32, 16_000_000
 
 Picture: TypeAlias = NDArray[np.uint8] | Tensor | str
 
 
 class Encoded(NamedTuple):
-    """A JPEG's bytes, and how many pixels it has."""
+    """The bytes of a JPEG and its number of pixels."""
 
     content: bytes
     pixels: int
 
 
 class DaliSource(Decoder):
-    """Reads bytes and headers on `workers` threads, decodes in DALI, resizes; one list ahead.
+    """Read bytes and headers on `workers` threads, decode in DALI, resize; one list ahead.
 
-    On a CUDA device (`mixed` in DALI's words) the pictures stay on it, and are resized there.
+    On a CUDA device (DALI's `mixed`) the pictures stay on the device and are resized there.
 
     Raises
     ------
@@ -53,21 +53,22 @@ class DaliSource(Decoder):
     """
 
     name = "dali"
+    packages: ClassVar = ("nvidia-dali-cuda130",)
+    modules: ClassVar = ("nvidia.dali",)
+    rank: ClassVar = {"cuda": 1}
 
     def __init__(self, files: PictureFiles, preprocessing: Preprocessing, workers: int, device: torch.device) -> None:
         optional("nvidia.dali", "--loader dali", "dali")
-        self.files = files
-        self.preprocessing = preprocessing
-        self.workers = workers
-        self.device = device
-        self.how = f"{workers} threads" if device.type == "cpu" else f"decoding on {device}, {workers} threads"
+        super().__init__(files, preprocessing, workers, device)
+        if device.type != "cpu":
+            self.how = f"decoding on {device}, {workers} threads"
         self._pipeline: Any = None
 
     def read(self, lists: Iterable[Sequence[str]]) -> Iterator[Pictures]:
         """See `Decoder.read`. Pictures are on the source's device."""
         with (
             ThreadPoolExecutor(self.workers, thread_name_prefix="gfo-decode") as pool,
-            ThreadPoolExecutor(1, thread_name_prefix="gfo-dali") as conductor,  # a pipeline knows one thread
+            ThreadPoolExecutor(1, thread_name_prefix="gfo-dali") as conductor,  # a pipeline belongs to one thread
         ):
             try:
                 with closing(self._read_ahead(lists, pool)) as read:  # type: ignore[type-var]
@@ -86,7 +87,7 @@ class DaliSource(Decoder):
     def _read_ahead(
         self, lists: Iterable[Sequence[str]], pool: ThreadPoolExecutor
     ) -> Iterator[list[Future[Encoded | Picture]]]:
-        """Every list's files, one list before it is asked for."""
+        """Yield the checked files of every list, one list ahead of the caller."""
         before: list[Future[Encoded | Picture]] | None = None
         for paths in lists:
             now = [pool.submit(self._check, path) for path in paths]
@@ -97,7 +98,7 @@ class DaliSource(Decoder):
             yield before
 
     def _check(self, path: str) -> Encoded | Picture:
-        """A JPEG for DALI, or what Pillow makes of another file."""
+        """Return a JPEG for DALI, or what Pillow makes of any other file."""
         try:
             content = self.files.read(path)
         except OSError as error:
@@ -131,7 +132,7 @@ class DaliSource(Decoder):
         results: list[Picture | Future[Picture]],
         pool: ThreadPoolExecutor,
     ) -> None:
-        """Put the batch's pictures at their places of `results`, or their futures."""
+        """Put the pictures of a batch, or their futures, into their places in `results`."""
         try:
             decoded = self._run([encoded.content for _, encoded in batch])
         except RuntimeError as error:
@@ -168,7 +169,10 @@ class DaliSource(Decoder):
 
 
 def decoding_pipeline(device: torch.device, threads: int) -> Any:
-    """Encoded bytes in (`encoded`, uint8 [n] each), uint8 [H, W, 3] RGB out: on the CPU bit for bit as Pillow's."""
+    """Build the pipeline from encoded bytes (`encoded`, uint8 [n] each) to uint8 [H, W, 3] RGB.
+
+    On the CPU the pixels are Pillow's, bit for bit.
+    """
     dali = optional("nvidia.dali", "--loader dali", "dali")
     fn: Any = optional("nvidia.dali.fn", "--loader dali", "dali")
     mixed = device.type == "cuda"
@@ -196,17 +200,17 @@ _IN_SCANS[[0x00, 0xC4, 0xD9, 0xDA, 0xDB, 0xDD, 0xFE, 0xFF, *range(0xD0, 0xD8), *
 
 
 def plain_jpeg(content: bytes) -> int:
-    """Pixels of a whole 8-bit grey or colour JPEG without a foreign marker; 0 for everything else.
+    """Return the number of pixels of a complete 8-bit grey or colour JPEG without foreign markers, 0 for anything else.
 
-    What is not plain is Pillow's to decide: other formats, CMYK, a file cut off, markers that libjpeg refuses, pictures
-    over Pillow's limit, and those more than twice as high as wide, which Pillow resizes in another order.
+    Everything else is left to Pillow: other formats, CMYK, truncated files, markers that libjpeg refuses, pictures over
+    Pillow's limit, and pictures more than twice as high as wide, which Pillow resizes in another order.
     """
     if not content.startswith(b"\xff\xd8") or not content.rstrip(b"\0").endswith(b"\xff\xd9"):
         return 0
     try:
         with Image.open(io.BytesIO(content)) as picture:
             (width, height), plain = picture.size, picture.format == "JPEG" and picture.mode in ("RGB", "L")
-    except Exception:  # noqa: BLE001 as `decode`, which says why
+    except Exception:  # noqa: BLE001 (as in `decode`, which reports the reason)
         return 0
     if not plain or height > 2 * width:
         return 0

@@ -1,10 +1,11 @@
-"""Decoded pictures kept on disk: one memory-mapped file for a list of pictures, filled block by block.
+"""Decoded pictures on disk: one memory-mapped file for a list of pictures, filled block by block.
 
-A folder of the cache holds `pixels.u8`, uint8 [N, S, S, 3] as it is; `done.u8`, a byte for every picture, 1 once its
-pixels are on the disk; `index.json`, what the list was. Its name is a hash of the files' paths, sizes and times, of
-what is done to them, and of the decoder: a file that changes leads to another folder.
+A folder of the cache holds `pixels.u8`, raw uint8 [N, S, S, 3]; `done.u8`, one byte per picture, 1 once its pixels are
+on disk; and `index.json`, which describes the list. The name of the folder is a hash of the files' paths, sizes and
+times, of the preprocessing, and of the decoder: a file that changes leads to another folder.
 
-Several writers may share a folder, and any may be killed: pixels come before their byte, and all write the same ones.
+Several writers may share a folder, and any of them may be killed: pixels are written before their byte, and all writers
+write the same pixels.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ _PIXELS, _DONE, _INDEX = "pixels.u8", "done.u8", "index.json"
 
 
 class DecodedCache(PictureSource):
-    """Another source, whose pictures are decoded once and then read from the cache folder.
+    """A source that decodes the pictures of another source once and then reads them from the cache folder.
 
-    Pictures that cannot be read are not kept: they are tried again.
+    Unreadable pictures are not kept; the next run tries them again.
     """
 
     def __init__(self, source: Decoder, files: PictureFiles, preprocessing: Preprocessing) -> None:
@@ -50,7 +51,7 @@ class DecodedCache(PictureSource):
         self.how = f"{source.how}, decoded pictures kept in {cache_dir() / 'pictures'}"
 
     def blocks(self, paths: Sequence[str], block_size: int, starts: Sequence[int] | None = None) -> Iterator[Block]:
-        """See `PictureSource.blocks`. Pictures that are kept are views of the file: not to be written to.
+        """See `PictureSource.blocks`. Pictures are views of a read-only file.
 
         Raises
         ------
@@ -78,7 +79,7 @@ class DecodedCache(PictureSource):
                     kept.forget(start, start + block_size)
 
     def _folder(self, paths: Sequence[str]) -> Path:
-        """Where this list's pictures are, made where it is new."""
+        """Return the folder of this list of pictures; create it if it is new."""
         p = self.preprocessing
         facts = {
             "root": str(self.files.root.resolve()),
@@ -102,13 +103,13 @@ def _whole(folder: Path, size: int, count: int) -> bool:
 
 
 def _make(folder: Path, size: int, facts: dict[str, Any]) -> None:
-    """An empty folder: sparse files of their full size, in place at once."""
+    """Create an empty folder: sparse files of their full size, moved into place at once."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.parent).free
     if free < size:
         raise InputError(
             f"--decoded-cache: {len(facts['pictures'])} pictures take {size / 1e9:.1f} GB, {folder.parent} has "
-            f"{free / 1e9:.1f} GB free; set GFO_CACHE to a folder on a larger disk, or leave it out"
+            f"{free / 1e9:.1f} GB free; set GFO_CACHE to a folder on a larger disk, or drop the option"
         )
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -122,7 +123,7 @@ def _make(folder: Path, size: int, facts: dict[str, Any]) -> None:
         try:
             os.replace(partial, folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster: its folder is as empty
+            if not folder.is_dir():  # Otherwise another process was faster, and its folder is as empty.
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -139,7 +140,7 @@ class _Kept:
     def __enter__(self) -> _Kept:
         self._pixels = (self.folder / _PIXELS).open("r+b", buffering=0)
         self._flags = (self.folder / _DONE).open("r+b", buffering=0)
-        # The map is not closed by hand: blocks that somebody still holds are views of it.
+        # The map is not closed here: blocks that the caller still holds are views of it.
         self._map = mmap.mmap(self._pixels.fileno(), 0, access=mmap.ACCESS_READ)
         self._view: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8).reshape(self._shape)
         self._done = np.frombuffer(self._flags.read(), np.uint8) == 1
@@ -150,17 +151,17 @@ class _Kept:
         self._flags.close()
 
     def missing(self, start: int, stop: int) -> list[int]:
-        """Which of them are not kept."""
+        """Return the positions of the pictures that are not on disk."""
         return (np.flatnonzero(~self._done[start:stop]) + start).tolist()
 
     def view(self, start: int, stop: int) -> Tensor:
-        """Pictures uint8 [n, S, S, 3], on the disk: what is not kept holds anything."""
+        """Return pictures, uint8 [n, S, S, 3], as they are on disk; those that are missing hold arbitrary values."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             return torch.from_numpy(self._view[start:stop])
 
     def write(self, start: int, images: Tensor, which: Sequence[int]) -> None:
-        """Keep pictures `which` of the block. Raises `OSError`, which names the file, on a full disk."""
+        """Write the pictures `which` of a block; raises `OSError`, which names the file, on a full disk."""
         if not which:
             return
         with naming(self.folder / _PIXELS):
@@ -174,7 +175,7 @@ class _Kept:
                 _write_all(self._flags, b"\x01")
 
     def forget(self, start: int, stop: int) -> None:
-        """Let the system take back the memory of a block that has been used: reading it again is still right."""
+        """Return the memory of a used block to the system; reading it again is still correct."""
         if hasattr(self._map, "madvise"):
             first = start * self._bytes // mmap.PAGESIZE * mmap.PAGESIZE
             end = min(stop * self._bytes, len(self._map))
@@ -182,7 +183,7 @@ class _Kept:
 
 
 def _write_all(file: Any, content: bytes) -> None:
-    """An unbuffered file may take a part only."""
+    """Write all bytes: an unbuffered file may accept only a part at a time."""
     view = memoryview(content)
     while view:
         view = view[file.write(view) :]

@@ -1,9 +1,10 @@
-"""Where the bytes of a picture are: a file below ROOT, or a member of a tar shard below it (WebDataset)."""
+"""The bytes of pictures: files below a root folder, or members of WebDataset tar files below it."""
 
 from __future__ import annotations
 
 import tarfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,86 +12,89 @@ from ...export.errors import InputError
 
 
 class Member(NamedTuple):
-    """Where a member's bytes are in its shard."""
+    """Place of a member's bytes in its tar file."""
 
     offset: int
     size: int
 
 
 class PictureFiles:
-    """Reads files below `root` by their relative path; `shard.tar/name` is the member `name` of that shard.
+    """Files below `root` by their relative path; `a.tar/name` is the member `name` of the tar file `a.tar`.
 
-    A shard's headers are read once; then a member costs one positioned read, from any thread.
+    The headers of a tar file are parsed once; then a member costs one positioned read, from any thread.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._shards: dict[str, dict[str, Member]] = {}
+        self._tars: dict[str, dict[str, Member]] = {}
         self._lock = threading.Lock()
 
     def read(self, path: str) -> bytes:
-        """The bytes of a picture.
+        """Return the bytes of a picture.
 
         Raises
         ------
         OSError
-            It cannot be read, or its shard is shorter than it was.
+            The file cannot be read, or its tar file is shorter than it was.
         """
-        shard, name = _split(path)
-        if shard is None:
+        tar, name = _parts(path)
+        if tar is None:
             return (self.root / path).read_bytes()
-        member = self._member(shard, name)
-        with (self.root / shard).open("rb") as file:
+        member = self._member(tar, name)
+        with (self.root / tar).open("rb") as file:
             file.seek(member.offset)
             content = file.read(member.size)
         if len(content) < member.size:
-            raise OSError(f"{path}: the shard ends after {len(content)} of its {member.size} bytes")
+            raise OSError(f"{path}: the tar file ends after {len(content)} of its {member.size} bytes")
         return content
 
     def identity(self, path: str) -> tuple[int, int, int]:
-        """Size, time of change in nanoseconds and place in its shard: what is another where a picture has changed.
+        """Return what differs once a picture has changed: size, time of change in nanoseconds, place in its tar file.
 
-        −1 where it cannot be found.
+        All three are −1 for a picture that is not found.
         """
-        shard, name = _split(path)
+        tar, name = _parts(path)
         try:
-            status = (self.root / (shard or path)).stat()
-            member = self._member(shard, name) if shard is not None else Member(0, status.st_size)
+            status = (self.root / (tar or path)).stat()
+            member = self._member(tar, name) if tar is not None else Member(0, status.st_size)
         except OSError:
             return -1, -1, -1
         return member.size, status.st_mtime_ns, member.offset
 
     def reason(self, error: OSError) -> str:
-        """An error of `read` in one line, without the root's path."""
+        """Return an error of `read` in one line, without the path of the root."""
         text = f"{type(error).__name__}: {error}".replace(f"{self.root}/", "").replace(str(self.root), "")
         return text.splitlines()[0]
 
-    def _member(self, shard: str, name: str) -> Member:
+    def members(self, tar: str) -> Mapping[str, Member]:
+        """Return the members of a tar file by name, in its order; raises as `tar_members`."""
         with self._lock:
-            if shard not in self._shards:
-                try:
-                    self._shards[shard] = shard_members(self.root / shard)
-                except InputError as error:
-                    raise OSError(str(error)) from error
+            if tar not in self._tars:
+                self._tars[tar] = tar_members(self.root / tar)
+            return self._tars[tar]
+
+    def _member(self, tar: str, name: str) -> Member:
         try:
-            return self._shards[shard][name]
+            return self.members(tar)[name]
+        except InputError as error:
+            raise OSError(str(error)) from error
         except KeyError:
-            raise FileNotFoundError(f"{shard}: has no member {name}") from None
+            raise FileNotFoundError(f"{tar}: has no member {name}") from None
 
 
-def _split(path: str) -> tuple[str | None, str]:
-    """`a/b.tar/c/d.jpg` is member `c/d.jpg` of `a/b.tar`."""
+def _parts(path: str) -> tuple[str | None, str]:
+    """Split `a/b.tar/c/d.jpg` into the tar file `a/b.tar` and its member `c/d.jpg`."""
     head, separator, name = path.partition(".tar/")
     return (f"{head}.tar", name) if separator else (None, path)
 
 
-def shard_members(path: Path) -> dict[str, Member]:
-    """The regular files in a tar shard, in its order.
+def tar_members(path: Path) -> dict[str, Member]:
+    """Return the regular files of a tar file by name, in its order.
 
     Raises
     ------
     InputError
-        The shard is cut off, damaged, compressed, or holds a name twice.
+        The tar file is truncated, damaged or compressed, or holds a name twice.
     OSError
         It cannot be read.
     """
@@ -98,23 +102,23 @@ def shard_members(path: Path) -> dict[str, Member]:
     size = path.stat().st_size
     last = "its beginning"
     try:
-        with tarfile.open(path, "r:") as shard:
-            for info in shard:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
                 if info.offset_data + info.size > size:
                     raise tarfile.ReadError(f"{info.name} goes on beyond the end of the file")
                 if not info.isreg():
                     continue
                 if info.name in members:
                     raise InputError(
-                        f"{path}: holds {info.name} twice; write the shard again with a name for each picture"
+                        f"{path}: holds {info.name} twice; write the tar file again with one name per picture"
                     )
                 members[info.name] = Member(info.offset_data, info.size)
                 last = info.name
-            end = shard.offset
+            end = tar.offset
     except (tarfile.TarError, EOFError) as error:
         raise InputError(_broken(path, last, len(members), str(error))) from error
     with path.open("rb") as file:
-        # tarfile takes the end of the file for the end of the archive; the format has a block of zeros there.
+        # tarfile takes the end of the file for the end of the archive; the format ends with a block of zeros.
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise InputError(_broken(path, last, len(members), "it has no end mark"))
@@ -123,6 +127,6 @@ def shard_members(path: Path) -> dict[str, Member]:
 
 def _broken(path: Path, last: str, whole: int, why: str) -> str:
     return (
-        f"{path}: not an uncompressed tar shard, or cut off after {last} ({whole} members are whole; {why}); fetch it "
-        "again, or move it away to go on without it"
+        f"{path}: not an uncompressed tar file, or truncated after {last} ({whole} members are complete; {why}); fetch "
+        "it again, or move it away to continue without it"
     )

@@ -1,4 +1,4 @@
-"""Data: ROOT/<split>/<class>/* or ROOT/<split>/*.tar, and which model output each class is."""
+"""The classes of a data folder, their pictures, and the model output of each."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...export.errors import InputError
-from .webdataset import shard_pictures, shards_of
+from .spec import DataSpec
+from .webdataset import tar_files, tar_pictures
 
 if TYPE_CHECKING:
     from timm.data.imagenet_info import ImageNetInfo
-
-Split = Literal["train", "val"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 
 _WNID = re.compile(r"n\d{8}")
 _IMAGENET_CLASSES = 1000
@@ -28,9 +26,10 @@ _IMAGENET_CLASSES = 1000
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """One class of a split: its folder's name, the model's output index, its files relative to ROOT, sorted.
+    """One class of a split: the name of its folder, the model output index, and its files relative to the root, sorted.
 
-    In shards a class has no folder: it is called as its folder would be, its files are `<shard>.tar/<member>`.
+    In WebDataset tar files a class has no folder: it is named as its folder would be, and its files are
+    `<name>.tar/<member>`.
     """
 
     folder: str
@@ -46,16 +45,17 @@ def _imagenet_info() -> ImageNetInfo:
 
 
 def class_name(model_outputs: int, class_id: int) -> str:
-    """A short human name: the first ImageNet synonym for a model with 1,000 outputs, else the index."""
+    """Return a short human name: the first ImageNet synonym for a model with 1,000 outputs, the index otherwise."""
     if model_outputs != _IMAGENET_CLASSES:
         return str(class_id)
     return _imagenet_info().index_to_description(class_id).split(",")[0]
 
 
 def name_of(class_id: int, model_outputs: int, folders: Mapping[str, str]) -> str:
-    """What a class is called where `folders` {class id: folder} are at hand.
+    """Return the name of a class, given `folders` {class id: folder}.
 
-    Its folder's name; ImageNet's where the folder is a WordNet id, and where it has no folder but the others are such.
+    It is the name of its folder; ImageNet's name where the folder is a WordNet id, or where the class has no folder but
+    the other folders are WordNet ids.
     """
     folder = folders.get(str(class_id))
     if folder is not None and not _WNID.fullmatch(folder):
@@ -65,63 +65,58 @@ def name_of(class_id: int, model_outputs: int, folders: Mapping[str, str]) -> st
     return str(class_id)
 
 
-def list_classes(
-    root: Path, split: Split, *, classes: str | Sequence[str], model_outputs: int, class_map: Path | None, seed: int
-) -> list[ClassFolder]:
-    """The classes of a split that are to be read, in folder order.
+def list_classes(data: DataSpec, classes: str | Sequence[str], model_outputs: int, seed: int) -> list[ClassFolder]:
+    """List the classes of a split, in folder order.
 
     Parameters
     ----------
-    root
-        Holds `train/<folder>/*` or `val/<folder>/*`, or WebDataset shards `train/*.tar` or `val/*.tar`; only the split
-        that is read must exist.
+    data
+        The folder, its split and its class map; `data.classes` is not read.
     classes
         `all`, `random:N` (seeded), or folder names (a list, or one string separated by commas).
     model_outputs
-        Every class id must be below it.
-    class_map
-        JSON {folder: index}; else ROOT/classes.json, else WordNet ids for a model with 1,000 outputs.
+        Number of outputs of the model; every class id must be below it.
 
     Raises
     ------
     InputError
-        A folder that is missing or empty, a class that the data or the model does not know, a map that is not valid.
+        A folder that is missing or empty, a class that the data or the model does not know, an invalid class map.
     """
-    base = root / split
+    root, base = data.root, data.folder
     if not base.is_dir():
-        raise InputError(f"{base}: no such folder; --data must hold {split}/<class>/<pictures>")
+        raise InputError(f"{base}: no such folder; --data must hold {data.split}/<class>/<pictures>")
     folders = sorted(entry.name for entry in os.scandir(base) if entry.is_dir() and not entry.name.startswith("."))
-    shards = shards_of(base)
-    if folders and shards:
-        raise InputError(f"{base}: holds class folders and tar shards; keep one of the two there")
-    if shards:
-        return _shard_classes(root, base, shards, classes, model_outputs, class_map, seed)
+    tars = tar_files(base)
+    if folders and tars:
+        raise InputError(f"{base}: holds class folders and tar files; keep one of the two there")
+    if tars:
+        return _tar_classes(data, tars, classes, model_outputs, seed)
     if not folders:
-        raise InputError(f"{base}: holds no class folders; expected {split}/<class>/<pictures> or {split}/*.tar")
+        raise InputError(
+            f"{base}: holds no class folders; expected {data.split}/<class>/<pictures> or {data.split}/*.tar"
+        )
     chosen = _choose(folders, classes, base, seed)
-    ids = _class_ids(root, chosen, model_outputs, class_map)
+    ids = _class_ids(root, chosen, model_outputs, _map_of(data))
     return [ClassFolder(folder, ids[folder], _files(base / folder, root)) for folder in chosen]
 
 
-def _shard_classes(
-    root: Path,
-    base: Path,
-    shards: Sequence[Path],
-    classes: str | Sequence[str],
-    model_outputs: int,
-    class_map: Path | None,
-    seed: int,
+def _map_of(data: DataSpec) -> Path | None:
+    default = data.root / "classes.json"
+    return default if data.class_map is None and default.is_file() else data.class_map
+
+
+def _tar_classes(
+    data: DataSpec, tars: Sequence[Path], classes: str | Sequence[str], model_outputs: int, seed: int
 ) -> list[ClassFolder]:
-    """Classes of shards, which say the model's output themselves; a class map, or ImageNet, gives their names."""
-    pictures = shard_pictures(root, shards)
+    """List the classes of tar files, which hold the model output; names come from a class map or from ImageNet."""
+    base, pictures = data.folder, tar_pictures(data.files, tars)
     out = next((index for index in sorted(pictures) if index >= model_outputs), None)
     if out is not None:
         raise InputError(
-            f"{base}: {pictures[out][0]} is of class {out}, the model has outputs 0..{model_outputs - 1}; give the "
-            "model that the shards were labelled for"
+            f"{base}: {pictures[out][0]} is of class {out}, the model has outputs 0..{model_outputs - 1}; use the "
+            "model that the tar files were labelled for"
         )
-    if class_map is None and (root / "classes.json").is_file():
-        class_map = root / "classes.json"
+    class_map = _map_of(data)
     if class_map is not None:
         names = {index: folder for folder, index in _read_class_map(class_map).items()}
     else:
@@ -152,9 +147,6 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _class_ids(root: Path, folders: list[str], model_outputs: int, class_map: Path | None) -> dict[str, int]:
-    default_map = root / "classes.json"
-    if class_map is None and default_map.is_file():
-        class_map = default_map
     if class_map is not None:
         known: Mapping[str, int] = _read_class_map(class_map)
         source = str(class_map)
@@ -163,8 +155,8 @@ def _class_ids(root: Path, folders: list[str], model_outputs: int, class_map: Pa
         source = "the ImageNet-1k synset list"
     else:
         raise InputError(
-            f"{root}: no telling which model output folder {folders[0]} is (the model has {model_outputs}); "
-            "write classes.json {folder: index} there or give --class-map"
+            f"{root}: cannot tell which of the {model_outputs} model outputs folder {folders[0]} is; "
+            "write classes.json {folder: index} there or pass --class-map"
         )
     for folder in folders:
         if folder not in known:
@@ -173,7 +165,7 @@ def _class_ids(root: Path, folders: list[str], model_outputs: int, class_map: Pa
             raise InputError(f"{source}: {folder} is {known[folder]}, the model has outputs 0..{model_outputs - 1}")
     ids = {folder: known[folder] for folder in folders}
     if len(set(ids.values())) < len(ids):
-        raise InputError(f"{source}: two folders have the same class id; give each its own")
+        raise InputError(f"{source}: two folders have the same class id; assign one to each")
     return ids
 
 
@@ -181,7 +173,7 @@ def _read_class_map(path: Path) -> dict[str, int]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give a readable class map") from error
+        raise InputError(f"{path}: {error.strerror}; provide a readable class map") from error
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); write {{folder: index}}") from error
     if not isinstance(data, dict) or not all(type(value) is int for value in data.values()):
@@ -190,7 +182,7 @@ def _read_class_map(path: Path) -> dict[str, int]:
 
 
 def _files(folder: Path, root: Path) -> tuple[str, ...]:
-    """Every file but hidden ones: what is no picture is quarantined when it is read, not dropped here unsaid."""
+    """List every file but hidden ones: what is not a picture is quarantined when it is read, never silently dropped."""
     names = sorted(e.name for e in os.scandir(folder) if not e.name.startswith(".") and not e.is_dir())
     if not names:
         raise InputError(f"{folder}: holds no pictures; fill it or remove the folder")

@@ -1,4 +1,4 @@
-"""Pillow and torchvision on threads: the reference that every other source must agree with, on every platform."""
+"""Pillow and torchvision on threads: the reference for every other loader, on every platform."""
 
 from __future__ import annotations
 
@@ -6,25 +6,22 @@ import io
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...export.preprocessing import Preprocessing
-from .files import PictureFiles
 from .source import Decoder, Pictures
 
 
 class PillowSource(Decoder):
-    """Decodes on `workers` threads, one list ahead."""
+    """Decode on `workers` threads, one list ahead."""
 
     name = "pillow"
-
-    def __init__(self, files: PictureFiles, preprocessing: Preprocessing, workers: int) -> None:
-        self.files = files
-        self.preprocessing = preprocessing
-        self.workers = workers
-        self.how = f"{workers} threads"
+    packages: ClassVar = ("pillow",)
+    modules: ClassVar = ("PIL",)
+    rank: ClassVar = {"cpu": 1, "cuda": 2}
 
     def read(self, lists: Iterable[Sequence[str]]) -> Iterator[Pictures]:
         """See `Decoder.read`."""
@@ -51,8 +48,8 @@ class PillowSource(Decoder):
 
 
 def decode(content: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8] | str:
-    """The picture in an encoded file's bytes, uint8 [S, S, 3], or in Pillow's words why there is none."""
+    """Decode a file's bytes to uint8 [S, S, 3]; return Pillow's message where that fails."""
     try:
         return preprocessing.load_uint8(io.BytesIO(content))
-    except Exception as error:  # noqa: BLE001 Pillow raises OSError, SyntaxError, ValueError, struct.error, … by file format
+    except Exception as error:  # noqa: BLE001 (by file format: OSError, SyntaxError, ValueError, struct.error, …)
         return f"{type(error).__name__}: {error}".split(" <_io", 1)[0].splitlines()[0]

@@ -1,8 +1,8 @@
-"""Pillow's antialiased resize and the crop as two products with matrices, for pictures that are on a GPU.
+"""Pillow's antialiased resize and the centre crop as two matrix products, for pictures on a GPU.
 
-DALI's own resize is another one: it repeats the border where Pillow leaves it out of the mean (up to 19 grey levels on
-the edge, for models whose crop is the whole picture), and does not round and clip between its two passes (up to 31
-levels for bicubic). `gfo-bench --loader dali` shows the differences of what is used here.
+DALI's own resize differs: it repeats the border where Pillow leaves it out of the mean (up to 19 grey levels at the
+edge, for models whose crop is the whole picture), and it does not round and clip between its two passes (up to 31
+levels for bicubic). `gfo-bench loaders` measures how far the pictures of each loader are from torchvision's.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from ...export.preprocessing import Preprocessing
 
-# Pillow's weights are fixed-point numbers with so many bits after the point.
+# Fractional bits of Pillow's fixed-point weights.
 _BITS = 22
 
 
 def resize_and_crop(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """What `Preprocessing.apply` makes of a picture, to within a grey level: uint8 [H, W, 3] to [S, S, 3].
+    """Resize and crop as `Preprocessing.apply` does, to within one grey level: uint8 [H, W, 3] to [S, S, 3].
 
-    First along rows, then along columns, rounded and clipped to 0 … 255 in between, as Pillow does for every picture up
-    to twice as high as wide. Products are float64: then they are the exact integers that Pillow sums.
+    Rows come first, then columns, rounded and clipped to 0 … 255 in between, as Pillow does for every picture up to
+    twice as high as wide. Products are float64, which represents the integers that Pillow sums exactly.
     """
     height, width, channels = image.shape
     new_height, new_width, top, left = preprocessing.geometry(width, height)
@@ -44,7 +44,7 @@ def _rounded(values: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def _matrix(old: int, new: int, start: int, size: int, interpolation: str, device: torch.device) -> tuple[Tensor, int]:
-    """Weights of outputs `start` … `start` + size − 1, float64 [size, used], and the first input that they use."""
+    """Return weights of outputs `start` … `start` + size − 1, float64 [size, used], and the first input used."""
     weights = pillow_weights(old, new, start, size, interpolation)
     used = np.flatnonzero(weights.any(axis=0))
     first, last = int(used[0]), int(used[-1])
@@ -52,10 +52,10 @@ def _matrix(old: int, new: int, start: int, size: int, interpolation: str, devic
 
 
 def pillow_weights(old: int, new: int, start: int, size: int, interpolation: str) -> NDArray[np.float64]:
-    """Row i holds the weight of every input pixel in output pixel `start` + i of a side resized from `old` to `new`.
+    """Return the weight of every input pixel in output pixels `start` … `start` + size − 1, float64 [size, old].
 
-    Source: `precompute_coeffs` of Pillow's libImaging/Resample.c: filters are stretched by the reduction, cut at the
-    border and normalised to 1.
+    The side is resized from `old` to `new` pixels. Source: `precompute_coeffs` in Pillow's libImaging/Resample.c, where
+    filters are stretched by the reduction, cut at the border and normalised to 1.
     """
     filter_, support = _FILTERS[interpolation]
     scale = old / new

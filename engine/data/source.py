@@ -1,4 +1,4 @@
-"""What training and evaluation need of a loader: uint8 blocks in list order, broken pictures set aside."""
+"""What every loader provides: uint8 blocks of pictures in list order, with unreadable pictures set aside."""
 
 from __future__ import annotations
 
@@ -6,26 +6,30 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from importlib.util import find_spec
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...export.preprocessing import Preprocessing
+from .files import PictureFiles
+
 
 class Pictures(NamedTuple):
-    """Some pictures, uint8 [n, S, S, 3]; `quarantined` {position: reason} could not be read, and are black."""
+    """Pictures of one list, uint8 [n, S, S, 3]; those in `quarantined` {position: reason} are unreadable, and black."""
 
     images: Tensor
     quarantined: dict[int, str]
 
     @classmethod
     def of(cls, results: Sequence[NDArray[np.uint8] | Tensor | str], size: int, device: str = "cpu") -> Pictures:
-        """Put single results together: pictures uint8 [S, S, 3], or the reason why there is none."""
+        """Stack single results: pictures, uint8 [S, S, 3], or the reason why one is unreadable."""
         quarantined = {i: result for i, result in enumerate(results) if isinstance(result, str)}
         if device == "cpu":
-            # numpy copies on one core: PyTorch would wake its threads, which spin beside those that decode
+            # NumPy copies on one core; PyTorch would wake its threads, which spin beside the decoding ones.
             pixels = np.zeros((len(results), size, size, 3), np.uint8)
             for i in range(len(results)):
                 if i not in quarantined:
@@ -42,7 +46,7 @@ class Pictures(NamedTuple):
 class Block:
     """Pictures `start` … `start` + n − 1 of the list: uint8 [n, S, S, 3]; a quarantined one is black.
 
-    `quarantined` maps positions in the block to the reason, in the decoder's words.
+    `quarantined` maps positions in the block to the reason that the decoder gives.
     """
 
     start: int
@@ -56,25 +60,51 @@ class Block:
 
 
 class PictureSource(ABC):
-    """A loader. `name` is what `--loader` calls it, `how` says in words how it reads."""
+    """A loader: `name` as in `--loader`, and `how` it reads, for the log."""
 
     name: str
     how: str
 
     @abstractmethod
     def blocks(self, paths: Sequence[str], block_size: int, starts: Sequence[int] | None = None) -> Iterator[Block]:
-        """Blocks of up to `block_size` pictures of `paths` at the given starts (default: every block), in order.
+        """Yield blocks of up to `block_size` pictures of `paths`, in order, at the given starts (default: every block).
 
-        A picture that cannot be read is set aside. What is in memory is a few blocks, whatever the length of the list.
+        Unreadable pictures are set aside. A few blocks are in memory, whatever the length of the list.
         """
 
 
 class Decoder(PictureSource):
-    """A source that decodes lists of files."""
+    """A source that decodes lists of files.
+
+    Attributes
+    ----------
+    packages, modules
+        Distributions that it needs, as pip names them (the doctor lists their versions), and the modules to import.
+    rank
+        Kinds of device for which `auto` considers it, each with its place among the loaders: the lowest comes first.
+    """
+
+    packages: ClassVar[tuple[str, ...]] = ()
+    modules: ClassVar[tuple[str, ...]] = ()
+    rank: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, files: PictureFiles, preprocessing: Preprocessing, workers: int, device: torch.device) -> None:
+        self.files = files
+        self.preprocessing = preprocessing
+        self.workers = workers
+        self.device = device
+        self.how = f"{workers} threads"
+
+    @classmethod
+    def installed(cls) -> bool:
+        """Return whether its modules are installed, without importing them: DALI takes half a second."""
+        # A parent package that is missing makes `find_spec` raise.
+        parts = [".".join(name.split(".")[: i + 1]) for name in cls.modules for i in range(name.count(".") + 1)]
+        return all(find_spec(part) is not None for part in parts)
 
     @abstractmethod
     def read(self, lists: Iterable[Sequence[str]]) -> Iterator[Pictures]:
-        """The pictures of each list, in order; the next list is read while the last one is used."""
+        """Yield the pictures of each list, in order; the next list is read while the caller uses the last one."""
 
     def blocks(self, paths: Sequence[str], block_size: int, starts: Sequence[int] | None = None) -> Iterator[Block]:
         """See `PictureSource.blocks`."""
@@ -85,8 +115,9 @@ class Decoder(PictureSource):
 
 
 def shard_starts(count: int, block_size: int, index: int, shards: int) -> range:
-    """Starts of the blocks that worker `index` of `shards` reads: every `shards`-th, so that each block has one reader.
+    """Return the starts of the blocks that worker `index` of `shards` reads: every `shards`-th one.
 
-    Every worker counts from the same list, whatever others have done; with fewer blocks than workers some have none.
+    Each block has one reader, as every worker counts from the same list, whatever others have done. With fewer blocks
+    than workers, some workers have none.
     """
     return range(index * block_size, count, shards * block_size)

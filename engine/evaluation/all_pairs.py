@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...export.errors import InputError
 from ...kernels.score import Score
-from ..data import Block, PictureSource, shard_starts
+from ..data.source import Block, PictureSource, shard_starts
 from ..devices import fitting_memory
 from ..engines.base import Engine
 from ..progress import Progress, no_progress

@@ -19,12 +19,13 @@ from ...export.errors import InputError
 from ...export.files import atomic_path
 from ...export.manifest import FAILED, NOT_RUN
 from ...export.models.spec import ModelSpec
-from ..data import open_source
-from ..data.folders import SPLITS, ClassFolder, list_classes, name_of
-from ..data.webdataset import shards_of
+from ..data.folders import ClassFolder, list_classes, name_of
+from ..data.loading import open_source
+from ..data.spec import SPLITS, DataSpec
+from ..data.webdataset import tar_files
 from ..engines import open_engine
 from ..engines.base import Subject
-from ..machine import peak_rss_mb, worker_count
+from ..machine import peak_rss_mb
 from ..progress import Progress, no_progress
 from .all_pairs import all_pairs, noise_row, pending_starts
 from .metrics import summarize
@@ -117,14 +118,8 @@ def evaluate(
         precision = subject.manifest.precision if isinstance(subject, Artefact) else "fp32"
     options = {"impl": impl, "provider": provider, "compiled": compiled, "pairs": batch_size}
     opened, why = open_engine(engine, subject, precision, device, **options)
-    source = open_source(
-        _loader(loader, out),
-        data,
-        subject.preprocessing,
-        workers or worker_count(),
-        device=opened.torch_device,
-        decoded_cache=decoded_cache,
-    )
+    spec = DataSpec(data, split, loader=_loader(loader, out), decoded_cache=decoded_cache, workers=workers)  # type: ignore[arg-type]
+    source = open_source(spec, subject.preprocessing, opened.torch_device)
     named = _folder_names(bank, folders)
     run = {
         "gfo_version": version("gfo"),
@@ -237,18 +232,16 @@ def _folders(
 ) -> list[ClassFolder]:
     own = list(bank.header.folders)
     missing = [folder for folder in own if not (data / split / folder).is_dir()]
-    if classes is None and missing and (data / split).is_dir() and not shards_of(data / split):
+    if classes is None and missing and (data / split).is_dir() and not tar_files(data / split):
         raise InputError(
             f"{bank_path}: its class {missing[0]} has no folder in {data / split}; evaluate on data with the bank's "
             "classes, or say which with --classes"
         )
     folders = list_classes(
-        data,
-        split,  # type: ignore[arg-type] (checked by _check)
-        classes=own if classes is None else classes,
-        model_outputs=subject.num_classes,
-        class_map=class_map,
-        seed=seed,
+        DataSpec(data, split, class_map=class_map),  # type: ignore[arg-type]
+        own if classes is None else classes,
+        subject.num_classes,
+        seed,
     )
     trained_as = dict(zip(own, bank.class_ids, strict=True))
     for folder in folders:

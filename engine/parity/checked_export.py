@@ -23,11 +23,11 @@ from ...export.errors import EngineUnavailable, InputError
 from ...export.files import atomic_path
 from ...export.manifest import FAILED, NOT_RUN, PASSED
 from ...export.models.spec import ModelSpec
-from ..data import open_source
-from ..data.folders import SPLITS, list_classes
+from ..data.folders import list_classes
+from ..data.loading import open_source
+from ..data.spec import SPLITS, DataSpec
 from ..engines import engine_class
 from ..engines.base import Engine
-from ..machine import worker_count
 from ..progress import Progress, no_progress
 from .gates import ParityPairs, judge, parity_pairs
 
@@ -155,14 +155,8 @@ def _material(
     own = list(bank.header.folders)
     # A single occluder meets other classes' pictures only if these are read, too.
     there = len(own) > 1 and all((data / split / folder).is_dir() for folder in own)
-    folders = list_classes(
-        data,
-        split,  # type: ignore[arg-type] (checked)
-        classes=own if there else "all",
-        model_outputs=classifier.num_classes,
-        class_map=class_map,
-        seed=seed,
-    )
+    spec = DataSpec(data, split, class_map=class_map)  # type: ignore[arg-type]
+    folders = list_classes(spec, own if there else "all", classifier.num_classes, seed)
     rng, share = np.random.default_rng(seed), -(-count // len(folders))
     chosen = [
         (folder.paths[i], folder.class_id)
@@ -170,7 +164,7 @@ def _material(
         for i in sorted(rng.permutation(len(folder.paths))[:share])
     ]
     paths, labels = [path for path, _ in chosen], torch.tensor([class_id for _, class_id in chosen])
-    source = open_source("auto", data, classifier.preprocessing, worker_count())
+    source = open_source(spec, classifier.preprocessing)
     blocks = list(source.blocks(paths, _READ_BLOCK))
     images = torch.cat([block.images[block.readable] for block in blocks])
     readable = torch.cat([block.readable + block.start for block in blocks])

@@ -25,10 +25,12 @@ from ...export.models.spec import ModelSpec
 from ...export.occluded import OccludedClassifier
 from ...kernels.margin_loss import margin_loss
 from ...kernels.occluder_step import adam_step, occluder_step
-from ..data import PictureSource, open_source
 from ..data.folders import ClassFolder, list_classes
+from ..data.loading import open_source
+from ..data.source import PictureSource
+from ..data.spec import DataSpec
 from ..devices import checked_impl, deterministic, device_name, exact_float32, fitting_memory, resolve_device
-from ..machine import keep_freed_memory, measured_precision, worker_count
+from ..machine import keep_freed_memory, measured_precision
 from ..progress import Progress, no_progress
 from .checkpoint import Splits, TrainingParts
 from .config import TrainConfig, split_pictures
@@ -124,13 +126,10 @@ def train(
     kernels, why = checked_impl(impl, torch_device)
     classifier = load_classifier(model) if isinstance(model, ModelSpec) else model
     config.check(classifier.preprocessing.input_size)
-    folders = list_classes(
-        data, "train", classes=classes, model_outputs=classifier.num_classes, class_map=class_map, seed=config.seed
-    )
+    spec = DataSpec(data, "train", class_map=class_map, loader=loader, decoded_cache=decoded_cache)
+    folders = list_classes(spec, classes, classifier.num_classes, config.seed)
     splits = {f.class_id: split_pictures(f.paths, f.class_id, config) for f in folders}
-    source = open_source(
-        loader, data, classifier.preprocessing, worker_count(), device=torch_device, decoded_cache=decoded_cache
-    )
+    source = open_source(spec, classifier.preprocessing, torch_device)
     header = _header(classifier, config, folders, source)
     parts = TrainingParts(out, header, splits)
     finished = parts.finished_bank(precision)

@@ -16,7 +16,7 @@ from gfo.bench.commands import bench
 from gfo.bench.suites import loaders
 from gfo.bench.suites import pairs as throughput
 from gfo.bench.workload import Work
-from gfo.engine.data import PictureSource
+from gfo.engine.data.source import PictureSource
 from gfo.engine.engines.torch import TorchEngine
 from gfo.export.bank import OccluderBank
 from gfo.export.classifier import load_classifier
@@ -222,11 +222,12 @@ def test_loaders_are_checked_and_timed(run: Run, tiny_data: Path, monkeypatch: p
 
 
 def test_differences_are_found(tmp_path: Path) -> None:
-    from gfo.engine.data import open_source
+    from gfo.engine.data.loading import open_source
+    from gfo.engine.data.spec import DataSpec
     from gfo.export.preprocessing import Preprocessing
 
     Image.new("RGB", (9, 9), (10, 10, 10)).save(tmp_path / "a.png")
-    source: PictureSource = open_source("pillow", tmp_path, Preprocessing(8, 8), 1)
+    source: PictureSource = open_source(DataSpec(tmp_path, loader="pillow", workers=1), Preprocessing(8, 8))
     grey = np.full((8, 8, 3), 10, np.uint8)
     assert loaders.differences(source, ["a.png"], [grey]) == (0, 0.0)
     assert loaders.differences(source, ["a.png"], [grey + 3]) == (3, 3.0)

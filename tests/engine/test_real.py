@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gfo.engine.data import open_source
 from gfo.engine.data.folders import class_name, list_classes
+from gfo.engine.data.loading import open_source
+from gfo.engine.data.spec import DataSpec
 from gfo.engine.engines.torch import TorchEngine
 from gfo.engine.training.config import TrainConfig
 from gfo.engine.training.train import train
@@ -36,14 +37,16 @@ def test_lite0_recognises_full_size_pictures(real_data: Path) -> None:
     """Published top-1 is 0.755 on the validation split; these are training pictures, where it is above 0.85."""
     root = real_data / "imagenet-sample-200"
     classifier = load_classifier(lite0(real_data))
-    classes = list_classes(root, "val", classes="all", model_outputs=1000, class_map=None, seed=0)
+    classes = list_classes(DataSpec(root), "all", 1000, seed=0)
     assert class_name(1000, classes[0].class_id) == "tench"
     paths = [path for c in classes for path in c.paths]
     labels = torch.tensor([c.class_id for c in classes for _ in c.paths])
     right = 0
     with TorchEngine(classifier, "fp32") as engine:
         engine.load_bank(torch.zeros(1, 224, 224, 3))
-        for block in open_source("pillow", root, classifier.preprocessing, 2).blocks(paths, 32):
+        for block in open_source(DataSpec(root, loader="pillow", workers=2), classifier.preprocessing).blocks(
+            paths, 32
+        ):
             assert not block.quarantined
             index = torch.arange(len(block.images))
             here = labels[block.start : block.start + len(index)]
@@ -58,8 +61,10 @@ def test_an_occluder_of_a_real_class_fools_pictures_it_never_saw(real_data: Path
     config = TrainConfig(epsilon=8.0, epochs=6, batch_size=8, pictures_per_class=64, held_out=1)
     bank = train(spec, root, tmp_path / "bank.safetensors", config, classes="n01443537", precision="fp32")
     classifier = load_classifier(spec)
-    folder = list_classes(root, "val", classes="n01443537", model_outputs=1000, class_map=None, seed=0)[0]
-    (block,) = open_source("pillow", root, classifier.preprocessing, 2).blocks(folder.paths, 64)
+    folder = list_classes(DataSpec(root), "n01443537", 1000, seed=0)[0]
+    (block,) = open_source(DataSpec(root, loader="pillow", workers=2), classifier.preprocessing).blocks(
+        folder.paths, 64
+    )
     index = torch.arange(len(block.images))
     labels = torch.full_like(index, folder.class_id)
     with TorchEngine(classifier, "fp32") as engine:

@@ -9,11 +9,11 @@ from typing import TypeAlias
 import pytest
 import torch
 
-from gfo.engine.data import Decoder, PictureSource
 from gfo.engine.data.dali import DaliSource
 from gfo.engine.data.decoded_cache import DecodedCache
 from gfo.engine.data.files import PictureFiles
 from gfo.engine.data.pillow import PillowSource
+from gfo.engine.data.source import Decoder, PictureSource
 from gfo.export.preprocessing import Preprocessing
 
 Open: TypeAlias = Callable[..., PictureSource]
@@ -33,7 +33,7 @@ def open_loader(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
         if "dali" in request.param:
             source = DaliSource(files, preprocessing, workers, torch.device("cpu"))
         else:
-            source = PillowSource(files, preprocessing, workers)
+            source = PillowSource(files, preprocessing, workers, torch.device("cpu"))
         return DecodedCache(source, files, preprocessing) if "cached" in request.param else source
 
     return open_loader

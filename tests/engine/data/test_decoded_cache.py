@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from gfo.engine.data import decoded_cache, open_source
+from gfo.engine.data import decoded_cache
 from gfo.engine.data.decoded_cache import DecodedCache
 from gfo.engine.data.files import PictureFiles
+from gfo.engine.data.loading import open_source
 from gfo.engine.data.pillow import PillowSource
+from gfo.engine.data.spec import DataSpec
 from gfo.export.errors import InputError
 from gfo.export.preprocessing import Preprocessing
 
@@ -47,7 +49,7 @@ def names(root: Path) -> list[str]:
 def read(root: Path, block: int = 4, preprocessing: Preprocessing = PREPROCESSING) -> tuple[torch.Tensor, list[str]]:
     """All pictures through a cache over Pillow, and which had to be decoded."""
     files = Watched(root)
-    source = DecodedCache(PillowSource(files, preprocessing, 2), files, preprocessing)
+    source = DecodedCache(PillowSource(files, preprocessing, 2, torch.device("cpu")), files, preprocessing)
     blocks = [b for b in source.blocks(names(root), block) if len(b.images)]
     return torch.cat([b.images for b in blocks]), sorted(files.asked)
 
@@ -62,7 +64,9 @@ def test_a_second_run_decodes_nothing(own_data: Path, kept: Path) -> None:
         assert asked == decoded
         np.testing.assert_array_equal(images, fresh(own_data))
     assert len(list(kept.iterdir())) == 1
-    assert open_source("pillow", own_data, PREPROCESSING, 2, decoded_cache=True).how.endswith(f"kept in {kept}")
+    assert open_source(DataSpec(own_data, loader="pillow", workers=2, decoded_cache=True), PREPROCESSING).how.endswith(
+        f"kept in {kept}"
+    )
 
 
 def test_what_changes_is_decoded_anew(own_data: Path, kept: Path) -> None:
@@ -82,7 +86,7 @@ def test_what_changes_is_decoded_anew(own_data: Path, kept: Path) -> None:
 
 def test_blocks_that_are_read_in_part_are_kept_in_part(own_data: Path, kept: Path) -> None:
     files, paths = Watched(own_data), names(own_data)
-    source = DecodedCache(PillowSource(files, PREPROCESSING, 2), files, PREPROCESSING)
+    source = DecodedCache(PillowSource(files, PREPROCESSING, 2, torch.device("cpu")), files, PREPROCESSING)
     blocks = source.blocks(paths, 4)
     for _ in range(2):
         next(blocks)
@@ -133,13 +137,15 @@ def test_pixels_without_their_byte_are_not_believed(own_data: Path, kept: Path) 
 _WRITER = """
 import sys
 from pathlib import Path
-from gfo.engine.data import open_source
+from gfo.engine.data.loading import open_source
+from gfo.engine.data.spec import DataSpec
 from gfo.export.preprocessing import Preprocessing
 root = Path(sys.argv[1])
 names = sorted(str(path.relative_to(root)) for path in root.glob("val/*/*"))
 print("ready", flush=True)
 sys.stdin.readline()
-for block in open_source("pillow", root, Preprocessing(16, 18), 1, decoded_cache=True).blocks(names, 2):
+data = DataSpec(root, loader="pillow", workers=1, decoded_cache=True)
+for block in open_source(data, Preprocessing(16, 18)).blocks(names, 2):
     print(block.start, flush=True)
     if len(sys.argv) > 2:
         sys.stdin.readline()

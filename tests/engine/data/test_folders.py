@@ -6,12 +6,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from torchvision.models import ResNet18_Weights
 
 from gfo.engine.data.folders import ClassFolder, class_name, list_classes
+from gfo.engine.data.spec import DataSpec
 from gfo.export.errors import InputError
 
 IDS = {"ant": 3, "bee": 0, "cat": 4, "dog": 1}
@@ -25,8 +25,15 @@ def make(root: Path, folders: Sequence[str] = tuple(IDS), files: Sequence[str] =
     return root
 
 
-def classes_of(root: Path, classes: str | Sequence[str] = "all", **options: Any) -> list[ClassFolder]:
-    return list_classes(root, "val", **{"classes": classes, "model_outputs": 5, "class_map": None, "seed": 0} | options)
+def classes_of(
+    root: Path,
+    classes: str | Sequence[str] = "all",
+    *,
+    model_outputs: int = 5,
+    class_map: Path | None = None,
+    seed: int = 0,
+) -> list[ClassFolder]:
+    return list_classes(DataSpec(root, class_map=class_map), classes, model_outputs, seed)
 
 
 @pytest.fixture
@@ -128,9 +135,9 @@ def test_a_map_that_is_not_there(root: Path) -> None:
 @pytest.mark.parametrize(
     ("folders", "outputs", "named"),
     [
-        (["ant", "bee"], 5, "no telling which model output folder ant is"),
-        (["ant", "bee"], 1000, "no telling which model output folder ant is"),
-        (["n01443537", "n02123045"], 21843, "no telling"),
+        (["ant", "bee"], 5, "cannot tell which of the .* model outputs folder ant is"),
+        (["ant", "bee"], 1000, "cannot tell which of the .* model outputs folder ant is"),
+        (["n01443537", "n02123045"], 21843, "cannot tell"),
         (["n01443537", "n99999999"], 1000, "n99999999 is not in the ImageNet-1k synset list"),
     ],
 )

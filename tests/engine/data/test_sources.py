@@ -18,8 +18,10 @@ from PIL import Image
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import functional as F
 
-from gfo.engine.data import PictureSource, open_source, shard_starts
 from gfo.engine.data.files import PictureFiles
+from gfo.engine.data.loading import open_source
+from gfo.engine.data.source import PictureSource, shard_starts
+from gfo.engine.data.spec import DataSpec
 from gfo.export.errors import EngineUnavailable, InputError
 from gfo.export.preprocessing import Preprocessing
 
@@ -263,19 +265,20 @@ def test_every_picture_is_read_once(numbered: Path, open_loader: Open) -> None:
 
 
 def test_loaders_by_name(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert open_source("auto", tiny_data, PREPROCESSING, 1).name == "pillow"
+    assert open_source(DataSpec(tiny_data, workers=1), PREPROCESSING).name == "pillow"
     with pytest.raises(InputError, match="--loader dalli: expected one of auto, dali, pillow"):
-        open_source("dalli", tiny_data, PREPROCESSING, 1)
+        open_source(DataSpec(tiny_data, loader="dalli", workers=1), PREPROCESSING)
     monkeypatch.setitem(__import__("sys").modules, "nvidia.dali", None)
     with pytest.raises(
         EngineUnavailable, match=r"--loader dali: nvidia.dali is not installed; pip install gfo\[dali\]"
     ):
-        open_source("dali", tiny_data, PREPROCESSING, 1)
+        open_source(DataSpec(tiny_data, loader="dali", workers=1), PREPROCESSING)
 
 
 def test_auto_is_dali_where_the_pictures_go_to_a_gpu(tiny_data: Path) -> None:
     pytest.importorskip("nvidia.dali")
-    source = open_source("auto", tiny_data, PREPROCESSING, 1, device="cuda:1")  # nothing runs before it reads
+    # Nothing runs before it reads.
+    source = open_source(DataSpec(tiny_data, workers=1), PREPROCESSING, "cuda:1")
     assert (source.name, source.how) == ("dali", "decoding on cuda:1, 1 threads")
-    assert open_source("dali", tiny_data, PREPROCESSING, 3).how == "3 threads"
+    assert open_source(DataSpec(tiny_data, loader="dali", workers=3), PREPROCESSING).how == "3 threads"
     assert torch.device("cuda:1").index == 1

@@ -1,4 +1,4 @@
-"""WebDataset shards as a split: the same classes and pictures as folders, the same answers, and clear refusals."""
+"""WebDataset tar files as a split: the same classes and pictures as folders, the same answers, and clear refusals."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import zarr
 
-from gfo.engine.data.files import PictureFiles
 from gfo.engine.data.folders import list_classes
+from gfo.engine.data.loading import open_source
+from gfo.engine.data.spec import DataSpec
 from gfo.export.errors import InputError
+from gfo.export.preprocessing import Preprocessing
 
 CLASS_IDS = {"ant": 3, "bee": 0, "cat": 4}
 Command = Callable[..., list[object]]
@@ -22,16 +24,16 @@ Run = Callable[..., tuple[int, str, str]]
 Refused = Callable[..., None]
 
 
-def write_shard(path: Path, members: list[tuple[str, bytes]]) -> None:
-    with tarfile.open(path, "w:") as shard:
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w:") as tar:
         for name, content in members:
             info = tarfile.TarInfo(name)
             info.size = len(content)
-            shard.addfile(info, io.BytesIO(content))
+            tar.addfile(info, io.BytesIO(content))
 
 
-def to_shards(data: Path, split: str) -> None:
-    """Put a split's folders into two shards, its pictures in a mixed order."""
+def to_tars(data: Path, split: str) -> None:
+    """Put a split's folders into two tar files, its pictures in a mixed order."""
     pictures = sorted((data / split).glob("*/*"), key=lambda path: (path.name, path.parent.name))
     for s in range(2):
         members = []
@@ -42,20 +44,20 @@ def to_shards(data: Path, split: str) -> None:
                 (f"{key}{path.suffix}", path.read_bytes()),
                 (f"{key}.json", b"{}"),
             ]
-        write_shard(data / split / f"{s:04}.tar", members)
+        write_tar(data / split / f"{s:04}.tar", members)
     for folder in CLASS_IDS:
         shutil.rmtree(data / split / folder)
 
 
 def listed(data: Path, outputs: int = 5, classes: str = "all") -> dict[str, tuple[int, list[bytes]]]:
-    found = list_classes(data, "val", classes=classes, model_outputs=outputs, class_map=None, seed=0)
-    files = PictureFiles(data)
-    return {c.folder: (c.class_id, sorted(files.read(path) for path in c.paths)) for c in found}
+    spec = DataSpec(data)
+    found = list_classes(spec, classes, outputs, seed=0)
+    return {c.folder: (c.class_id, sorted(spec.files.read(path) for path in c.paths)) for c in found}
 
 
 def test_the_same_classes_and_pictures_as_folders(own_data: Path) -> None:
     folders, two = listed(own_data), listed(own_data, classes="random:2")
-    to_shards(own_data, "val")
+    to_tars(own_data, "val")
     assert listed(own_data) == folders
     assert listed(own_data, classes="random:2") == two
     assert list(listed(own_data, classes="cat,ant")) == ["ant", "cat"]
@@ -75,9 +77,9 @@ def test_the_same_answers_as_from_folders(
     if loader == "dali":
         pytest.importorskip("nvidia.dali")
     found = []
-    for kind in ("folders", "shards"):
-        if kind == "shards":
-            to_shards(own_data, "val")
+    for kind in ("folders", "tars"):
+        if kind == "tars":
+            to_tars(own_data, "val")
         assert run(*evaluate(own_data, tiny_bank, tmp_path / kind, "--loader", loader))[0] == 0
         group = zarr.open_group(tmp_path / kind / "predictions.zarr", mode="r")
         # Shards are in another order within a class, so pictures are told by their answers.
@@ -85,7 +87,7 @@ def test_the_same_answers_as_from_folders(
         found.append(sorted(rows))
         assert json.loads((tmp_path / kind / "summary.json").read_text())["loader"] == loader
     assert found[0] == found[1]
-    to_shards(own_data, "train")
+    to_tars(own_data, "train")
     assert run(*train(own_data, tmp_path / "bank.safetensors", "--loader", loader))[0] == 0
 
 
@@ -101,22 +103,39 @@ def test_the_same_answers_as_from_folders(
         ([("README", b"")], "member README has no key or extension"),
     ],
 )
-def test_shards_that_are_refused(tmp_path: Path, members: list[tuple[str, bytes]], said: str) -> None:
+def test_tar_files_that_are_refused(tmp_path: Path, members: list[tuple[str, bytes]], said: str) -> None:
     (tmp_path / "val").mkdir()
-    write_shard(tmp_path / "val" / "0.tar", members)
+    write_tar(tmp_path / "val" / "0.tar", members)
     with pytest.raises(InputError, match=said):
         listed(tmp_path)
 
 
-def test_commands_refuse_shards_in_one_line(
+def test_commands_refuse_tar_files_in_one_line(
     own_data: Path, tiny_bank: Path, tmp_path: Path, refused: Refused, evaluate: Command
 ) -> None:
-    to_shards(own_data, "val")
+    to_tars(own_data, "val")
     command = evaluate(own_data, tiny_bank, tmp_path / "out")
-    shard = own_data / "val" / "0001.tar"
-    content = shard.read_bytes()
-    shard.write_bytes(content[: len(content) // 2])
-    refused(command, shard, "cut off after", "fetch it again")
+    tar = own_data / "val" / "0001.tar"
+    content = tar.read_bytes()
+    tar.write_bytes(content[: len(content) // 2])
+    refused(command, tar, "truncated after", "fetch it again")
     (own_data / "val" / "ant").mkdir()
-    refused(command, "holds class folders and tar shards")
+    refused(command, "holds class folders and tar files")
     assert not (tmp_path / "out").exists()
+
+
+def test_headers_are_parsed_once_for_the_list_and_for_reading(own_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    to_tars(own_data, "val")
+    opened: list[str] = []
+    parse = tarfile.open
+
+    def watched(name: Path, *words: str) -> tarfile.TarFile:
+        opened.append(Path(name).name)
+        return parse(name, *words)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(tarfile, "open", watched)
+    spec = DataSpec(own_data, workers=2)
+    paths = [path for folder in list_classes(spec, "all", 5, seed=0) for path in folder.paths]
+    blocks = list(open_source(spec, Preprocessing(16, 18)).blocks(paths, 4))
+    assert sum(len(block.readable) for block in blocks) == len(paths) == 18
+    assert sorted(opened) == ["0000.tar", "0001.tar"]
