@@ -1,11 +1,12 @@
-# `make demo`, `make test` and `make check` set up .venv on a fresh machine and reinstall only when pyproject.toml changes.
+# Every target sets up .venv on a fresh machine and reinstalls only when pyproject.toml changes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 FLOORS := kernels export engine bench
 
-.PHONY: demo test check format clean
+.PHONY: demo test check docs format clean
 
 demo: $(STAMP)
 	$(BIN)/gfo-demo --out runs/demo
@@ -18,6 +19,10 @@ check: $(STAMP) $(FLOORS:%=.typing/gfo/%)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+docs: $(DOCS_STAMP)
+	$(BIN)/sphinx-build -W --keep-going -n -q -b html docs build/docs
+	@echo "build/docs/index.html"
+
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -29,6 +34,10 @@ $(STAMP): pyproject.toml
 	@echo "installing into $(VENV): some minutes and a few GB on a fresh machine"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e '.[test]'
+	touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	touch $@
 
 # A type checker does not follow the mapping of folders to gfo.*: these links show it the same tree.

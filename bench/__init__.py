@@ -1,1 +1,1 @@
-"""Measures and shows the floors below: the demo on embedded data and the doctor."""
+"""Measures and shows the floors below: benchmark suites, the demo on embedded data, and the doctor."""

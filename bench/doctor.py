@@ -1,53 +1,61 @@
-"""The doctor: which engines can run here and on what, why not, and whether they compute what they should."""
+"""The doctor: which engines can run here and on which device, why not, and whether they are right."""
 
 from __future__ import annotations
 
 import copy
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..engine.engines import ENGINES, engine_class, open_engine
+from ..engine.engines import ENGINES
 from ..engine.engines.base import Engine
+from ..engine.engines.choice import EngineChoice, open_engine
+from ..engine.parity.gates import judge_largest_error
 from ..export.classifier import FrozenClassifier
 from ..export.errors import EngineUnavailable, InputError
-from ..export.models.digits import (
+from ..export.models.digits_networks import digits_vgg
+from ..export.models.digits_recipe import (
     DIGITS_INPUT_SIZE,
     DIGITS_INTERPOLATION,
     DIGITS_MEAN,
     DIGITS_RESIZE,
     DIGITS_STD,
-    digits_vgg,
 )
 from ..export.occluded import OccludedClassifier
+from ..export.options import described_options
 from ..export.preprocessing import Preprocessing
 
-# An engine may round this many times as badly as plain PyTorch at the same precision, and then by this share of the
-# largest logit more: another order of the same sums, not another formula.
-_ROUNDING_FACTOR = 2.0
-_ROUNDING_FLOOR = 1e-5
 _PICTURES, _OCCLUDERS, _EPSILON = 16, 4, 32.0
 _TIMED_PASSES = 5
 
 
 @dataclass(frozen=True)
 class EngineState:
-    """Whether an engine can run on a device; `reason` says why not, and is empty where it can."""
+    """Whether an engine can run on a device.
+
+    Attributes
+    ----------
+    reason
+        Why it cannot run; empty where it can.
+    options
+        Defaults of the options that `--engine-option` sets.
+    """
 
     engine: str
     device: str
     precisions: tuple[str, ...]
     available: bool
     reason: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One engine at one precision, held against float64.
+    """One engine at one precision, compared with float64.
 
     Attributes
     ----------
@@ -56,7 +64,7 @@ class Check:
     agreement
         Share of pairs with the same top-1 class as in float64.
     pairs_per_second
-        Of the small network of this check; compares precisions, says nothing of large ones.
+        Rate on the small network of this check: for comparing precisions, not for large networks.
     passed, reason
         None where it cannot run here, and why; False, and what is wrong; True, and empty.
     """
@@ -83,24 +91,27 @@ class _Pairs:
 
 
 def engine_states() -> list[EngineState]:
-    """Every engine on every kind of device that it runs on."""
-    return [_state(name, device) for name in ENGINES for device in engine_class(name).devices]
+    """Return every engine on every kind of device that it runs on."""
+    return [_state(engine, device) for engine in ENGINES.classes() for device in engine.devices]
 
 
-def _state(name: str, device: str) -> EngineState:
+def _state(engine: type[Engine], device: str) -> EngineState:
+    options = {name: default for name, default, _ in described_options(engine.Options)}
     try:
-        return EngineState(name, device, engine_class(name).precisions(device), available=True)
+        precisions = engine.precisions(device)
     except EngineUnavailable as error:
-        return EngineState(name, device, (), available=False, reason=str(error).splitlines()[0])
+        reason = str(error).splitlines()[0]
+        return EngineState(engine.name, device, (), available=False, reason=reason, options=options)
+    return EngineState(engine.name, device, precisions, available=True, options=options)
 
 
 def notes(packages: Mapping[str, str | None]) -> list[str]:
-    """What to know about the installed packages before an engine disappoints.
+    """Return what to know about the installed packages before an engine disappoints.
 
     Parameters
     ----------
     packages
-        Versions by distribution, None where it is not installed; see `environment.PACKAGES`.
+        Versions by distribution, None where it is not installed; see `environment.packages`.
     """
     found = []
     if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
@@ -128,7 +139,7 @@ def self_test() -> Iterator[Check]:
     Yields
     ------
     Check
-        As each one ends; a device that is not there gives one, too.
+        One as each ends; one for a device that is not there, too.
     """
     classifier, pairs = _random_classifier(), _random_pairs()
     truth = _float64_logits(classifier, pairs)
@@ -136,32 +147,34 @@ def self_test() -> Iterator[Check]:
         if not state.available:
             yield Check(state.engine, state.device, "–", passed=None, reason=state.reason)
         for precision in state.precisions:
-            allowed = _allowed_error(classifier, precision, pairs, truth)
-            engine, _ = open_engine(state.engine, classifier, precision, state.device)
+            own = _own_logits(classifier, precision, pairs)
+            choice = EngineChoice(state.engine, precision, state.device)
             try:
-                with engine:
-                    yield _checked(engine, pairs, truth, allowed)
-            except EngineUnavailable as error:  # a provider or a driver that is there, but does not come up
+                with open_engine(choice, classifier) as engine:
+                    yield _checked(engine, pairs, truth, own)
+            except EngineUnavailable as error:  # a provider or a driver that is installed, but does not start
                 yield Check(state.engine, state.device, precision, passed=None, reason=str(error))
-            except (RuntimeError, InputError) as error:  # an operation that this device lacks, a graph it does not take
-                yield Check(state.engine, engine.device, precision, passed=False, reason=str(error).splitlines()[0])
+            except (
+                RuntimeError,
+                InputError,
+            ) as error:  # an operation that the device lacks, or a bad graph
+                yield Check(state.engine, state.device, precision, passed=False, reason=str(error).splitlines()[0])
 
 
-def _checked(engine: Engine, pairs: _Pairs, truth: Tensor, allowed: float) -> Check:
+def _checked(engine: Engine, pairs: _Pairs, truth: Tensor, own: Tensor) -> Check:
     engine.load_bank(pairs.bank)
     logits = engine.infer(pairs.images, pairs.image_index, pairs.occluder_index).cpu()
-    error = float((logits.double() - truth).abs().max())
-    passed = error <= allowed  # false for NaN
+    error = judge_largest_error(truth, logits, own)
     return Check(
         engine.name,
         engine.device,
         engine.precision,
-        passed,
-        max_error=error,
-        allowed_error=allowed,
-        agreement=float((logits.argmax(1) == truth.argmax(1)).double().mean()),
+        error.passed,
+        max_error=error.max_error,
+        allowed_error=error.allowed_error,
+        agreement=error.agreement,
         pairs_per_second=_rate(engine, pairs),
-        reason="" if passed else "logits differ from float64 by more than rounding",
+        reason="" if error.passed else "logits differ from float64 by more than rounding",
     )
 
 
@@ -173,14 +186,14 @@ def _rate(engine: Engine, pairs: _Pairs) -> float:
 
 
 def _random_classifier() -> FrozenClassifier:
-    """Random weights, with BatchNorm fitted to random pictures: else all pictures would give nearly the same logits."""
+    """Return random weights with BatchNorm fitted to random pictures; otherwise all logits would be nearly the same."""
     preprocessing = Preprocessing(DIGITS_INPUT_SIZE, DIGITS_RESIZE, DIGITS_INTERPOLATION, DIGITS_MEAN, DIGITS_STD)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         network = digits_vgg().train()
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None  # the plain mean of what it sees, here one batch
+                module.momentum = None  # the plain mean over all batches, here one
         network(torch.rand(_PICTURES, 3, DIGITS_INPUT_SIZE, DIGITS_INPUT_SIZE) * 2 - 1)
     return FrozenClassifier.from_module(network.eval(), preprocessing, model="gfo/digits-vgg", weights="random")
 
@@ -199,7 +212,7 @@ def _random_pairs() -> _Pairs:
 
 @torch.no_grad()
 def _float64_logits(classifier: FrozenClassifier, pairs: _Pairs) -> Tensor:
-    """The formula written out once more, sharing nothing with the engines but the folded weights."""
+    """Compute the formula written out once more, sharing nothing with the engines but the folded weights."""
     clean_first = torch.cat([torch.zeros_like(pairs.bank[:1]), pairs.bank]).double()
     occluded = (pairs.images[pairs.image_index].double() + clean_first[pairs.occluder_index]).clamp(0, 255)
     mean, std = (torch.tensor(values, dtype=torch.float64) for values in (DIGITS_MEAN, DIGITS_STD))
@@ -208,16 +221,14 @@ def _float64_logits(classifier: FrozenClassifier, pairs: _Pairs) -> Tensor:
 
 
 @torch.no_grad()
-def _allowed_error(classifier: FrozenClassifier, precision: str, pairs: _Pairs, truth: Tensor) -> float:
-    """How far plain PyTorch on the CPU is from float64 at that precision, and a little more."""
+def _own_logits(classifier: FrozenClassifier, precision: str, pairs: _Pairs) -> Tensor:
+    """Return the logits of plain PyTorch on the CPU at that precision."""
     reference = OccludedClassifier(classifier, precision)
-    logits = reference(pairs.images, pairs.image_index, pairs.occluder_index, pairs.bank)
-    own = float((logits.double() - truth).abs().max())
-    return _ROUNDING_FACTOR * own + _ROUNDING_FLOOR * float(truth.abs().max())
+    return reference(pairs.images, pairs.image_index, pairs.occluder_index, pairs.bank)
 
 
 def as_json(environment: Mapping[str, Any], states: list[EngineState], checks: list[Check] | None) -> dict[str, Any]:
-    """Everything as plain JSON types; `selftest` is None where it did not run."""
+    """Return everything as plain JSON types; `selftest` is None where it did not run."""
     return {
         "schema": 1,
         "environment": dict(environment),

@@ -1,8 +1,4 @@
-"""What the kernel benchmark compares: every operation, and the straightforward formula that it replaces.
-
-The formulas are what one writes first in eager PyTorch, straight from the paper. The data are synthetic and seeded:
-uniform noise for pictures, normal noise for logits. Their values decide no branch that would cost time.
-"""
+"""What the kernel benchmark compares: every operation, and the straightforward formula that it replaces."""
 
 from __future__ import annotations
 
@@ -14,36 +10,36 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor
 
+from ..kernels.adam_step import adam_step
 from ..kernels.margin_loss import margin_loss
-from ..kernels.occlude import occlude, occlude_grid
-from ..kernels.occluder_step import adam_step, occluder_step
+from ..kernels.momentum_step import momentum_step
+from ..kernels.occlude import Normalisation, occlude
+from ..kernels.pairs import Grid, Pairs
 from ..kernels.score import score
+from .kernel_data import Sizes, generator, logits_and_labels, optimizer_state, pictures_and_rows
+from .kernel_formulas import (
+    BETA1,
+    BETA2,
+    COUNT,
+    DECAY,
+    EPSILON,
+    KAPPA,
+    STEP,
+    TINY,
+    Results,
+    adam_formula,
+    margin_formula,
+    momentum_formula,
+    occlude_formula,
+    occlude_grid_formula,
+    score_formula,
+)
 
-Results: TypeAlias = tuple[Tensor, ...]
 Function: TypeAlias = Callable[..., Any]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SCALE, _SHIFT = [1 / (255 * s) for s in _STD], [-m / s for m, s in zip(_MEAN, _STD, strict=True)]
-_EPSILON, _STEP, _DECAY, _KAPPA = 10.0, 1.0, 0.9, 3.0
-_BETA1, _BETA2, _TINY, _COUNT = 0.9, 0.999, 1e-8, 100
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of the data: pictures of `size`² pixels, `pairs` of a picture and an occluder or rows of logits, `occluders`,
-    `classes`.
-    """
-
-    size: int = 224
-    pairs: int = 64
-    occluders: int = 8
-    classes: int = 1000
-
-    @property
-    def grid_pictures(self) -> int:
-        """Pictures of a grid of about `pairs` pairs."""
-        return max(1, self.pairs // self.occluders)
 
 
 @dataclass(frozen=True)
@@ -53,20 +49,20 @@ class Case:
     Attributes
     ----------
     kernel, precision, sizes
-        What it is called, and what one call is given.
+        Its name, and what one call takes.
     unit, work
-        What is counted a second, and how many of it a call does.
+        What is counted a second, and how many of them a call does.
     minimum
         Bytes if every input were read and every result written once.
     rounding
         How far results may differ: in units of 2⁻²³ of the largest value, besides one rounding to half precision.
     pictures, occluders
-        How many there are; None where the operation sees none.
+        How many there are; None where the operation takes none.
     operation
-        Given an implementation: the call of the shipped operation. What it updates in place is its own copy, and its
-        results are good until the next call.
+        Maps an implementation to a call of the shipped operation. What it updates in place is its own copy, and its
+        results hold until the next call.
     formula
-        Given what is done to a function first (nothing, or `torch.compile`): the call of the straightforward formula.
+        Maps what is done to a function first (nothing, or `torch.compile`) to a call of the straightforward formula.
     """
 
     kernel: str
@@ -82,98 +78,18 @@ class Case:
     formula: Callable[[Callable[[Function], Function]], Callable[[], Results]]
 
 
-# ---- the straightforward formulas; rows is the bank with a row of zeros first, for the clean picture
-
-
-def occlude_formula(
-    images: Tensor,
-    rows: Tensor,
-    image_index: Tensor,
-    occluder_index: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
-    """As `occlude`: [P, 3, H, W]."""
-    occluded = (images[image_index].float() + rows[occluder_index]).clamp(0, 255)
-    return (occluded * scale + shift).permute(0, 3, 1, 2).to(dtype)
-
-
-def occlude_grid_formula(
-    images: Tensor,
-    rows: Tensor,
-    image_index: Tensor,
-    occluder_index: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
-    """As `occlude_grid`: [I · J, 3, H, W]."""
-    occluded = (images[image_index].float()[:, None] + rows[occluder_index]).clamp(0, 255)
-    return (occluded * scale + shift).flatten(0, 1).permute(0, 3, 1, 2).to(dtype)
-
-
-def margin_formula(logits: Tensor, labels: Tensor) -> Tensor:
-    """As `margin_loss`: [P]."""
-    column = labels[:, None]
-    others = logits.scatter(1, column, float("-inf"))
-    return (logits.gather(1, column)[:, 0] - others.max(dim=1).values).clamp(min=-_KAPPA)
-
-
-def score_formula(logits: Tensor, labels: Tensor) -> Results:
-    """As `score`: prediction, rank and margin, each [P]."""
-    values, order = logits.sort(dim=1, descending=True, stable=True)
-    rank = (order == labels[:, None]).int().argmax(dim=1)
-    best_other = torch.where(rank == 0, values[:, 1], values[:, 0])
-    return logits.argmax(dim=1), rank, logits.gather(1, labels[:, None])[:, 0] - best_other
-
-
-def momentum_formula(occluders: Tensor, momentum: Tensor, gradient: Tensor) -> Results:
-    """As `occluder_step`: the new occluders and momentum."""
-    momentum = _DECAY * momentum + gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True)
-    return (occluders - _STEP * momentum.sign()).clamp(-_EPSILON, _EPSILON), momentum
-
-
-def adam_formula(occluders: Tensor, first: Tensor, second: Tensor, gradient: Tensor) -> Results:
-    """As `adam_step`: the new occluders and moments."""
-    first = _BETA1 * first + (1 - _BETA1) * gradient
-    second = _BETA2 * second + (1 - _BETA2) * gradient**2
-    update = first / (1 - _BETA1**_COUNT) / ((second / (1 - _BETA2**_COUNT)).sqrt() + _TINY)
-    return (occluders - _STEP * update).clamp(-_EPSILON, _EPSILON), first, second
-
-
-# ---- the cases
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
 def _validate(device: str) -> bool:
     return device == "cpu"  # on a GPU the check waits for it, and the engine does it on the CPU
 
 
-def _pictures(sizes: Sizes, device: str, grid: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pictures, rows (the bank behind a row of zeros), and the two lists."""
-    g, shape = _generator(), (sizes.size, sizes.size, 3)
-    pictures = sizes.grid_pictures if grid else sizes.pairs
-    images = torch.randint(0, 256, (pictures, *shape), dtype=torch.uint8, generator=g)
-    # In steps of 1/128, and never a whole number: x + d is exact and never on a bound, where autograd's clamp differs.
-    steps = torch.randint(-128 * int(_EPSILON), 128 * int(_EPSILON), (sizes.occluders, *shape), generator=g)
-    rows = torch.cat([torch.zeros(1, *shape), (steps + 0.5) / 128])
-    occluder_index = torch.randint(0, sizes.occluders + 1, (sizes.occluders if grid else pictures,), generator=g)
-    image_index = torch.randperm(pictures, generator=g)
-    return images.to(device), rows.to(device), image_index.to(device), occluder_index.to(device)
-
-
 def occlude_case(sizes: Sizes, device: str, precision: str, grid: bool = False) -> Case:
-    """`occlude` on a batch of different pictures, or `occlude_grid` on fewer under each of some occluders."""
+    """Make the case of `occlude` on different pictures, or on a grid of fewer, each under some occluders."""
     dtype = _PRECISIONS[precision]
-    images, rows, image_index, occluder_index = _pictures(sizes, device, grid)
+    images, rows, *tensors = pictures_and_rows(sizes, device, grid)
     bank, (scale, shift) = rows[1:], (torch.tensor(numbers, device=device) for numbers in (_SCALE, _SHIFT))
-    run, formula = (occlude_grid, occlude_grid_formula) if grid else (occlude, occlude_formula)
-    how = {"scale": _SCALE, "shift": _SHIFT, "dtype": dtype, "validate": _validate(device)}
-    tensors, pairs = (image_index, occluder_index), len(images) * (sizes.occluders if grid else 1)
+    kind, formula = (Grid, occlude_grid_formula) if grid else (Pairs, occlude_formula)
+    met, how, validate = kind(images, bank, *tensors), Normalisation(_SCALE, _SHIFT, dtype), _validate(device)
+    pairs = len(images) * (sizes.occluders if grid else 1)
     return Case(
         kernel="occlude_grid" if grid else "occlude",
         precision=precision,
@@ -184,7 +100,7 @@ def occlude_case(sizes: Sizes, device: str, precision: str, grid: bool = False) 
         rounding=8,
         pictures=len(images),
         occluders=sizes.occluders,
-        operation=lambda impl: lambda: (run(images, bank, *tensors, **how, impl=impl),),
+        operation=lambda impl: lambda: (occlude(met, how, impl=impl, validate=validate),),
         formula=lambda wrap: functools.partial(_one, wrap(formula), images, rows, *tensors, scale, shift, dtype),
     )
 
@@ -194,17 +110,17 @@ def _one(function: Function, *arguments: Any) -> Results:
 
 
 def gradient_case(sizes: Sizes, device: str, precision: str) -> Case:
-    """`occlude` and its gradient of the bank, as a training step has them; the formula through autograd."""
+    """Make the case of `occlude` and its gradient of the bank, as in a training step; the formula uses autograd."""
     dtype = _PRECISIONS[precision]
-    images, rows, *tensors = _pictures(sizes, device, grid=False)
+    images, rows, *tensors = pictures_and_rows(sizes, device, grid=False)
     bank, (scale, shift) = rows[1:].clone(), (torch.tensor(numbers, device=device) for numbers in (_SCALE, _SHIFT))
     bank.requires_grad_()
     rows.requires_grad_()
-    upstream = torch.randn(images.shape, generator=_generator()).to(device, dtype).permute(0, 3, 1, 2)
-    how = {"scale": _SCALE, "shift": _SHIFT, "dtype": dtype, "validate": _validate(device)}
+    upstream = torch.randn(images.shape, generator=generator()).to(device, dtype).permute(0, 3, 1, 2)
+    pairs, how, validate = Pairs(images, bank, *tensors), Normalisation(_SCALE, _SHIFT, dtype), _validate(device)
 
     def operation(impl: str) -> Callable[[], Results]:
-        return lambda: torch.autograd.grad(occlude(images, bank, *tensors, **how, impl=impl), bank, upstream)
+        return lambda: torch.autograd.grad(occlude(pairs, how, impl=impl, validate=validate), bank, upstream)
 
     def formula(wrap: Callable[[Function], Function]) -> Callable[[], Results]:
         forward = wrap(occlude_formula)
@@ -230,15 +146,9 @@ def gradient_case(sizes: Sizes, device: str, precision: str) -> Case:
     )
 
 
-def _logits(sizes: Sizes, device: str) -> tuple[Tensor, Tensor]:
-    g = _generator()
-    logits = torch.randn(sizes.pairs, sizes.classes, generator=g)
-    return logits.to(device), torch.randint(0, sizes.classes, (sizes.pairs,), generator=g).to(device)
-
-
 def margin_case(sizes: Sizes, device: str) -> Case:
-    """`margin_loss` and its gradient of the logits."""
-    logits, labels = _logits(sizes, device)
+    """Make the case of `margin_loss` and its gradient of the logits."""
+    logits, labels = logits_and_labels(sizes, device)
     logits.requires_grad_()
 
     def both(loss: Tensor) -> Results:
@@ -258,14 +168,14 @@ def margin_case(sizes: Sizes, device: str) -> Case:
         rounding=4,
         pictures=None,
         occluders=None,
-        operation=lambda impl: lambda: both(margin_loss(logits, labels, _KAPPA, impl=impl, validate=_validate(device))),
+        operation=lambda impl: lambda: both(margin_loss(logits, labels, KAPPA, impl=impl, validate=_validate(device))),
         formula=formula,
     )
 
 
 def score_case(sizes: Sizes, device: str) -> Case:
-    """`score`."""
-    logits, labels = _logits(sizes, device)
+    """Make the case of `score`."""
+    logits, labels = logits_and_labels(sizes, device)
     return Case(
         kernel="score",
         precision="fp32",
@@ -281,19 +191,10 @@ def score_case(sizes: Sizes, device: str) -> Case:
     )
 
 
-def _state(sizes: Sizes, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Occluders, momentum, second moment, gradient."""
-    g, shape = _generator(), (sizes.occluders, sizes.size, sizes.size, 3)
-    occluders, gradient = (torch.rand(shape, generator=g) * 2 - 1) * _EPSILON, torch.randn(shape, generator=g)
-    # A momentum of the gradient's own sign: where the two cancel, the sign of the sum would be one of rounding.
-    momentum, second = gradient * torch.rand(shape, generator=g), torch.rand(shape, generator=g) + 0.5
-    return occluders.to(device), momentum.to(device), second.to(device), gradient.to(device)
-
-
 def _step_case(
     kernel: str, sizes: Sizes, formula: Function, given: Results, operation: Callable[[str], Callable[[], Results]]
 ) -> Case:
-    # All that is given is read, and all of it but the gradient is written.
+    # All tensors are read, and all but the gradient are written.
     return Case(
         kernel=kernel,
         precision="fp32",
@@ -310,24 +211,24 @@ def _step_case(
 
 
 def momentum_case(sizes: Sizes, device: str) -> Case:
-    """`occluder_step` in the l∞ ball."""
-    occluders, momentum, _, gradient = _state(sizes, device)
+    """Make the case of `momentum_step` in the l∞ ball."""
+    occluders, momentum, _, gradient = optimizer_state(sizes, device)
 
     def operation(impl: str) -> Callable[[], Results]:
         own = occluders.clone(), momentum.clone()
 
         def call() -> Results:
-            occluder_step(own[0], own[1], gradient, step=_STEP, decay=_DECAY, epsilon=_EPSILON, impl=impl)
+            momentum_step(own[0], own[1], gradient, step=STEP, decay=DECAY, epsilon=EPSILON, impl=impl)
             return own
 
         return call
 
-    return _step_case("occluder_step", sizes, momentum_formula, (occluders, momentum, gradient), operation)
+    return _step_case("momentum_step", sizes, momentum_formula, (occluders, momentum, gradient), operation)
 
 
 def adam_case(sizes: Sizes, device: str) -> Case:
-    """`adam_step` in the l∞ ball."""
-    occluders, first, second, gradient = _state(sizes, device)
+    """Make the case of `adam_step` in the l∞ ball."""
+    occluders, first, second, gradient = optimizer_state(sizes, device)
 
     def operation(impl: str) -> Callable[[], Results]:
         own = occluders.clone(), first.clone(), second.clone()
@@ -335,12 +236,12 @@ def adam_case(sizes: Sizes, device: str) -> Case:
         def call() -> Results:
             adam_step(
                 *(own[0], own[1], own[2], gradient),
-                step=_STEP,
-                count=_COUNT,
-                epsilon=_EPSILON,
-                beta1=_BETA1,
-                beta2=_BETA2,
-                tiny=_TINY,
+                step=STEP,
+                count=COUNT,
+                epsilon=EPSILON,
+                beta1=BETA1,
+                beta2=BETA2,
+                tiny=TINY,
                 impl=impl,
             )
             return own

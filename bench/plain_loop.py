@@ -15,7 +15,7 @@ from ..engine.devices import exact_float32
 from ..export.classifier import FrozenClassifier
 from ..export.preprocessing import Preprocessing
 from ..kernels.margin_loss import margin_loss
-from .workload import Work
+from .workload import Workload
 
 BATCH = 16
 
@@ -25,7 +25,7 @@ def _network(classifier: FrozenClassifier, device: torch.device) -> torch.nn.Mod
 
 
 def _occluded(images: Tensor, occluder: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """What the network sees of pictures [P, 3, S, S], 0 … 255, under occluders that broadcast."""
+    """Return the network's input for pictures [P, 3, S, S], 0 … 255, under occluders that broadcast."""
     from torchvision.transforms.functional import normalize
 
     occluded = (images.float() + occluder).clamp(0, 255) / 255
@@ -35,7 +35,7 @@ def _occluded(images: Tensor, occluder: Tensor, preprocessing: Preprocessing) ->
 class PlainLoop:
     """The evaluation of one occluder: one pass over the files, with a DataLoader without workers."""
 
-    def __init__(self, work: Work, pictures: int, device: torch.device) -> None:
+    def __init__(self, work: Workload, pictures: int, device: torch.device) -> None:
         self._files = [work.folder / path for path in work.files(pictures)]
         self._occluder = work.occluders[0].permute(2, 0, 1).contiguous().to(device)
         self._device, self._preprocessing = device, work.classifier.preprocessing
@@ -50,7 +50,7 @@ class PlainLoop:
 
     @torch.no_grad()
     def __call__(self) -> int:
-        """Answers that are class 0, of one pass."""
+        """Run one pass, and count the answers that are class 0."""
         from torch.utils.data import DataLoader
 
         found = 0
@@ -65,7 +65,7 @@ class PlainLoop:
 def plain_step(
     classifier: FrozenClassifier, images: Tensor, occluder_index: Tensor, labels: Tensor, groups: int
 ) -> Callable[[], None]:
-    """A training step of `groups` occluders: gradients of the network's parameters too, and thrown away; Adam.
+    """Return a training step of `groups` occluders with Adam; gradients of the network's parameters are thrown away.
 
     Parameters
     ----------

@@ -1,71 +1,73 @@
-"""Throughput against K and against the batch, as a picture: `gfo-bench --plot`."""
+"""Throughput against the number of occluders K and against the batch, as a picture: `gfo-bench --plot`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
+from torch import Tensor
 
-from ..engine.engines import open_engine
 from ..engine.engines.base import Engine
-from ..engine.evaluation.passes import Split, measured_splits
+from ..engine.engines.choice import open_engine
+from ..engine.evaluation.passes import Passes, measured_passes
 from ..engine.progress import Progress, no_progress
+from ..export.classifier import FrozenClassifier
 from ..export.errors import EngineUnavailable, InputError
-from .workload import Work
+from .throughput import PairsConfig
+
+Curves: TypeAlias = dict[str, dict[str, list[tuple[int, float]]]]
 
 OCCLUDERS = (1, 3, 10, 30, 100)
 BATCHES = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (1, 4, 16, 64, 256)}
 
 
 def plot_throughput(
-    work: Work,
-    engines: Sequence[str],
-    precisions: Sequence[str],
-    path: Path,
-    *,
-    device: str = "auto",
-    progress: Progress = no_progress,
-) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    classifier: FrozenClassifier, bank: Tensor, config: PairsConfig, path: Path, progress: Progress = no_progress
+) -> Curves:
     """Measure pairs a second (pictures in memory) for several K and several batches, and draw them.
+
+    Parameters
+    ----------
+    bank
+        float32 [K, S, S, 3], for the batches.
+    config
+        The engines, a curve each; its seconds are not used.
+    path
+        The PNG to write.
 
     Returns
     -------
     dict
         {"engine precision": {"occluders": [(K, pairs/s), …], "batch": [(pairs in a pass, pairs/s), …]}}.
     """
-    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for name in engines:
-        for precision in precisions:
-            with ExitStack() as stack:
-                try:
-                    engine = stack.enter_context(open_engine(name, work.classifier, precision, device)[0])
-                except (EngineUnavailable, InputError) as error:
-                    progress.say(f"not drawn: {error}")
-                    continue
-                progress.say(f"curves of {engine.name} at {precision}")
-                curves[f"{engine.name} {precision}"] = _curves(work, engine)
-    _draw(curves, work, path)
+    curves: Curves = {}
+    for choice in config.engines:
+        try:
+            with open_engine(choice, classifier) as engine:
+                progress.say(f"curves of {engine.name} at {engine.precision}")
+                curves[f"{engine.name} {engine.precision}"] = _curves(engine, bank)
+        except (EngineUnavailable, InputError) as error:
+            progress.say(f"not drawn: {error}")
+    _draw(curves, classifier, path)
     return curves
 
 
-def _curves(work: Work, engine: Engine) -> dict[str, list[tuple[int, float]]]:
-    size = work.classifier.preprocessing.input_size
+def _curves(engine: Engine, bank: Tensor) -> dict[str, list[tuple[int, float]]]:
     batches = (engine.fixed_pairs,) if engine.fixed_pairs else BATCHES[engine.torch_device.type]
-    engine.load_bank(work.occluders)
-    taken = measured_splits(engine, work.rows, [Split(batch, False) for batch in batches])
+    engine.load_bank(bank)
+    taken = measured_passes(engine, 1 + len(bank), [Passes(batch, False) for batch in batches])
     by_batch = [(split.pairs, 1 / seconds) for split, seconds in taken.items()]
     best = max(by_batch, key=lambda point: point[1])[0]
     by_occluders = []
     for count in OCCLUDERS:
-        engine.load_bank(torch.zeros(count, size, size, 3))
-        (seconds,) = measured_splits(engine, 1 + count, [Split(best, False)]).values()
+        engine.load_bank(torch.zeros(count, *bank.shape[1:]))
+        (seconds,) = measured_passes(engine, 1 + count, [Passes(best, False)]).values()
         by_occluders.append((count, 1 / seconds))
     return {"occluders": by_occluders, "batch": by_batch}
 
 
-def _draw(curves: dict[str, dict[str, list[tuple[int, float]]]], work: Work, path: Path) -> None:
+def _draw(curves: Curves, classifier: FrozenClassifier, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator, ScalarFormatter
 
@@ -83,6 +85,6 @@ def _draw(curves: dict[str, dict[str, list[tuple[int, float]]]], work: Work, pat
     axes[0].set_ylim(0, 1.1 * most)
     axes[0].set_ylabel("pairs/s, pictures in memory")
     axes[1].legend()
-    weights = ", random weights" if work.classifier.weights == "random" else ""
-    figure.suptitle(f"{work.classifier.model}{weights}, {work.classifier.preprocessing.input_size}²", fontsize=10)
+    weights = ", random weights" if classifier.weights == "random" else ""
+    figure.suptitle(f"{classifier.model}{weights}, {classifier.preprocessing.input_size}²", fontsize=10)
     figure.savefig(path, format="png", dpi=130)

@@ -1,4 +1,4 @@
-"""NVIDIA's own benchmark beside ours, where it is on the PATH: the plan of the `trt` engine alone, in its own process.
+"""An engine's own benchmark beside ours, where it is on the PATH: the plan alone, in a process of its own.
 
 `trtexec` comes with TensorRT, `tensorrt_rtx` with TensorRT for RTX; both take the same options and print the same line.
 """
@@ -9,34 +9,33 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 
-from .measure import Row
+from ..engine.engines.base import OwnBenchmark
+from .rows import BenchRow, PairsFacts
 
-TOOLS = {"tensorrt": "trtexec", "tensorrt_rtx": "tensorrt_rtx"}
 _THROUGHPUT = re.compile(r"Throughput: ([0-9.]+(?:e[+-]?[0-9]+)?) qps")
 _WARM_UP_MS, _BEYOND_SECONDS = 500, 120
 
 
-def trtexec_row(library: str, plan: Path, pairs: int, blank: Row, seconds: float) -> Row | None:
-    """Pairs a second of a plan; None where the tool of its library is not installed.
+def own_row(own: OwnBenchmark, blank: BenchRow[PairsFacts], seconds: float) -> BenchRow[PairsFacts] | None:
+    """Measure pairs a second of a plan; None where the tool is not installed, or the plan is gone.
 
-    It does not take turns with the other rows, and gives one rate: the mean over its time.
+    The tool does not take turns with the other rows, and reports one rate: the mean over its time.
 
     Parameters
     ----------
-    plan
-        A serialized plan, as `TrtEngine.plan_file`.
-    pairs
-        In a pass of the plan.
+    own
+        The tool, the plan and its pairs, as `Engine.own_benchmark` names them.
     blank
-        The row to be filled in.
+        The row to fill in.
+    seconds
+        How long it runs, its warm-up not included.
     """
-    tool = shutil.which(TOOLS[library])
-    if tool is None or not plan.is_file():
+    tool = shutil.which(own.tool)
+    if tool is None or not own.plan.is_file():
         return None
-    row = replace(blank, engine=TOOLS[library], sizes=f"batch {pairs}, in its own process")
-    words = [tool, f"--loadEngine={plan}", f"--duration={max(1, round(seconds))}", f"--warmUp={_WARM_UP_MS}"]
+    row = replace(blank, engine=own.tool, sizes=f"batch {own.pairs}, in its own process")
+    words = [tool, f"--loadEngine={own.plan}", f"--duration={max(1, round(seconds))}", f"--warmUp={_WARM_UP_MS}"]
     words += ["--noDataTransfers", "--useCudaGraph", "--useSpinWait"]
     try:
         done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=seconds + _BEYOND_SECONDS)
@@ -46,4 +45,4 @@ def trtexec_row(library: str, plan: Path, pairs: int, blank: Row, seconds: float
     if done.returncode or found is None:
         said = next((line for line in reversed((done.stdout + done.stderr).splitlines()) if line.strip()), "")
         return replace(row, available=False, reason=f"{tool}: exit code {done.returncode}, {said.strip()}")
-    return replace(row, p50=float(found[1]) * pairs, rounds=1)
+    return replace(row, p50=float(found[1]) * own.pairs, rounds=1)

@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from ..export.bank import OccluderBank
 from ..export.classifier import FrozenClassifier
-from .measure import flops
+from ..export.errors import InputError
+from .ceilings import flops
+
+# Size of the random signs that stand for a bank: clamping is then as frequent as under a trained one.
+_EPSILON = 10.0
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What is run.
 
     Attributes
@@ -22,15 +28,15 @@ class Work:
     occluders
         float32 [K, S, S, 3], pixel units.
     folder, paths
-        Picture files; they are taken again from the start where more are asked for than there are.
+        Picture files; they are taken again from the start where more are wanted than there are.
     data
-        What they are, for the rows.
+        Name of the pictures, for the rows.
     pictures
         How many a call of `end-to-end` reads, and at most in one of `pairs`; None for as many as fit the time.
     pairs
-        In a pass; None for what is measured to be fastest.
+        Pairs in a pass; None for what is measured to be fastest.
     workers
-        Threads that decode, each number a row of `end-to-end`; none for one a core.
+        Threads that decode, a row of `end-to-end` for each number; empty for one thread a core.
     """
 
     classifier: FrozenClassifier
@@ -44,14 +50,51 @@ class Work:
 
     @property
     def rows(self) -> int:
-        """The clean picture and the occluders."""
+        """Rows of a picture: the clean one and the occluders."""
         return 1 + len(self.occluders)
 
     @cached_property
     def flops(self) -> int:
-        """Of the network for one picture (`measure.flops`)."""
+        """FLOP of the network for one picture (`ceilings.flops`)."""
         return flops(self.classifier)
 
     def files(self, count: int) -> list[str]:
-        """So many paths."""
+        """Return `count` picture paths."""
         return [self.paths[i % len(self.paths)] for i in range(count)]
+
+
+def load_occluders(text: str, classifier: FrozenClassifier, seed: int) -> Tensor:
+    """Return the occluders that `--occluders` names, float32 [K, S, S, 3].
+
+    Parameters
+    ----------
+    text
+        `K` for random signs, `zero:K`, `FILE` for a bank that fits, or `FILE:K` for its first K.
+    seed
+        Seed of the random signs.
+
+    Raises
+    ------
+    InputError
+        None of these, too few in the bank, or too many for the memory.
+    """
+    size, (kind, _, number) = classifier.preprocessing.input_size, text.rpartition(":")
+    count = int(number) if number.isdecimal() else None
+    if count == 0:
+        raise InputError(f"--occluders {text}: expected at least 1")
+    if count is not None and kind in ("", "zero"):
+        try:
+            bank = torch.zeros(count, size, size, 3)
+        except RuntimeError as error:  # PyTorch's error for a lack of memory on the CPU, and for sizes beyond 64 bits
+            raise InputError(f"--occluders {text}: do not fit into the memory; use fewer") from error
+        if not kind:
+            bank.bernoulli_(generator=torch.Generator().manual_seed(seed)).mul_(2 * _EPSILON).sub_(_EPSILON)
+        return bank
+    path = Path(text if count is None else kind)
+    if not path.is_file():
+        raise InputError(f"--occluders {text}: bank not found; give a number, zero:K, FILE or FILE:K")
+    bank = OccluderBank.load(path)
+    bank.check_fits(classifier, path)
+    if count is not None and count > len(bank.occluders):
+        raise InputError(f"--occluders {text}: {path} holds {len(bank.occluders)}; use at most as many")
+    return bank.occluders[:count]

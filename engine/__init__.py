@@ -5,18 +5,52 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .data.spec import DataSpec
+    from .engines.base import Engine
+    from .engines.choice import EngineChoice, choose_engine, open_engine
+    from .evaluation.config import EvaluationConfig
     from .evaluation.evaluate import evaluate
-    from .parity.checked_export import export_checked
-    from .reporting import report
+    from .evaluation.summary import Summary, read_summary
+    from .parity.checked_export import ParityConfig, export_checked
+    from .progress import TerminalProgress
+    from .reporting import ReportFiles, report
     from .training.config import TrainConfig
     from .training.train import train
 
-__all__ = ["TrainConfig", "evaluate", "export_checked", "report", "train"]
+__all__ = [
+    "DataSpec",
+    "Engine",
+    "EngineChoice",
+    "EvaluationConfig",
+    "ParityConfig",
+    "ReportFiles",
+    "Summary",
+    "TerminalProgress",
+    "TrainConfig",
+    "choose_engine",
+    "evaluate",
+    "export_checked",
+    "open_engine",
+    "read_summary",
+    "report",
+    "train",
+]
 
 _HOMES = {
+    "DataSpec": "data.spec",
+    "Engine": "engines.base",
+    "EngineChoice": "engines.choice",
+    "EvaluationConfig": "evaluation.config",
+    "ParityConfig": "parity.checked_export",
+    "ReportFiles": "reporting",
+    "Summary": "evaluation.summary",
+    "TerminalProgress": "progress",
     "TrainConfig": "training.config",
+    "choose_engine": "engines.choice",
     "evaluate": "evaluation.evaluate",
     "export_checked": "parity.checked_export",
+    "open_engine": "engines.choice",
+    "read_summary": "evaluation.summary",
     "report": "reporting",
     "train": "training.train",
 }

@@ -14,16 +14,17 @@ from ..kernels.impl import choose_impl
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is a GPU, else the CPU. One of several GPUs (`cuda:1`) becomes PyTorch's current one.
+    """Return the device of that name; `auto` is CUDA where there is a GPU, otherwise the CPU.
 
-    Triton launches on the current GPU, and events are recorded there, whatever device the tensors are on.
+    A numbered GPU (`cuda:1`) becomes PyTorch's current one: Triton launches on the current GPU, and events are recorded
+    there, whatever device the tensors are on.
 
     Raises
     ------
     InputError
-        Not a device of PyTorch.
+        The name is not a device of PyTorch.
     EngineUnavailable
-        CUDA is asked for and there is none.
+        CUDA is requested and not available.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,7 +47,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def checked_impl(impl: str, device: torch.device) -> tuple[str, str]:
-    """`choose_impl` for a command's `--impl`: which kernels, and why in words; raises `InputError`."""
+    """Call `choose_impl` for `--impl`: return which kernels run, and why; raise `InputError` for a bad value."""
     try:
         return choose_impl(impl, device)
     except ValueError as error:
@@ -54,7 +55,7 @@ def checked_impl(impl: str, device: torch.device) -> tuple[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """What a record calls it: `cpu`, or the GPU's name."""
+    """Return the name of a device for the record: `cpu`, or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
@@ -64,7 +65,7 @@ def exact_float32(precision: str, device: torch.device) -> Iterator[None]:
     if precision != "fp32" or device.type != "cuda":
         yield
         return
-    backends: Any = torch.backends  # its stubs know these switches badly
+    backends: Any = torch.backends  # its stubs lack these switches
     switches = (backends.cudnn.conv, backends.cuda.matmul)
     before = [switch.fp32_precision for switch in switches]
     try:
@@ -78,16 +79,16 @@ def exact_float32(precision: str, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Ask CUDA for algorithms that give the same bits twice (the CPU's do); one that has none warns."""
+    """Make CUDA use algorithms that return the same bits twice, as the CPU's do; an operation without one warns."""
     if device.type != "cuda":
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     memory: Any = torch.utils.deterministic
     filled = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    memory.fill_uninitialized_memory = False  # or every output would be written twice, with NaN first
+    memory.fill_uninitialized_memory = False  # otherwise every output is written twice, NaN first
     try:
         yield
     finally:
@@ -97,7 +98,7 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def fitting_memory(batch_size: int, device: str) -> Iterator[None]:
-    """Turn a GPU's lack of memory into a word on the batch size."""
+    """Turn an out-of-memory error of a GPU into one line about the batch size."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -1,30 +1,34 @@
-"""Choices that depend on the machine: worker threads, the allocator, the fastest precision."""
+"""The machine: its cores and memory, the allocator, and choices that are measured on it and remembered."""
 
 from __future__ import annotations
 
 import ctypes
+import json
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from ..export.errors import InputError
+from ..export.files import atomic_path
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 Key = TypeVar("Key")
+Choice = TypeVar("Choice")
 
 
 def worker_count() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_rss_mb() -> float | None:
-    """Largest resident memory of this process so far, MiB; None where the system does not tell."""
+    """Return the peak resident memory of this process, MiB; None where the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -34,10 +38,10 @@ def peak_rss_mb() -> float | None:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed instead of giving it back to the system after every step.
+    """Make glibc keep freed memory instead of returning it to the system after every step.
 
-    A training step frees and takes again hundreds of megabytes, and touching fresh pages costs a quarter of its time.
-    Elsewhere than on Linux with glibc this does nothing.
+    A training step frees and allocates hundreds of megabytes, and touching fresh pages costs a quarter of its time.
+    On systems other than Linux with glibc this does nothing.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -55,16 +59,16 @@ def best_seconds(
     turns: int = 5,
     errors: tuple[type[Exception], ...] = (),
 ) -> dict[Key, float]:
-    """Seconds of the fastest call of each: for choosing, where a busy machine only ever adds to what a call takes.
+    """Return the seconds of the fastest call of each: for choosing, as a busy machine only ever adds time.
 
     Parameters
     ----------
     calls
-        They take turns; a first turn warms them up.
+        Calls that take turns; a first turn warms them up and is not counted.
     turns
-        That count.
+        Number of turns that count.
     errors
-        A call that raises one of them is left out; the last one's is raised where none is left.
+        A call that raises one of these is dropped; the last one is raised where no call is left.
     """
     best = dict.fromkeys(calls, math.inf)
     for turn in range(1 + turns):
@@ -85,13 +89,39 @@ def best_seconds(
 
 
 def measured_precision(steps: Mapping[str, Callable[[], object]], device: torch.device) -> tuple[str, str]:
-    """The name of the fastest step that works, and why in words.
+    """Return the name of the fastest step that works, and the reason.
 
     Raises
     ------
     RuntimeError, InputError
-        None works; what the last one said: a precision that the network or the device lacks, or overflows in.
+        None works, with the message of the last one: the network or the device lacks the precision, or overflows.
     """
     best = best_seconds(steps, device, turns=3, errors=(RuntimeError, InputError))
     listed = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in best.items())
-    return min(best, key=best.__getitem__), f"the fastest of {listed} a step"
+    return min(best, key=best.__getitem__), f"the fastest of {listed} per step"
+
+
+def remembered(note: Path | None, parse: Callable[[Any], Choice | None]) -> Choice | None:
+    """Return a choice that an earlier run measured, None where there is none.
+
+    Parameters
+    ----------
+    note
+        JSON file that `remember` wrote; None where nothing is kept.
+    parse
+        Turns the file's contents into a choice, or None if it does not apply here. A damaged file counts as missing,
+        and the choice is measured again: `parse` may raise `ValueError`, `KeyError` or `TypeError`.
+    """
+    if note is None:
+        return None
+    try:
+        return parse(json.loads(note.read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def remember(note: Path | None, facts: Mapping[str, Any]) -> None:
+    """Write a measured choice for `remembered`; None keeps nothing."""
+    if note is not None:
+        with atomic_path(note) as partial:
+            partial.write_text(json.dumps(facts))

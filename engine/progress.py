@@ -1,6 +1,6 @@
-"""What the work tells whoever runs it: lines, and bars with a running figure.
+"""Progress of long calls: lines, and bars with a running figure.
 
-The Python API is silent unless it is given something to tell; the commands use rich.
+The Python API is silent unless a `Progress` is passed; the commands use rich.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class Bar(Protocol):
     """One running task."""
 
     def advance(self, amount: float, note: str = "") -> None:
-        """`amount` more of the total is done; `note` is shown beside the bar."""
+        """Add `amount` to what is done; show `note` beside the bar."""
         ...
 
 
@@ -22,11 +22,11 @@ class Progress(Protocol):
     """Where progress goes."""
 
     def say(self, line: str) -> None:
-        """One line for the user."""
+        """Show one line."""
         ...
 
     def task(self, title: str, total: float, done: float = 0) -> contextlib.AbstractContextManager[Bar]:
-        """A bar for `total` units, of which `done` are done already."""
+        """Open a bar for `total` units, of which `done` are already done."""
         ...
 
 
@@ -46,7 +46,7 @@ no_progress: Progress = _Silent()
 
 
 class TerminalProgress:
-    """rich's bar on standard error, so that standard output stays clean."""
+    """Lines and bars of rich on standard error; standard output holds results only."""
 
     def __init__(self) -> None:
         from rich.console import Console

@@ -1,14 +1,16 @@
-"""What is frozen: preprocessing, the classifier, the bank of occluders, and all three as the occluded classifier."""
+"""Frozen things: preprocessing, classifier, bank of occluders, and all three as the occluded classifier, portable."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artefact import Artefact, export
-    from .bank import BankHeader, OccluderBank
+    from .artefact import Artefact, ExportConfig, export
+    from .bank import OccluderBank
+    from .bank_header import BankHeader
     from .classifier import FrozenClassifier, load_classifier
     from .errors import EngineUnavailable, InputError
+    from .manifest import Manifest
     from .models.spec import ModelSpec
     from .occluded import OccludedClassifier
     from .preprocessing import Preprocessing
@@ -17,8 +19,10 @@ __all__ = [
     "Artefact",
     "BankHeader",
     "EngineUnavailable",
+    "ExportConfig",
     "FrozenClassifier",
     "InputError",
+    "Manifest",
     "ModelSpec",
     "OccludedClassifier",
     "OccluderBank",
@@ -29,10 +33,12 @@ __all__ = [
 
 _HOMES = {
     "Artefact": "artefact",
-    "BankHeader": "bank",
+    "BankHeader": "bank_header",
     "EngineUnavailable": "errors",
+    "ExportConfig": "artefact",
     "FrozenClassifier": "classifier",
     "InputError": "errors",
+    "Manifest": "manifest",
     "ModelSpec": "models.spec",
     "OccludedClassifier": "occluded",
     "OccluderBank": "bank",

@@ -1,11 +1,13 @@
-"""Writing files whole or not at all."""
+"""Writing files and folders whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an `OSError` from within name `path`: a failed write (a full disk) does not say what it wrote."""
+    """Make every `OSError` from inside the block name `path`: a failed write does not say which file it was."""
     try:
         yield
     except OSError as error:
@@ -23,8 +25,20 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def _naming_instead_of(partial: Path, path: Path) -> Iterator[None]:
+    """Make `OSError`s that name `partial`, a file in it or nothing name `path`; others keep their names."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename
+        if not isinstance(named, str | Path) or Path(named).is_relative_to(partial):
+            error.filename = str(path)
+        raise
+
+
 def usual_mode(path: Path) -> None:
-    """The mode of a new file or folder: some are born readable by their owner alone, and groups share banks."""
+    """Give a file or folder the mode that the umask asks for: temporary ones are readable by their owner alone."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
@@ -32,35 +46,79 @@ def usual_mode(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; move it into place at the end, remove it on an error.
+    """Yield a temporary path beside `path` for a file; move it into place at the end, remove it on an error.
 
-    Parent folders are made. Raises `OSError`, which names `path`, where they cannot be or the disk is full; one that
-    names another file, raised while the temporary one is written, goes on naming that.
+    Parent folders are created.
+
+    Raises
+    ------
+    OSError
+        Something cannot be written; the error names `path`. One that names another file keeps that name.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield partial
-        usual_mode(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        if error.filename is None or Path(error.filename) == partial:
-            error.filename = str(path)
-        raise
+        with _naming_instead_of(partial, path):
+            yield partial
+            usual_mode(partial)
+            os.replace(partial, path)
     finally:
         with naming(path):
             partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, accept: Callable[[], bool] | None = None) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; move it into place at the end, remove it on an error.
+
+    Parent folders are created.
+
+    Parameters
+    ----------
+    path
+        The folder to write. At the end it must not be there, or be empty.
+    accept
+        Called if `path` cannot be moved into place; True says that what another process has put there will do, and
+        this one's folder is dropped without an error.
+
+    Raises
+    ------
+    OSError
+        Something cannot be written, or `path` is there; the error names `path`. One that names a file elsewhere keeps
+        that name.
+    """
+    path = Path(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        with _naming_instead_of(partial, path):
+            yield partial
+            usual_mode(partial)
+            try:
+                os.replace(partial, path)
+            except OSError:
+                if accept is None or not accept():
+                    raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file whole or not at all. Raises `OSError`, which names `path`."""
+    """Write a safetensors file whole or not at all.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written; the error names `path`.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic_path(path) as partial:
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
-        except SafetensorError as error:  # a full disk, too, in safetensors' own kind
+        except SafetensorError as error:  # safetensors reports a full disk, too, as its own kind of error
             raise OSError(errno.EIO, str(error)) from error

@@ -2,8 +2,8 @@
 
     w' = w · γ / √(σ² + ε),   b' = (b − μ) · γ / √(σ² + ε) + β
 
-Which convolution feeds which BatchNorm is watched in one real forward pass, so it holds for torchvision, timm and any
-user's module alike.
+One forward pass is observed to see which convolution feeds which BatchNorm, so that networks of torchvision, timm and
+users all work.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ _TOLERANCE = 1e-3
 
 @torch.no_grad()
 def fold_batchnorm(network: nn.Module, example: Tensor, name: str) -> nn.Module:
-    """A copy of `network` with each BatchNorm that follows a convolution folded into it.
+    """Return a copy of `network` with each BatchNorm that follows a convolution folded into it.
 
     Parameters
     ----------
     network
-        In evaluation mode.
+        A network in evaluation mode.
     example
-        An input that the network accepts, to watch one pass and to prove the result equal.
+        An input that the network accepts, for the pass and for a comparison of the outputs.
     name
-        For the warning.
+        The network's name, for the warning.
 
     Returns
     -------
     nn.Module
-        The folded copy; the network as it was, with a warning, if folding would change its output (a convolution whose
-        result is also read by something else).
+        The folded copy. If folding would change the output (something else reads the convolution's result, too), the
+        network itself, with a warning.
     """
     folded = copy.deepcopy(network)
     for bn_name, conv_name in _conv_before_bn(folded, example).items():
@@ -50,20 +50,20 @@ def fold_batchnorm(network: nn.Module, example: Tensor, name: str) -> nn.Module:
     if float((before - after).abs().max()) > _TOLERANCE * float(before.abs().max()):
         warnings.warn(f"{name}: BatchNorm left unfolded, folding would change the output", stacklevel=2)
         return network
-    return folded.eval().to(memory_format=torch.channels_last)  # what replaced a BatchNorm is born in training mode
+    return folded.eval().to(memory_format=torch.channels_last)  # replacements of a BatchNorm start in training mode
 
 
 def _what_follows(bn: nn.BatchNorm2d) -> nn.Module:
-    """timm's BatchNormAct2d holds a dropout and an activation; they stay."""
+    """Return what stays of a folded BatchNorm: the dropout and activation that timm's BatchNormAct2d holds."""
     parts = (getattr(bn, part, None) for part in ("drop", "act"))
     kept = [part for part in parts if isinstance(part, nn.Module) and not isinstance(part, nn.Identity)]
     return kept[0] if len(kept) == 1 else nn.Sequential(*kept) if kept else nn.Identity()
 
 
 def _conv_before_bn(network: nn.Module, example: Tensor) -> dict[str, str]:
-    """{BatchNorm's name: its convolution's name}, for pairs where each is called exactly once."""
+    """Return {BatchNorm's name: its convolution's name} for pairs in which each is called exactly once."""
     calls: Counter[str] = Counter()
-    produced: dict[int, tuple[str, Tensor]] = {}  # holds the tensors, so that no id is used twice
+    produced: dict[int, tuple[str, Tensor]] = {}  # holds the tensors, so that no id is reused
     found: dict[str, str] = {}
     handles = []
 

@@ -1,10 +1,10 @@
-"""The portable form: one ONNX graph that holds preprocessing, occlusion and the frozen network.
+"""The occluded classifier as one ONNX graph, which holds normalisation, occlusion and the frozen network.
 
     images uint8 [B, S, S, 3], image_index int64 [P], occluder_index int64 [P]  →  logits float32 [P, C]
 
 `bank`, float32 [K + 1, S, S, 3] with row 0 zeros for the clean picture, is embedded or a fourth input; B, P and K are
 dynamic. Occlusion and logits are float32; the network in between has the dtype of its precision, so that the precision
-is a property of the graph and not of whoever runs it.
+is a property of the graph and not of the engine that runs it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .classifier import DTYPES, FrozenClassifier
 from .errors import InputError
 from .files import usual_mode
+from .preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import onnx
@@ -36,19 +38,18 @@ INPUTS = ("images", "image_index", "occluder_index")
 BANK, LOGITS = "bank", "logits"
 NETWORK_INPUT, NETWORK_OUTPUT = "pictures", "logits"
 
-# A protobuf file may not reach 2 GiB, and one near it is slow to copy and to check: from here on the weights and the
-# bank lie beside the graph.
 EXTERNAL_BYTES = 512 << 20
+"""From this size on weights and bank lie beside the graph: a protobuf file must stay below 2 GiB."""
 EXTERNAL_SUFFIX = ".data"
 
 GRAPH_VERSION = 2
-"""Goes up when this file makes another graph of the same classifier: cached ones are then not used any more."""
+"""Raised when this file makes another graph of the same classifier: cached ones are then not used any more."""
 
 _PREFIX = "network/"
 
 
-def _onnx() -> Any:
-    """Imported where it is used: it takes a while, and most commands do without."""
+def import_onnx() -> Any:
+    """Import onnx on use: it takes a while, and most commands do without."""
     import onnx
     import onnx.compose
     import onnx.helper
@@ -58,12 +59,12 @@ def _onnx() -> Any:
 
 
 def bare_network(classifier: FrozenClassifier, precision: str) -> onnx.ModelProto:
-    """The network alone: `pictures`, normalised [P, 3, S, S] in the precision's dtype → `logits` [P, C] in the same.
+    """Return the network alone: `pictures`, normalised [P, 3, S, S] → `logits` [P, C], both in the precision's dtype.
 
     Raises
     ------
     InputError
-        The network cannot be exported; the first line of why.
+        The network cannot be exported; the message has the first line of the reason.
     """
     network, size = classifier.network_as(precision), classifier.preprocessing.input_size
     example = torch.zeros(2, 3, size, size, dtype=DTYPES[precision]).to(memory_format=torch.channels_last)
@@ -82,14 +83,14 @@ def bare_network(classifier: FrozenClassifier, precision: str) -> onnx.ModelProt
     except Exception as error:
         raise InputError(
             f"{classifier.model}: cannot be exported to ONNX ({_cause(error)}); torch.export must be able to trace it "
-            "for any number of pictures; the engine torch runs it without"
+            "for any number of pictures; the engine torch runs it without an export"
         ) from error
     assert program is not None
     return program.model_proto
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what began it: around that the exporter puts a banner in colours."""
+    """Return the first line of the innermost cause: the exporter wraps it in a banner in colours."""
     while error.__cause__ is not None:
         error = error.__cause__
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -97,14 +98,14 @@ def _cause(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter prints its steps and warns about its own insides; what goes wrong it raises."""
+    """Silence the exporter, which prints its steps and warns about its internals; errors are raised."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
 
 
 def with_clean_row(occluders: Tensor) -> Tensor:
-    """float32 [K, S, S, 3] → [K + 1, S, S, 3] as the graph's `bank` wants it, row 0 zeros."""
+    """Put a row of zeros before the occluders: float32 [K, S, S, 3] → [K + 1, S, S, 3], the graph's `bank`."""
     return torch.cat([torch.zeros_like(occluders[:1]), occluders])
 
 
@@ -117,73 +118,42 @@ def occluded_graph(
     gather: Gather = "uint8",
     metadata: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
-    """The occluded classifier as one graph.
+    """Return the occluded classifier as one graph.
 
     Parameters
     ----------
+    classifier, precision
+        The network, and the type that it runs in.
     bank
         float32 [K, S, S, 3] in pixel units, to be embedded behind a row of zeros; None makes `bank` an input.
     network
-        What `bare_network` gave for this classifier and precision; made here if None.
+        What `bare_network` returned for this classifier and precision; made here if None.
     gather
-        In which dtype pictures are repeated for their pairs: as bytes, which is a quarter of the memory, or, for
-        TensorRT, which has no gather of bytes, after the cast to float32.
+        Type in which pictures are repeated for their pairs: bytes, which take a quarter of the memory, or float32 for
+        engines that have no gather of bytes.
     metadata
-        Written into the model; see `manifest`.
+        Written into the model.
+
+    Raises
+    ------
+    InputError
+        The network cannot be exported; see `bare_network`.
     """
-    onnx = _onnx()
-    helper, types = onnx.helper, onnx.TensorProto
+    onnx = import_onnx()
+    helper = onnx.helper
     network = bare_network(classifier, precision) if network is None else network
     model = onnx.compose.add_prefix(network, _PREFIX)
     graph, size = model.graph, classifier.preprocessing.input_size
     (source,), (result,) = graph.input, graph.output
-    constants = {
-        "low": np.array(0, np.float32),
-        "high": np.array(255, np.float32),
-        "scale": np.tile(np.array(classifier.preprocessing.scale, np.float32), size),
-        "shift": np.tile(np.array(classifier.preprocessing.shift, np.float32), size),
-        "lines": np.array([0, size, size * 3], np.int64),
-        "pixels": np.array([0, size, size, 3], np.int64),
-    }
-    if bank is not None:
-        constants[BANK] = with_clean_row(bank).numpy()
-    half = source.type.tensor_type.elem_type
-    node = helper.make_node
-    pick, cast = ("images", "image_index"), {"to": types.FLOAT}
-    before = (
-        [node("Gather", pick, ["bytes"]), node("Cast", ["bytes"], ["picked"], **cast)]
-        if gather == "uint8"
-        else [node("Cast", ["images"], ["floats"], **cast), node("Gather", ["floats", "image_index"], ["picked"])]
-    )
-    # Occluded line by line: with three channels innermost OpenVINO's loop over them would be three long.
-    before += [
-        node("Gather", [BANK, "occluder_index"], ["added"]),
-        node("Reshape", ["picked", "lines"], ["x"]),
-        node("Reshape", ["added", "lines"], ["d"]),
-        node("Add", ["x", "d"], ["sum"]),
-        node("Clip", ["sum", "low", "high"], ["occluded"]),
-        node("Mul", ["occluded", "scale"], ["scaled"]),
-        node("Add", ["scaled", "shift"], ["normalised"]),
-    ]
-    last = "normalised"
-    if half != types.FLOAT:
-        before.append(node("Cast", [last], ["halved"], to=half))
-        last = "halved"
-    before.append(node("Reshape", [last, "pixels"], ["channels_last"]))
-    before.append(node("Transpose", ["channels_last"], [source.name], perm=[0, 3, 1, 2]))
-    # A cast to the dtype that it has already is taken out by every engine, and keeps the name free.
-    after = [node("Cast", [result.name], [LOGITS], **cast)]
-    picture, pairs = ["B", size, size, 3], ["P"]
-    inputs = [
-        helper.make_tensor_value_info("images", types.UINT8, picture),
-        helper.make_tensor_value_info("image_index", types.INT64, pairs),
-        helper.make_tensor_value_info("occluder_index", types.INT64, pairs),
-    ]
-    if bank is None:
-        inputs.append(helper.make_tensor_value_info(BANK, types.FLOAT, ["rows", size, size, 3]))
-    outputs = [helper.make_tensor_value_info(LOGITS, types.FLOAT, ["P", classifier.num_classes])]
+    constants = _constants(classifier.preprocessing, bank)
+    inputs, outputs = _ports(size, classifier.num_classes, bank is None)
     joined = helper.make_graph(
-        [*before, *graph.node, *after],
+        [
+            *_occlusion(gather, source),
+            *graph.node,
+            # Every engine removes a cast to the same dtype; the cast keeps the name of the output free.
+            helper.make_node("Cast", [result.name], [LOGITS], to=onnx.TensorProto.FLOAT),
+        ],
         "occluded_classifier",
         inputs,
         outputs,
@@ -197,15 +167,74 @@ def occluded_graph(
     return made
 
 
+def _constants(preprocessing: Preprocessing, bank: Tensor | None) -> dict[str, NDArray[Any]]:
+    """Return the arrays that `_occlusion` reads by name; `scale` and `shift` are those of a line, [S · 3]."""
+    size = preprocessing.input_size
+    constants = {
+        "low": np.array(0, np.float32),
+        "high": np.array(255, np.float32),
+        "scale": np.tile(np.array(preprocessing.scale, np.float32), size),
+        "shift": np.tile(np.array(preprocessing.shift, np.float32), size),
+        "lines": np.array([0, size, size * 3], np.int64),
+        "pixels": np.array([0, size, size, 3], np.int64),
+    }
+    return constants if bank is None else {**constants, BANK: with_clean_row(bank).numpy()}
+
+
+def _occlusion(gather: Gather, network_input: Any) -> list[onnx.NodeProto]:
+    """Return the nodes from images, pair list and bank to the network's input, NCHW in its type.
+
+    Pictures are occluded line by line, [P, S, S · 3]: with three channels innermost OpenVINO's loop over them would be
+    three long.
+    """
+    onnx = import_onnx()
+    node, float32 = onnx.helper.make_node, onnx.TensorProto.FLOAT
+    pick = (
+        [node("Gather", ["images", "image_index"], ["bytes"]), node("Cast", ["bytes"], ["picked"], to=float32)]
+        if gather == "uint8"
+        else [node("Cast", ["images"], ["floats"], to=float32), node("Gather", ["floats", "image_index"], ["picked"])]
+    )
+    occlude = [
+        node("Gather", [BANK, "occluder_index"], ["added"]),
+        node("Reshape", ["picked", "lines"], ["x"]),
+        node("Reshape", ["added", "lines"], ["d"]),
+        node("Add", ["x", "d"], ["sum"]),
+        node("Clip", ["sum", "low", "high"], ["occluded"]),
+        node("Mul", ["occluded", "scale"], ["scaled"]),
+        node("Add", ["scaled", "shift"], ["normalised"]),
+    ]
+    kind, last = network_input.type.tensor_type.elem_type, "normalised"
+    if kind != float32:
+        occlude.append(node("Cast", [last], ["halved"], to=kind))
+        last = "halved"
+    arrange = [
+        node("Reshape", [last, "pixels"], ["channels_last"]),
+        node("Transpose", ["channels_last"], [network_input.name], perm=[0, 3, 1, 2]),
+    ]
+    return [*pick, *occlude, *arrange]
+
+
+def _ports(size: int, classes: int, with_bank: bool) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    """Return the graph's inputs and outputs."""
+    onnx, names = import_onnx(), {"images": "B", BANK: "rows"}
+    infos = {
+        port: onnx.helper.make_tensor_value_info(
+            port, onnx.TensorProto.DataType.Value(kind), [names.get(port, "P") if dim is None else dim for dim in shape]
+        )
+        for port, (kind, shape) in ports(size, classes, None).items()
+    }
+    return [infos[port] for port in (*INPUTS, *((BANK,) if with_bank else ()))], [infos[LOGITS]]
+
+
 def save_graph(model: onnx.ModelProto, path: Path) -> list[str]:
-    """Write a graph, large weights and banks beside it, and have it checked in full.
+    """Write a graph and check it in full; large weights and banks go into a file beside it.
 
     Returns
     -------
     list of str
-        The names of the files written, `path`'s first. What `model` held of large arrays may now be in the file alone.
+        Names of the files written, that of `path` first. Large arrays of `model` may have moved into the file.
     """
-    onnx = _onnx()
+    onnx = import_onnx()
     large = sum(len(array.raw_data) for array in model.graph.initializer) > EXTERNAL_BYTES
     data = path.name + EXTERNAL_SUFFIX
     onnx.save_model(model, path, save_as_external_data=large, location=data if large else None)
@@ -216,40 +245,11 @@ def save_graph(model: onnx.ModelProto, path: Path) -> list[str]:
     return names
 
 
-def check_graph(path: Path, size: int, classes: int, rows: int | None, data: Collection[str]) -> None:
-    """Raise `InputError` unless a file is a graph of `occluded_graph`'s form whose data lie where they should.
-
-    Read before a native library opens it: one that is cut off, or foreign, may not be refused there as politely.
-
-    Parameters
-    ----------
-    size, classes
-        S and C.
-    rows
-        K + 1 of the bank inside; None where it is an input.
-    data
-        Names of the files beside it that it may read.
-    """
-    onnx = _onnx()
-    try:
-        model = onnx.load(path, load_external_data=False)
-        _check_places(model, path, data)
-        onnx.checker.check_model(str(path))
-    except InputError:
-        raise
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: not a valid ONNX file ({reason}); export again") from error
-    banks = {array.name: array for array in model.graph.initializer if array.name == BANK}
-    found = {value.name: _described(value) for value in (*model.graph.input, *model.graph.output)}
-    found |= {name: (onnx.TensorProto.DataType.Name(array.data_type), [*array.dims]) for name, array in banks.items()}
-    wanted = ports(size, classes, rows)
-    if found != wanted:
-        raise InputError(f"{path}: takes and gives {found}, not {wanted}; export again")
-
-
 def ports(size: int, classes: int, rows: int | None) -> dict[str, tuple[str, list[int | None]]]:
-    """Type and shape of what the graph takes and gives, and of the bank; None is any size. Arguments as above."""
+    """Return type and shape of the graph's inputs, output and bank; None is any size.
+
+    `size` is S, `classes` is C, `rows` is K + 1 of the bank inside or None where it is an input.
+    """
     return {
         "images": ("UINT8", [None, size, size, 3]),
         "image_index": ("INT64", [None]),
@@ -257,25 +257,3 @@ def ports(size: int, classes: int, rows: int | None) -> dict[str, tuple[str, lis
         BANK: ("FLOAT", [rows, size, size, 3]),
         LOGITS: ("FLOAT", [None, classes]),
     }
-
-
-def _check_places(model: Any, path: Path, data: Collection[str]) -> None:
-    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    for array in (*model.graph.initializer, *_arrays(nodes)):
-        for entry in array.external_data:
-            if entry.key == "location" and entry.value not in data:
-                raise InputError(f"{path}: keeps data at {entry.value}, which is none of its own files; export again")
-
-
-def _arrays(nodes: Iterable[Any]) -> Iterator[Any]:
-    """Arrays that nodes hold as attributes, those of graphs inside them too."""
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        for graph in (attribute.g, *attribute.graphs):
-            yield from (*graph.initializer, *_arrays(graph.node))
-
-
-def _described(value: Any) -> tuple[str, list[int | None]]:
-    kind = value.type.tensor_type
-    sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim]
-    return _onnx().TensorProto.DataType.Name(kind.elem_type), sizes

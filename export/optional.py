@@ -1,4 +1,4 @@
-"""Libraries that are extras: imported where they are used, and a word on what to install where they are not."""
+"""Import of optional libraries, the extras of gfo."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from .errors import EngineUnavailable
 
 
 def optional(module: str, asked: str, extra: str) -> Any:
-    """The module; `EngineUnavailable` where it cannot be imported.
+    """Import and return a module.
 
     Parameters
     ----------
+    module
+        Its absolute name.
     asked
-        The option that needs it, as `--engine openvino`.
+        The option that needs it, as `--engine openvino`; the error message begins with it.
     extra
-        Of gfo, which installs it.
+        The extra of gfo that installs it.
+
+    Raises
+    ------
+    EngineUnavailable
+        The module cannot be imported.
     """
     try:
         return import_module(module)

@@ -45,6 +45,11 @@ class Table(Generic[T]):
         return {name: value for name, value in found.items() if name not in self._classes}
 
     @property
+    def own(self) -> tuple[str, ...]:
+        """The project's own names."""
+        return tuple(self._classes)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Every name, the project's own first."""
         return (*self._classes, *self._added)

@@ -1,6 +1,7 @@
-"""The operations that every floor above shares, each in one file with its plain reference.
+"""Operations that every floor above shares, one file each, with the plain reference beside its Triton kernels.
 
-Nothing here knows of models or files. `occlude` puts occluders on pictures (`occlude_backward` is its gradient),
-`margin_loss` is the training objective, `occluder_step` the update and `score` the verdict on logits. `impl` says
-whether Triton or the reference runs; `compile` compiles all kernels without a GPU.
+Nothing here depends on models or files. `occlude` adds occluders to pictures (`pairs` says which meet,
+`occlude_backward` is the gradient), `margin_loss` is the training objective, `momentum_step` and `adam_step` update the
+occluders within their `ball`, and `score` evaluates logits. `impl` chooses between Triton and the reference; `compile`
+compiles all kernels without a GPU.
 """

@@ -1,4 +1,4 @@
-"""Argument checks shared by the operations: one clear message with shapes before anything runs."""
+"""Argument checks shared by the operations, which raise before anything runs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from ._triton import SHORT_NAMES
 
 
 def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int | str, ...]) -> None:
-    """Raise unless `tensor` has `dtype` and `shape`; in `shape` a string stands for any size and is only shown.
+    """Check dtype and shape; a string in `shape` stands for any size and is only shown in the message.
 
     Raises
     ------
     TypeError
-        Another dtype.
+        A wrong dtype.
     ValueError
-        Another number of dimensions or another size.
+        A wrong number of dimensions or a wrong size.
     """
-    # Words are put together only where there is something to say: a check stands in the way of every call.
+    # The message is built only on failure: these checks run on every call.
     if tensor.dtype != dtype:
         raise TypeError(_unexpected(name, tensor, dtype, shape))
     if len(tensor.shape) != len(shape):
@@ -34,7 +34,7 @@ def _unexpected(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int 
 
 
 def check_contiguous(**tensors: Tensor) -> None:
-    """Raise `ValueError` unless the named tensors are contiguous: the kernels go through memory in order."""
+    """Raise `ValueError` unless the named tensors are contiguous, as the kernels assume."""
     for name, tensor in tensors.items():
         if not tensor.is_contiguous():
             raise ValueError(
@@ -44,7 +44,10 @@ def check_contiguous(**tensors: Tensor) -> None:
 
 
 def check_index(name: str, index: Tensor, upper: int) -> None:
-    """Raise `ValueError` unless every entry of `index` lies in 0 … upper − 1."""
+    """Raise `ValueError` unless every entry of `index` is in 0 … upper − 1."""
+    if torch.compiler.is_compiling():  # no values yet: the graph checks them when it runs
+        torch._assert_async(((index >= 0) & (index < upper)).all(), f"{name}: an entry is out of range")
+        return
     if index.numel() == 0:
         return
     low, high = (int(bound) for bound in torch.aminmax(index))
@@ -53,14 +56,14 @@ def check_index(name: str, index: Tensor, upper: int) -> None:
 
 
 def check_same_device(**tensors: Tensor) -> None:
-    """Raise `ValueError` if the named tensors do not live on one device."""
+    """Raise `ValueError` unless the named tensors are on one device."""
     if len({tensor.device for tensor in tensors.values()}) > 1:
         listed = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
-        raise ValueError(f"all tensors must live on one device, got {listed}")
+        raise ValueError(f"expected all tensors on one device, got {listed}")
 
 
 def check_logits(logits: Tensor, labels: Tensor) -> None:
-    """Raise unless `logits` is a floating-point [P, C ≥ 2] and `labels` an int64 [P], side by side and contiguous."""
+    """Raise unless `logits` is floating-point [P, C ≥ 2] and `labels` int64 [P], on one device and contiguous."""
     if logits.dim() != 2 or logits.shape[1] < 2 or logits.dtype not in SHORT_NAMES:
         got = f"{str(logits.dtype).removeprefix('torch.')} {list(logits.shape)}"
         raise ValueError(f"logits: expected float32, bfloat16 or float16 [P, C ≥ 2], got {got}")

@@ -1,4 +1,4 @@
-"""What `occlude` and its gradient share: x + d in pieces for the references, the choice by channel for the kernels."""
+"""Shared by `occlude` and its gradient: x + d in pieces for the references, per-channel numbers for the kernels."""
 
 from __future__ import annotations
 
@@ -9,35 +9,41 @@ import torch
 from torch import Tensor
 
 from ._triton import jit, tl
+from .pairs import Pairs
 
-# Pairs are worked through in pieces of about this many elements, so that the peak memory is the output plus one piece.
-# On the CPU a piece (1 MiB of float32) stays in cache; elsewhere a small one would cost more to launch than it saves.
+# The references process pairs in pieces of about this many elements, so that the peak memory is the output plus one
+# piece. On the CPU a piece (1 MiB of float32) stays in cache; elsewhere small pieces would be bound by their launches.
 _PIECE_ELEMENTS_CPU = 1 << 18
 _PIECE_ELEMENTS = 1 << 26
 
-LAYOUTS = (3, 8)
-"""Channels of the output: 3, or padded with zeros to 8 for engines that want 16 bytes a pixel."""
-
-# What a picture's bytes are counted at in the table of compiled kernels.
 ELEMENTS_224 = 224 * 224 * 3
+"""Elements of the picture for which the table of compiled kernels counts bytes."""
 
 
-def pieces(pairs: int, images: Tensor) -> Iterator[slice]:
-    """Pieces of the pair list."""
+def pieces(pairs: Pairs) -> Iterator[slice]:
+    """Yield the slices of the pair list to process one after another.
+
+    A traced graph has one piece: the traced number of pieces would fix the number of pairs.
+    """
+    count, images = pairs.image_index.shape[0], pairs.images
+    if torch.compiler.is_compiling():
+        return iter([slice(0, count)])
     elements = _PIECE_ELEMENTS_CPU if images.device.type == "cpu" else _PIECE_ELEMENTS
     step = max(1, elements // max(1, math.prod(images.shape[1:])))
-    return (slice(start, min(start + step, pairs)) for start in range(0, pairs, step))
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def rows_of_three(values: Sequence[float], images: Tensor) -> Tensor:
-    """Per channel → float32 [W·3]: a whole line of the picture, because an inner loop of three is slow."""
+    """Repeat three numbers along a row of the picture, float32 [W·3]: an inner loop over three elements is slow."""
     return torch.tensor(values, dtype=torch.float32, device=images.device).repeat(images.shape[2])
 
 
-def occluded_piece(images: Tensor, bank: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
-    """x + d before the clamp, float32 [p, H, W·3]."""
-    images, bank = images.flatten(2), bank.flatten(2)
-    if len(image_index) == 1 and images.device.type == "cpu":  # no copies, and only the CPU knows without waiting
+def occluded_piece(pairs: Pairs, piece: slice) -> Tensor:
+    """Return x + d of some pairs before the clamp, float32 [p, H, W·3]."""
+    images, bank = pairs.images.flatten(2), pairs.bank.flatten(2)
+    image_index, occluder_index = pairs.image_index[piece], pairs.occluder_index[piece]
+    known = images.device.type == "cpu" and not torch.compiler.is_compiling()  # else int() would wait for the value
+    if known and len(image_index) == 1:  # views, no copies
         picture, row = images[int(image_index)][None], int(occluder_index) - 1
         return picture.float() if row < 0 else picture + bank[row]
     occluded = images.index_select(0, image_index).float()
@@ -49,5 +55,5 @@ def occluded_piece(images: Tensor, bank: Tensor, image_index: Tensor, occluder_i
 
 @jit
 def of_channel(channel: tl.tensor, red: tl.tensor, green: tl.tensor, blue: tl.tensor) -> tl.tensor:
-    """In a kernel: the number that belongs to the channel."""
+    """Select the channel's number, inside a kernel."""
     return tl.where(channel == 0, red, tl.where(channel == 1, green, blue))

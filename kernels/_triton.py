@@ -1,6 +1,6 @@
-"""Triton where it is installed, and what a compiled variant of a kernel is.
+"""Triton, if it is installed, and the description of a kernel's compiled variants.
 
-The kernels lie beside their references; on a system without Triton (macOS, Windows) these files still import.
+The kernels lie beside their references, so these files must import without Triton too (macOS, Windows).
 """
 
 from __future__ import annotations
@@ -29,52 +29,53 @@ else:
         triton = tl = None
 
 HAVE_TRITON = triton is not None
-# Triton reads TRITON_INTERPRET when it decorates a kernel, so this cannot change later.
+# Triton reads TRITON_INTERPRET when it decorates a kernel, so this cannot change afterwards.
 INTERPRETED = HAVE_TRITON and bool(triton.knobs.runtime.interpret)
 
 SHORT_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-"""Of the dtypes that networks run in, as Triton calls them."""
+"""Triton's names of the dtypes that networks run in."""
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """`triton.jit`; without Triton the function itself, which nothing then calls."""
+    """Apply `triton.jit`; without Triton return the function, which is then never called."""
     return triton.jit(function) if HAVE_TRITON else function
 
 
 def power_of_two(size: int) -> int:
-    """The smallest power of two that is at least `size`; Triton's blocks have no other sizes."""
+    """Return the smallest power of two that is at least `size`, as Triton requires of a block."""
     return 1 << max(0, size - 1).bit_length()
 
 
 def row_block(classes: int) -> tuple[int, int]:
-    """Block and warps for a program that goes through a row of logits: 8 a thread, long rows in several blocks."""
+    """Return block size and warps of a program per row of logits: 8 per thread, long rows in several blocks."""
     block = min(4096, power_of_two(classes))
     return block, max(1, block // 256)
 
 
 CLASSES_SHOWN = (10, 1_000, 21_841)
-"""Numbers of classes in the table of compiled kernels: digits, ImageNet, ImageNet-21k."""
+"""Numbers of classes in the table of compiled kernels: digits, ImageNet-1k, ImageNet-21k."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One compiled form of a kernel, as its launcher asks for it.
+    """One compiled form of a kernel, as its launcher starts it.
 
     Attributes
     ----------
     kernel
-        What `jit` gave.
+        The kernel, as returned by `jit`.
     name
-        What tells it from the kernel's other variants: dtypes, layout, sizes.
+        Distinguishes the kernel's variants: dtype, norm, sizes.
     arguments
-        All of the kernel's: a `constexpr` has its value, another one Triton's type, `*bf16`, `fp32`, `i32`, or `i32:16`
-        for an integer that is a multiple of 16, as sizes are at 224² and 160². Pointers always are.
+        A value or type for each parameter: a `constexpr` has its value, any other Triton's type, such as `*bf16`,
+        `fp32`, `i32`, or `i32:16` for an integer that is a multiple of 16, as sizes are at 224² and 160². Pointers are
+        always aligned. Other entries are ignored.
     warps
-        Of 32 threads, in one program.
+        Warps of a program, of 32 threads each.
     per
-        What `moved` and `minimum` are counted for: a pair, a row of logits, an occluder.
+        The unit that `moved` and `minimum` count for: a pair, a row of logits, an occluder.
     moved, minimum
-        Bytes at 224² or 1,000 classes: what the kernel asks for, and the least that reads each input and writes each
+        Bytes at 224² or 1,000 classes: what the kernel requests, and the least, which reads each input and writes each
         output of a program's tile once.
     fusion
         Whether the compiler may fuse a product and a sum into one rounding.

@@ -1,33 +1,30 @@
-"""`python -m gfo.kernels.compile`: every kernel compiled ahead of time, without a GPU, and what came of it.
+"""Ahead-of-time compilation of every kernel, without a GPU: `compile_all`, which `gfo-bench compile` runs.
 
-Registers and spills are the words of ptxas, run with Triton's own options; the widths of loads and stores are read from
+Registers and spills are reported by ptxas, run with Triton's own options; the widths of loads and stores are read from
 the PTX. A spill, or a variant that does not compile, is a failure.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import json
 import os
 import re
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from ._triton import Variant
 
-FILES = ("occlude", "occlude_backward", "margin_loss", "occluder_step", "score")
-TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
+FILES = ("occlude", "occlude_backward", "margin_loss", "momentum_step", "adam_step", "score")
+"""Modules of this package that define kernels."""
 
-_FAILED, _BAD_INPUT, _UNAVAILABLE, _INTERRUPTED = 1, 2, 3, 130
-_FILE_WIDTH = 160
+TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
+"""GPU architectures: Ampere, Ada, Hopper, and data-centre and consumer Blackwell."""
 
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -35,26 +32,26 @@ _ACCESS = re.compile(r"\b(ld|st)\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[bfsu](\d+)\
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One variant on one target. All but what names it is None where it does not compile.
+class CompileRow:
+    """One variant on one target. If it does not compile, all but its name and `error` is None.
 
     Attributes
     ----------
     kernel, variant, target
-        As `occlude`, `bf16, 3 channels`, `sm_90`.
+        Such as `occlude`, `bf16` and `sm_90`.
     registers
-        Of a thread.
+        Registers of a thread.
     spills
-        Bytes of local memory that a thread stores and loads because its registers are too few.
+        Bytes of local memory that a thread stores and loads for lack of registers.
     shared, cubin
-        Bytes of shared memory that a program takes, and of the binary.
+        Bytes of shared memory of a program, and of the binary.
     loads, stores
         Bytes that one instruction of a thread moves between registers and global memory: every width that occurs,
-        widest first. Lone words of 8 bytes are left out; they are entries of index lists.
+        widest first. Single words of 8 bytes are left out; they are entries of index lists.
     moved, minimum, per
         As in `Variant`, in bytes.
     error
-        Why it does not compile; else None.
+        The reason why it does not compile, or None.
     """
 
     kernel: str
@@ -73,31 +70,35 @@ class Row:
 
     @property
     def complaint(self) -> str | None:
-        """What is wrong with it; None if nothing is."""
+        """The reason why the variant fails, or None."""
         return self.error or (f"spills {self.spills} bytes" if self.spills else None)
+
+
+COLUMNS = tuple(field.name for field in fields(CompileRow) if field.name != "error")
+"""Fields of a row that a table shows, in its order."""
 
 
 # ---- one variant
 
 
 def variants(file: str) -> list[Variant]:
-    """Of one file of this folder, in its order."""
+    """Return the kernel variants defined in one module of this package, in definition order."""
     from importlib import import_module
 
     return list(import_module(f".{file}", __package__).variants())
 
 
-def compile_variant(variant: Variant, target: str) -> Row:
-    """Compile it, or say why that fails."""
+def compile_variant(variant: Variant, target: str) -> CompileRow:
+    """Compile one variant for one target; a failure is reported in the row."""
     named = _named(variant, target)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # where ptxas fails Triton prints the whole program
+        with contextlib.redirect_stdout(io.StringIO()):  # if ptxas fails, Triton prints the whole program
             made = compiled(variant, target)
         ptx: str = made.asm["ptx"]
         report, cubin = assemble(ptx, target, variant.fusion)
-    except Exception as error:  # noqa: BLE001 (compilers raise what they like; the row says that it failed)
-        return Row(**named, error=_reason(error))
-    return Row(
+    except Exception as error:  # noqa: BLE001 (compilers raise any type; the row reports the failure)
+        return CompileRow(**named, error=_reason(error))
+    return CompileRow(
         **named,
         registers=max(int(count) for count in _REGISTERS.findall(report)),
         spills=sum(int(stored) + int(loaded) for stored, loaded in _SPILLS.findall(report)),
@@ -121,7 +122,7 @@ def _capability(target: str) -> int:
 
 
 def compiled(variant: Variant, target: str) -> Any:
-    """What Triton makes of it, or of an earlier run in its cache."""
+    """Compile a variant with Triton, or load it from Triton's cache."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -142,9 +143,10 @@ def compiled(variant: Variant, target: str) -> Any:
 
 
 def assemble(ptx: str, target: str, fusion: bool) -> tuple[str, bytes]:
-    """The report of `ptxas -v` and the cubin, with the options that Triton gives it: the cubin is the same as Triton's.
+    """Run `ptxas -v` and return its report and the cubin.
 
-    Triton keeps no report, and with a warm cache does not even run ptxas.
+    The options are Triton's, and so is the cubin, bit for bit. Triton itself keeps no report, and with a warm cache
+    does not run ptxas.
     """
     import subprocess
     import tempfile
@@ -164,7 +166,7 @@ def assemble(ptx: str, target: str, fusion: bool) -> tuple[str, bytes]:
 
 
 def access_widths(ptx: str, kind: str) -> list[int]:
-    """Bytes of the accesses to global memory of a kind, `ld` or `st`; see `Row`."""
+    """Return the widths in bytes of accesses to global memory, `ld` or `st`, widest first; see `CompileRow`."""
     found = {
         int(count or 1) * int(bits) // 8
         for access, count, bits in _ACCESS.findall(ptx)
@@ -174,7 +176,7 @@ def access_widths(ptx: str, kind: str) -> list[int]:
 
 
 def _reason(error: BaseException) -> str:
-    """The line that says it. Triton wraps one error for each function called, and quotes the source first."""
+    """Return the line that names the cause: Triton wraps an error once per function called and quotes the source."""
     while error.__cause__ is not None:
         error = error.__cause__
     words = str(getattr(error, "error_message", None) or error) or type(error).__name__
@@ -182,128 +184,49 @@ def _reason(error: BaseException) -> str:
     return next((line for line in lines if line.startswith("ptxas ")), lines[0])
 
 
-# ---- all of them
+# ---- all variants
 
 
-def compile_all(targets: Sequence[str]) -> list[Row]:
-    """A row for every variant of every kernel and target, over all cores that this process may use."""
+def compile_all(
+    targets: Sequence[str], report: Callable[[int, int], None] = lambda done, total: None
+) -> list[CompileRow]:
+    """Compile every variant of every kernel for every target, on all cores that this process may use.
+
+    `report` is called with the number of finished rows and of all rows.
+    """
     import multiprocessing
     import signal
     from concurrent.futures import ProcessPoolExecutor
 
-    from rich.console import Console
-    from rich.progress import track
-
     places = [(file, i, v) for file in FILES for i, v in enumerate(variants(file))]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    console = Console(stderr=True)
-    # Ctrl-C is for this process alone, which then starts no more of them.
+    # Only this process handles Ctrl-C; it then starts no more compilations.
     quiet = (signal.SIGINT, signal.SIG_IGN)
     spawn = multiprocessing.get_context("spawn")
+    rows: list[CompileRow] = []
     with ProcessPoolExecutor(cores, spawn, initializer=signal.signal, initargs=quiet) as pool:
-        waited = [(v, t, pool.submit(_compile_place, file, i, t)) for file, i, v in places for t in targets]
+        waiting = [(v, t, pool.submit(_compile_place, file, i, t)) for file, i, v in places for t in targets]
         try:
-            shown = track(waited, "compiling", console=console, transient=True, disable=not console.is_terminal)
-            return [_row(*one) for one in shown]
+            for one in waiting:
+                rows.append(_row(*one))
+                report(len(rows), len(waiting))
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise
+    return rows
 
 
-def _compile_place(file: str, number: int, target: str) -> Row:
-    """In another process, which is told where a variant is: kernels do not travel."""
+def _compile_place(file: str, number: int, target: str) -> CompileRow:
+    """Compile a variant in a worker process, which takes its place in a module: kernels cannot be pickled."""
     return compile_variant(variants(file)[number], target)
 
 
-def _row(variant: Variant, target: str, future: Future[Row]) -> Row:
+def _row(variant: Variant, target: str, future: Future[CompileRow]) -> CompileRow:
     from concurrent.futures.process import BrokenProcessPool
 
     try:
         return future.result()
     except BrokenProcessPool:
-        return Row(**_named(variant, target), error="the compiler crashed or was killed, on this one or one beside it")
-
-
-# ---- the command
-
-
-def _print_table(rows: Sequence[Row], title: str) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a file or a pipe has no width of its own
-        console = Console(highlight=False, width=_FILE_WIDTH)
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    columns = [name for name in asdict(rows[0]) if name != "error"]
-    for name in columns:
-        text = name in ("kernel", "variant", "target", "per")
-        table.add_column(name, overflow="fold", justify="left" if text else "right")
-    for row in rows:
-        cells = asdict(row)
-        table.add_row(*("FAILED" if name == "registers" and row.error else _cell(cells[name]) for name in columns))
-    console.print(table)
-
-
-def _cell(value: str | int | list[int] | None) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) else value or ""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        _leave(f"{message} (see {self.prog} --help)", _BAD_INPUT)
-
-
-def _leave(message: str, code: int) -> NoReturn:
-    print(f"python -m gfo.kernels.compile: {message}", file=sys.stderr)
-    sys.exit(code)
-
-
-def _targets(text: str) -> list[str]:
-    targets = [target.strip() for target in text.split(",")]
-    for target in targets:
-        if target not in TARGETS:
-            raise argparse.ArgumentTypeError(f"{target!r}: expected some of {','.join(TARGETS)}")
-    return list(dict.fromkeys(targets))
-
-
-def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m gfo.kernels.compile",
-        description="Compile every kernel in every variant, without a GPU; exit code 1 if one fails or spills.",
-    )
-    parser.add_argument(
-        "--targets", type=_targets, default=list(TARGETS), help=f"GPU architectures; default {','.join(TARGETS)}."
-    )
-    parser.add_argument("--json", action="store_true", help="One plain line of JSON last, with every row.")
-    return parser.parse_args(words)
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Compile, print the table, and give the exit code."""
-    arguments = _arguments(words)
-    from ._triton import HAVE_TRITON, INTERPRETED, triton
-
-    if not HAVE_TRITON:
-        _leave("Triton is not installed, and there is none for every system; pip install triton", _UNAVAILABLE)
-    if INTERPRETED:
-        _leave("TRITON_INTERPRET is set, so that nothing would be compiled; unset it", _BAD_INPUT)
-    try:
-        rows = compile_all(arguments.targets)
-    except KeyboardInterrupt:
-        _leave("interrupted", _INTERRUPTED)
-    bad = [row for row in rows if row.complaint]
-    _print_table(rows, f"Kernels, compiled by Triton {triton.__version__}")
-    print(f"{len(rows)} variants, {len(bad)} failed or spilled")
-    if arguments.json:
-        print(json.dumps({"rows": [asdict(row) for row in rows]}))
-    for row in bad:
-        print(f"{row.kernel}, {row.variant}, {row.target}: {row.complaint}", file=sys.stderr)
-    return _FAILED if bad else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        return CompileRow(
+            **_named(variant, target), error="the compiler crashed or was killed, on this variant or one beside it"
+        )

@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: never chosen silently, and always the caller's to fix."""
+"""The choice between the Triton kernels and the plain references; it comes with its reason."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ IMPLS: tuple[Impl, ...] = get_args(Impl)
 
 
 def choose_impl(impl: str, device: torch.device) -> tuple[Literal["reference", "triton"], str]:
-    """What `impl` stands for on `device`, and why in words.
+    """Choose the implementation that `impl` stands for on `device`, and return it with the reason.
 
     Parameters
     ----------
     impl
-        `auto` is Triton on CUDA and the plain reference elsewhere.
+        `auto`, `reference` or `triton`; `auto` is Triton on CUDA and the plain reference elsewhere.
 
     Raises
     ------
     ValueError
-        No such implementation, or Triton is asked for (on CUDA `auto` does) and cannot run.
+        An unknown implementation, or Triton is requested (by `auto` on CUDA) and cannot run.
     """
     if impl not in IMPLS:
         raise ValueError(f"impl: expected one of {', '.join(IMPLS)}, got {impl!r}")
     if impl == "reference":
-        return "reference", "asked for"
+        return "reference", "as requested"
     if impl == "auto" and device.type != "cuda":
-        return "reference", f"the kernels are for CUDA, this is {device.type}"
+        return "reference", f"the kernels require CUDA, the device is {device.type}"
     if not HAVE_TRITON:
         raise ValueError(f"impl={impl!r} on {device}: Triton is not installed; install triton or use impl='reference'")
     if device.type != "cuda" and not INTERPRETED:

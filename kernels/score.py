@@ -1,4 +1,4 @@
-"""`score`: logits → top-1, rank of the label, margin. What travels from the device instead of the logits."""
+"""`score`: logits → top-1, rank of the label and margin, which leave the device instead of the logits."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ import torch
 from torch import Tensor
 
 from ._checks import check_index, check_logits
-from ._operation import operation
 from ._triton import CLASSES_SHOWN, SHORT_NAMES, Variant, jit, row_block, tl
 from .impl import choose_impl
 
 
 class Score(NamedTuple):
-    """The verdict on P pairs."""
+    """The scores of P pairs.
+
+    Attributes
+    ----------
+    prediction
+        int64 [P], the top-1 class id, the lowest id on a tie; −1 where a logit is NaN.
+    rank
+        int64 [P], the number of classes ahead of the label: 0 is correct, < 5 is top-5; C where a logit is NaN.
+    margin
+        float32 [P], the label's logit minus the best other (0 on a tie, correct or not); NaN where a logit is NaN.
+    """
 
     prediction: Tensor
-    """int64 [P], top-1 class id, the lowest id on a tie; −1 where a logit is NaN."""
     rank: Tensor
-    """int64 [P], classes ahead of the label: 0 = correct, < 5 = top-5; C where a logit is NaN."""
     margin: Tensor
-    """float32 [P], label's logit minus the best other (0 on a tie, correct or not); NaN where a logit is NaN."""
 
 
 # ---- reference
@@ -43,7 +49,7 @@ def _reference(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-# ---- kernel, a program a row
+# ---- kernel, one program per row
 
 
 @jit
@@ -60,7 +66,7 @@ def _score_kernel(
     here = logits + row * CLASSES
     label = tl.load(labels + row)
     own = tl.load(here + label).to(tl.float32)
-    # The best other's value and place; the label is on top where it is better, or equal with a lower id.
+    # The value and place of the best other class; the label is top-1 where it is larger, or equal with a lower id.
     best, at = tl.full((), float("-inf"), tl.float32), tl.full((), 0, tl.int32)
     ahead, broken = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
     for start in range(0, CLASSES, BLOCK):
@@ -91,30 +97,15 @@ def _launch(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return prediction, rank, margin
 
 
-# ---- registration
-
-
-@operation("score")
-def _score(logits: Tensor, labels: Tensor, impl: str, validate: bool) -> tuple[Tensor, Tensor, Tensor]:
-    if validate:
-        check_index("labels", labels, logits.shape[1])
-    chosen, _ = choose_impl(impl, logits.device)
-    return (_reference if chosen == "reference" or len(logits) == 0 else _launch)(logits, labels)
-
-
-@_score.register_fake
-def _(logits: Tensor, labels: Tensor, impl: str, validate: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(labels), torch.empty_like(labels), labels.new_empty(labels.shape[0], dtype=torch.float32)
-
-
 # ---- public
 
 
+@torch.no_grad()
 def score(logits: Tensor, labels: Tensor, *, impl: str = "auto", validate: bool = True) -> Score:
-    """Judge logits against labels.
+    """Score logits against labels; no gradient is kept.
 
-    A class is ahead of the label if its logit is larger, or equal with a lower id; so rank 0 and a prediction equal to
-    the label are the same thing, on ties too. A pair with a NaN logit is never correct.
+    A class is ahead of the label if its logit is larger, or equal with a lower id. So rank 0 and a prediction equal to
+    the label are the same, on ties too. A pair with a NaN logit is never correct.
 
     Parameters
     ----------
@@ -125,7 +116,7 @@ def score(logits: Tensor, labels: Tensor, *, impl: str = "auto", validate: bool 
     impl
         `auto`, `reference` or `triton`; see `choose_impl`.
     validate
-        Whether the labels are checked; on a GPU the check waits for it.
+        Whether to check the range of the labels, which on a GPU waits for it.
 
     Raises
     ------
@@ -133,14 +124,17 @@ def score(logits: Tensor, labels: Tensor, *, impl: str = "auto", validate: bool 
         A wrong dtype, shape, device, layout, label or implementation.
     """
     check_logits(logits, labels)
-    return Score(*_score(logits, labels, impl, validate))
+    if validate:
+        check_index("labels", labels, logits.shape[1])
+    chosen, _ = choose_impl(impl, logits.device)
+    return Score(*(_reference if chosen == "reference" or len(logits) == 0 else _launch)(logits, labels))
 
 
 # ---- for the table of compiled kernels
 
 
 def variants() -> Iterator[Variant]:
-    """Every form in which the launcher above starts the kernel, for 10, 1,000 and 21,841 classes."""
+    """Yield every form in which the launcher above starts the kernel, for 10, 1,000 and 21,841 classes."""
     for (dtype, name), classes in itertools.product(SHORT_NAMES.items(), CLASSES_SHOWN):
         block, warps = row_block(classes)
         verdict = {"prediction": "*i64", "rank": "*i64", "margin": "*fp32"}

@@ -24,7 +24,8 @@ if not torch.cuda.is_available():
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
-from gfo.export.bank import BankHeader, OccluderBank
+from gfo.export.bank import OccluderBank
+from gfo.export.bank_header import BankHeader
 from gfo.export.classifier import FrozenClassifier, load_classifier
 from gfo.export.models.spec import ModelSpec
 

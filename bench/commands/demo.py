@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...engine import terminal
 from ...engine.commands import options
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ...engine.evaluation.results import Accuracy
     from ..demo.run import DemoResult
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = options.new_app()
 
 
 @app.command()
@@ -24,27 +26,28 @@ def demo(
 ) -> None:
     """Train two small CNNs on digits and their occluders, export them, evaluate all pairs, report; resumes.
 
-    A short benchmark of them comes last.
+    Ends with a short benchmark of them.
     """
     from ...engine.progress import TerminalProgress
     from ..demo.run import demo as run_demo
     from ..demo.run import demo_rows
-    from ..measure import console as wide_console
-    from ..measure import print_rows
+    from ..table import print_rows
 
     progress = TerminalProgress()
     result = run_demo(out, seed=seed, progress=progress)
     result.files.show()
-    console = wide_console()
+    console = terminal.console()
     for artefact in result.artefacts.values():
         facts = artefact.manifest
         console.print(f"{artefact.path}: {facts.precision}, parity {facts.parity['status']}", soft_wrap=True)
     console.print(summary_table(result))
-    print_rows(demo_rows(out, progress=progress), "How fast: median rates of a short run; gfo-bench says more", console)
+    print_rows(
+        demo_rows(out, progress=progress), "How fast: median rates of a short run; see gfo-bench for more", console
+    )
 
 
 def summary_table(result: DemoResult) -> Table:
-    """Clean, matched and unmatched accuracy on the test split, a row for each network, as in `summary.json`."""
+    """Return clean, matched and unmatched accuracy on the test split, a row for each network, as in `summary.json`."""
     from rich.table import Table
 
     table = Table(title="Top-1 on the test split", title_justify="left")
@@ -53,11 +56,15 @@ def summary_table(result: DemoResult) -> Table:
         table.add_column(column, justify="right")
     for name, summaries in result.summaries.items():
         test = summaries["val"]
-        cells = (f"{test[cell]['accuracy']:.4f}" for cell in ("clean", "matched", "unmatched"))
-        table.add_row(name, f"{test['epsilon']:g}", *cells)
+        cells = (_accuracy(cell) for cell in (test.clean, test.matched, test.unmatched))
+        table.add_row(name, f"{test.epsilon:g}", *cells)
     return table
 
 
+def _accuracy(cell: Accuracy | None) -> str:
+    return "–" if cell is None else f"{cell.accuracy:.4f}"
+
+
 def main() -> None:
-    """Console script."""
-    options.run(app, "gfo-demo")
+    """Run the console script."""
+    terminal.run(app, "gfo-demo")

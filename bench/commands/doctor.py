@@ -1,4 +1,4 @@
-"""`gfo-doctor`: what is here, which engines run, why not, and whether they are right."""
+"""`gfo-doctor`: this machine, the engines that run on it, and whether they are right."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...engine import terminal
 from ...engine.commands import options
 
 if TYPE_CHECKING:
@@ -15,39 +16,33 @@ if TYPE_CHECKING:
 
     from ..doctor import Check, EngineState
 
-FAILED = 4
 _FILE_WIDTH = 120
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = options.new_app()
 
 
 @app.command()
 def doctor(
-    json_line: Annotated[bool, typer.Option("--json", help="One plain line of JSON last, with everything.")] = False,
+    json_line: Annotated[bool, typer.Option("--json", help="Print everything as one plain line of JSON last.")] = False,
     selftest: Annotated[
         bool, typer.Option(help="Run every engine present against float64; exit 4 if one is wrong.")
     ] = False,
 ) -> None:
     """Show this machine, the versions, and which engines can run on which device."""
-    from rich.console import Console
-
     from ..doctor import as_json, engine_states, notes, self_test
     from ..environment import environment
 
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a file or a pipe has no width of its own
-        console = Console(highlight=False, width=_FILE_WIDTH)
-    facts, states = environment(), engine_states()
-    console.print(_environment_table(facts), _engine_table(states))
+    shown, facts, states = terminal.console(width=_FILE_WIDTH), environment(), engine_states()
+    shown.print(_environment_table(facts), _engine_table(states), _option_table())
     for note in notes(facts["packages"]):
-        console.print(f"note: {note}", markup=False)
+        shown.print(f"note: {note}", markup=False)
     checks = list(self_test()) if selftest else None
     if checks is not None:
-        console.print(_selftest_table(checks))
+        shown.print(_selftest_table(checks))
     if json_line:
         print(json.dumps(as_json(facts, states, checks)))
     if checks is not None and any(check.passed is False for check in checks):
-        raise typer.Exit(FAILED)
+        raise typer.Exit(terminal.FAILED)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -84,6 +79,17 @@ def _engine_table(states: Sequence[EngineState]) -> Table:
     return table
 
 
+def _option_table() -> Table:
+    from ...engine.engines import ENGINES
+    from ...export.options import described_options
+
+    table = _table("Options of engines: --engine-option NAME=VALUE", "engine", "name", "default", "meaning")
+    for engine in ENGINES.classes():
+        for name, default, meaning in described_options(engine.Options):
+            table.add_row(engine.name, name, str(default), meaning)
+    return table
+
+
 def _selftest_table(checks: Sequence[Check]) -> Table:
     table = _table(
         "Self-test against float64",
@@ -113,5 +119,5 @@ def _number(value: float | None, form: str) -> str:
 
 
 def main() -> None:
-    """Console script."""
-    options.run(app, "gfo-doctor", resumes=False)
+    """Run the console script."""
+    terminal.run(app, "gfo-doctor", resumes=False)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -18,12 +16,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...export.files import save_tensors
-from ...export.models.digits import (
+from ...export.files import atomic_folder, save_tensors
+from ...export.models.digits_networks import DIGITS_NETWORKS
+from ...export.models.digits_recipe import (
     DIGITS_CLASSES,
     DIGITS_INPUT_SIZE,
     DIGITS_MEAN,
-    DIGITS_NETWORKS,
     DIGITS_RECIPES,
     DIGITS_STD,
     DigitsRecipe,
@@ -69,18 +67,10 @@ def write_digits(root: Path) -> Path:
     """
     if _is_written(root):
         return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        _write_pictures(staging)
-        (staging / "classes.json").write_text(json.dumps({str(digit): digit for digit in range(DIGITS_CLASSES)}))
-        staging.chmod(0o755)  # mkdtemp makes it private
-        staging.rename(root)
-    except OSError:
-        if not _is_written(root):  # else another run was faster, and its pictures are the same
-            raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    # Another run that is faster writes the same pictures.
+    with atomic_folder(root, accept=lambda: _is_written(root)) as partial:
+        _write_pictures(partial)
+        (partial / "classes.json").write_text(json.dumps({str(digit): digit for digit in range(DIGITS_CLASSES)}))
     return root
 
 
@@ -100,7 +90,7 @@ def _write_pictures(root: Path) -> None:
 
 
 def _scikit_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Grey values 0 … 16 as [1797, 8, 8], and the digits [1797]."""
+    """Return grey values 0 … 16 as [1797, 8, 8], and the digits [1797]."""
     digits: Any = load_digits()  # a Bunch: its attributes have no types
     return digits.images, digits.target
 
@@ -112,7 +102,7 @@ def _val_indices(labels: NDArray[np.int64]) -> set[int]:
 
 
 def read_split(root: Path, split: str) -> tuple[Tensor, Tensor]:
-    """One split of the digits folder: pictures uint8 [N, 3, 32, 32], digits int64 [N]."""
+    """Read one split of the digits folder: pictures uint8 [N, 3, 32, 32], digits int64 [N]."""
     files = sorted((root / split).glob("*/*.png"))
     pictures = np.stack([_read_picture(file) for file in files])
     digits = torch.tensor([int(file.parent.name) for file in files])
@@ -125,14 +115,14 @@ def _read_picture(file: Path) -> NDArray[np.uint8]:
 
 
 def digits_weights(name: str, root: Path) -> Path:
-    """The cached weights of a demo network, trained first where there are none.
+    """Return the cached weights of a demo network; train it first where there are none.
 
     Parameters
     ----------
     name
         `digits-resnet` or `digits-vgg`.
     root
-        What `write_digits` wrote; only its train split is read.
+        Folder that `write_digits` wrote; only its train split is read.
 
     Returns
     -------
@@ -147,7 +137,7 @@ def digits_weights(name: str, root: Path) -> Path:
 
 
 def train_network(name: str, pictures: Tensor, digits: Tensor) -> nn.Module:
-    """Train a demo network from scratch by its recipe; the same weights again on the same kind of CPU.
+    """Train a demo network from scratch by its recipe; weights repeat on the same kind of CPU.
 
     Parameters
     ----------
@@ -184,13 +174,13 @@ def _fit(network: nn.Module, pictures: Tensor, digits: Tensor, recipe: DigitsRec
 
 
 def normalise(pictures: Tensor) -> Tensor:
-    """uint8 [N, 3, H, W] → the float32 that the demo networks take, channels-last."""
+    """Turn uint8 [N, 3, H, W] into the float32 that the demo networks take, channels-last."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (DIGITS_MEAN, DIGITS_STD))
     return ((pictures.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def _batches(pictures: Tensor, digits: Tensor, recipe: DigitsRecipe) -> Iterator[tuple[Tensor, Tensor]]:
-    """Full batches of shuffled epochs; the pictures of one batch share a random shift, black moving in."""
+    """Yield full batches of shuffled epochs; the pictures of one batch share a random shift, black moving in."""
     generator = torch.Generator().manual_seed(recipe.seed)
     shift, side = recipe.shift, pictures.shape[-1]
     padded = F.pad(pictures, (shift,) * 4, value=float(pictures.min()))

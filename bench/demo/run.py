@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from ...engine.data.spec import DataSpec
+from ...engine.evaluation.config import EvaluationConfig
 from ...engine.evaluation.evaluate import evaluate
-from ...engine.parity.checked_export import export_checked
+from ...engine.evaluation.summary import Summary
+from ...engine.parity.checked_export import ParityConfig, export_checked
 from ...engine.progress import Progress, no_progress
 from ...engine.reporting import ReportFiles, report
 from ...engine.training.config import TrainConfig
@@ -21,12 +24,12 @@ from ...export.bank import OccluderBank
 from ...export.classifier import load_classifier
 from ...export.errors import InputError
 from ...export.manifest import FAILED
-from ...export.models.digits import digits_weights_path
+from ...export.models.digits_recipe import digits_weights_path
 from ...export.models.spec import ModelSpec
-from ..measure import Row
-from ..suites.loaders import picture_paths
-from ..suites.pairs import throughput_rows
-from ..workload import Work
+from ..pictures import picture_paths
+from ..stages import throughput_rows
+from ..throughput import PairsConfig, PairsRow
+from ..workload import Workload
 from .digits import digits_weights, one_thread, write_digits
 
 # Pixel units. The plain network needs more to be fooled; at these both lose the class and keep most of the others.
@@ -35,12 +38,19 @@ EPSILONS: Final[Mapping[str, float]] = {"digits-resnet": 16.0, "digits-vgg": 32.
 
 @dataclass(frozen=True)
 class DemoResult:
-    """`summaries[name][split]` is the contents of that RUN's `summary.json`; `files` is what the report wrote.
+    """What the demo made.
 
-    `artefacts[name]` is the exported occluded classifier.
+    Attributes
+    ----------
+    summaries
+        `summaries[name][split]` is the summary of that RUN.
+    artefacts
+        The exported occluded classifier of each network.
+    files
+        What the report wrote.
     """
 
-    summaries: Mapping[str, Mapping[str, dict[str, Any]]]
+    summaries: Mapping[str, Mapping[str, Summary]]
     artefacts: Mapping[str, Artefact]
     files: ReportFiles
 
@@ -55,7 +65,7 @@ def demo(out: Path, *, seed: int = 0, progress: Progress = no_progress) -> DemoR
     Parameters
     ----------
     seed
-        Of the occluders and the evaluation. The networks have their own, in their recipes.
+        Seed of the occluders and the evaluation. The networks have their own, in their recipes.
 
     Raises
     ------
@@ -75,50 +85,50 @@ def demo(out: Path, *, seed: int = 0, progress: Progress = no_progress) -> DemoR
     return DemoResult(summaries, artefacts, report(runs, out))
 
 
-def demo_rows(out: Path, *, seconds: float = 2.0, progress: Progress = no_progress) -> list[Row]:
-    """How fast a demo's networks are under their occluders on the fastest engine present, against a plain loop.
+def demo_rows(out: Path, *, seconds: float = 2.0, progress: Progress = no_progress) -> list[PairsRow]:
+    """Measure a demo's networks under their occluders on the fastest engine present, and a plain loop.
 
     Parameters
     ----------
     out
-        Where `demo` has been.
+        Folder into which `demo` ran.
     seconds
         For each network; twice that with its warm-up.
     """
-    folder, rows = out / "data" / "val", []
+    folder, rows, config = out / "data" / "val", list[PairsRow](), PairsConfig(seconds=seconds)
     for name in EPSILONS:
         classifier = load_classifier(ModelSpec(f"gfo/{name}"))
         occluders = OccluderBank.load(out / f"{name}.safetensors").occluders
-        work = Work(classifier, occluders, folder, picture_paths(folder), "digits")
-        rows += throughput_rows(work, ["auto"], ["fp32"], seconds=seconds, progress=progress)
+        work = Workload(classifier, occluders, folder, picture_paths(folder), "digits")
+        rows += throughput_rows(work, config, progress=progress)
     return rows
 
 
 def _occlude_network(
     name: str, data: Path, out: Path, seed: int, progress: Progress
-) -> tuple[dict[str, dict[str, Any]], Artefact]:
-    """One network's way through the demo, to its summary for each split and its exported form."""
+) -> tuple[dict[str, Summary], Artefact]:
+    """Take one network through the demo; return its summary for each split and its exported form."""
     cached = digits_weights_path(name).is_file()
     progress.say(f"{name}: {'network from the cache' if cached else 'training the network, some seconds'}")
     digits_weights(name, data)
     model = ModelSpec(f"gfo/{name}")
     bank = out / f"{name}.safetensors"
     progress.say(f"{name}: occluders, epsilon {EPSILONS[name]:g}")
-    config = TrainConfig(epsilon=EPSILONS[name], seed=seed)
-    # fp32, not what is measured as fastest here and now: two runs of the demo are to give the same numbers.
-    train(model, data, bank, config, precision="fp32", progress=progress)
-    artefact = _exported(model, bank, data, out / "exported" / name, seed, progress)
+    # fp32, not what is measured as fastest here and now: two runs of the demo must agree.
+    config = TrainConfig(epsilon=EPSILONS[name], seed=seed, precision="fp32")
+    train(model, DataSpec(data), bank, config, progress)
+    artefact = _exported(model, bank, out / "exported" / name, ParityConfig(DataSpec(data), seed=seed), progress)
     summaries = {}
-    for split, run in (("val", out / name), ("train", out / name / "train")):
-        progress.say(f"{name}: all pairs of {split}")
-        summaries[split] = evaluate(model, bank, data, split, run, seed=seed, progress=progress)
+    for spec, run in ((DataSpec(data), out / name), (DataSpec(data, "train"), out / name / "train")):
+        progress.say(f"{name}: all pairs of {spec.split}")
+        summaries[spec.split] = evaluate(model, bank, spec, run, EvaluationConfig(seed=seed), progress)
     return summaries, artefact
 
 
-def _exported(model: ModelSpec, bank: Path, data: Path, out: Path, seed: int, progress: Progress) -> Artefact:
-    """Network and bank as one graph; what is there from the same bank is kept."""
+def _exported(model: ModelSpec, bank: Path, out: Path, check: ParityConfig, progress: Progress) -> Artefact:
+    """Export network and bank as one graph; one that is there from the same bank is kept."""
     if not out.exists():
-        artefact = export_checked(model, bank, out, data=data, seed=seed, progress=progress)
+        artefact = export_checked(model, bank, out, check=check, progress=progress)
     else:
         artefact = Artefact.load(out)
         if artefact.manifest.bank_hash != OccluderBank.load(bank).hash:

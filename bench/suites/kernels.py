@@ -1,51 +1,102 @@
-"""`python -m gfo.bench.suites.kernels`: the speed of every operation against the formula that it replaces.
+"""The speed of every operation beside the formula that it replaces: `gfo-bench kernels`.
 
 On the CPU the shipped references, on a GPU the Triton kernels and what `torch.compile` makes of the formula. Nothing is
-timed before its result has been found equal to the formula's; one that differs has no speed, and the exit code is 4.
+timed before its result has been found equal to the formula's; one that differs has no speed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
-import math
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
 import typer
 
-from ...engine.commands import options
+from ...engine import terminal
 from ...engine.progress import Progress, TerminalProgress, no_progress
 from ...export.errors import InputError
-from ...export.files import atomic_path
+from ..rows import BenchRow, Facts, KernelFacts
+from ..table import print_rows
+from .base import DATA, MEASUREMENT, Measured, TimedSuite, print_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..kernel_cases import Case, Results, Sizes
-    from ..measure import Row
+    from ..kernel_cases import Case
+    from ..kernel_data import Sizes
+    from ..kernel_formulas import Results
 
-FAILED = 4
+KernelRow: TypeAlias = BenchRow[KernelFacts]
+
 NO_GPU = "not run here: no CUDA GPU"
-# What is compared on a device; the formula, `eager`, is what the others are held against.
+# What is compared on a device; the others are compared with the formula, `eager`.
 ENGINES: Mapping[str, tuple[str, ...]] = {"cpu": ("eager", "reference"), "cuda": ("eager", "compile", "triton")}
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+# Keys of the document's environment: bytes that a large copy moves, by device.
+_CEILING = "copy_bytes_per_second_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels(TimedSuite):
+    """Time every operation and its straightforward formula, on synthetic data. A table, then one line of JSON."""
+
+    title: ClassVar[str] = "Operations on synthetic data; eager is the straightforward formula in PyTorch"
+
+    size: Annotated[int, typer.Option(min=1, help="Pixels along a side of the pictures.", rich_help_panel=DATA)] = 224
+    pairs: Annotated[
+        int,
+        typer.Option(min=1, help="Pairs of a picture and an occluder in a call; rows of logits.", rich_help_panel=DATA),
+    ] = 64
+    occluders: Annotated[int, typer.Option(min=1, help="Occluders in the bank.", rich_help_panel=DATA)] = 8
+    classes: Annotated[int, typer.Option(min=2, help="Logits in a row.", rich_help_panel=DATA)] = 1000
+    seconds: Annotated[
+        float,
+        typer.Option(
+            help="Time for each operation on each device; more makes intervals narrower.", rich_help_panel=MEASUREMENT
+        ),
+    ] = 2.0
+
+    def measure(self) -> Measured[BenchRow[Facts]]:
+        """Measure every operation on every device."""
+        from ...engine.machine import keep_freed_memory
+        from ..kernel_data import Sizes
+
+        # As in gfo-train: otherwise the formula, which takes more memory, would mostly wait for fresh pages.
+        keep_freed_memory()
+        sizes = Sizes(self.size, self.pairs, self.occluders, self.classes)
+        try:
+            rows, ceilings = kernel_rows(sizes, seconds=self.seconds, progress=TerminalProgress())
+        except RuntimeError as error:
+            if "memory" not in str(error):
+                raise
+            raise InputError(
+                f"--size {self.size} --pairs {self.pairs} --occluders {self.occluders} --classes {self.classes}: "
+                "do not fit into memory; use smaller ones"
+            ) from error
+        facts = {f"{_CEILING}{device}": rate for device, rate in ceilings.items()}
+        return Measured(rows, facts, seed=0)
+
+    def show(self, measured: Measured[BenchRow[Facts]], environment: Mapping[str, Any]) -> None:
+        """Print the table, the ceilings and the load: other work slows one operation's threads more than another's."""
+        shown, load = terminal.console(), environment["load_average"]
+        print_rows(measured.rows, self.title, shown)
+        ceilings = {key.removeprefix(_CEILING): rate for key, rate in measured.facts.items()}
+        lines = (f"a large copy on {on} moves {rate / 1e9:.1f} GB/s, read and written" for on, rate in ceilings.items())
+        print_lines(lines, shown)
+        busy = "unknown" if load is None else f"{load:.1f}"
+        print_lines([f"{environment['threads']} threads; load average before it began: {busy}"], shown)
 
 
 def kernel_rows(
     sizes: Sizes, *, seconds: float, progress: Progress = no_progress
-) -> tuple[list[Row], dict[str, float]]:
-    """Every operation, on the CPU and on the GPU if there is one.
+) -> tuple[list[KernelRow], dict[str, float]]:
+    """Measure every operation, on the CPU and on the GPU if there is one.
 
     Parameters
     ----------
     sizes
-        Of the synthetic data.
+        Sizes of the synthetic data.
     seconds
         > 0, for each operation on each device.
 
@@ -58,11 +109,11 @@ def kernel_rows(
     """
     import torch
 
+    from ..ceilings import bandwidth
     from ..kernel_cases import CASES
-    from ..measure import bandwidth
 
     ceilings = {device: bandwidth(device) for device in ENGINES if device == "cpu" or torch.cuda.is_available()}
-    rows: list[Row] = []
+    rows: list[KernelRow] = []
     with progress.task("kernels", total=len(ceilings) * len(CASES)) as bar:
         for (device, engines), make in itertools.product(ENGINES.items(), CASES):
             case = make(sizes, device if device in ceilings else "cpu")
@@ -75,10 +126,8 @@ def kernel_rows(
     return rows, ceilings
 
 
-def _row(case: Case, engine: str, device: str, **found: Any) -> Row:
-    from ..measure import Row
-
-    return Row(
+def _row(case: Case, engine: str, device: str, **found: Any) -> KernelRow:
+    return BenchRow(
         stage="kernel",
         engine=engine,
         precision=case.precision,
@@ -86,15 +135,15 @@ def _row(case: Case, engine: str, device: str, **found: Any) -> Row:
         occluders=case.occluders,
         unit=case.unit,
         device=device,
-        kernel=case.kernel,
         sizes=case.sizes,
         data="synthetic",
+        facts=KernelFacts(kernel=case.kernel),
         **found,
     )
 
 
-def _case_rows(case: Case, device: str, seconds: float, ceiling: float) -> list[Row]:
-    """A row for each engine: first all are checked, then those that passed are timed."""
+def _case_rows(case: Case, device: str, seconds: float, ceiling: float) -> list[KernelRow]:
+    """Return a row for each engine: first all are checked, then those that passed are timed."""
     from ..measure import extra_mb, measure, ratio, timer, with_rates
 
     calls, rows = _checked(case, device)
@@ -104,12 +153,12 @@ def _case_rows(case: Case, device: str, seconds: float, ceiling: float) -> list[
         against = None if name == "eager" else ratio(rates[name], "eager", rates["eager"])
         row = with_rates(rows[name], rates[name], against)
         share = (row.p50 or 0.0) / case.work * case.minimum / ceiling
-        rows[name] = replace(row, bandwidth_share=share, extra_mb=extra_mb(call, device))
+        rows[name] = replace(row, facts=replace(row.facts, bandwidth_share=share, extra_mb=extra_mb(call, device)))
     return list(rows.values())
 
 
-def _checked(case: Case, device: str) -> tuple[dict[str, Callable[[], Results]], dict[str, Row]]:
-    """The calls that may be timed, and a row for every engine that says why another may not."""
+def _checked(case: Case, device: str) -> tuple[dict[str, Callable[[], Results]], dict[str, KernelRow]]:
+    """Return the calls that may be timed, and a row for every engine that says why another may not."""
     import torch
 
     makers: dict[str, Callable[[], Callable[[], Results]]] = {
@@ -129,7 +178,7 @@ def _checked(case: Case, device: str) -> tuple[dict[str, Callable[[], Results]],
         try:
             call = makers[name]()
             wrong = difference(call(), wanted, case.rounding)
-        except Exception as error:  # noqa: BLE001 (compilers raise what they like; the row says that it failed)
+        except Exception as error:  # noqa: BLE001 (compilers raise any kind; the row says that it failed)
             wrong = f"failed: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
         else:
             if not wrong:
@@ -139,7 +188,7 @@ def _checked(case: Case, device: str) -> tuple[dict[str, Callable[[], Results]],
 
 
 def _cannot_run(engine: str, device: str) -> str:
-    """Why not, or nothing."""
+    """Return the reason the engine cannot run here, or an empty string."""
     if engine != "triton":
         return ""
     import torch
@@ -154,7 +203,7 @@ def _cannot_run(engine: str, device: str) -> str:
 
 
 def difference(found: Results, wanted: Results, rounding: int) -> str:
-    """How results differ beyond rounding, in words; empty where they don't.
+    """Return how results differ beyond rounding, or an empty string.
 
     Parameters
     ----------
@@ -174,7 +223,7 @@ def difference(found: Results, wanted: Results, rounding: int) -> str:
 
 
 def _apart(found: Tensor, wanted: Tensor, rounding: int) -> tuple[Tensor, Tensor]:
-    """Distance, and how large it may be, for each element; float64."""
+    """Return the distance, and how large it may be, for each element; float64."""
     import torch
 
     found, exact = found.detach().double(), wanted.detach().double()
@@ -184,88 +233,3 @@ def _apart(found: Tensor, wanted: Tensor, rounding: int) -> tuple[Tensor, Tensor
         if wanted.dtype != torch.float32:
             allowed += exact.abs() * torch.finfo(wanted.dtype).eps
     return (found - exact).abs(), allowed
-
-
-# ---- the command
-
-
-@app.command()
-def kernels(
-    seconds: Annotated[
-        float, typer.Option(help="For each operation on each device; more gives narrower intervals.")
-    ] = 2.0,
-    size: Annotated[int, typer.Option(min=1, help="Pixels along a side of the pictures.")] = 224,
-    pairs: Annotated[int, typer.Option(min=1, help="Of a picture and an occluder in a call; rows of logits.")] = 64,
-    occluders: Annotated[int, typer.Option(min=1, help="In the bank.")] = 8,
-    classes: Annotated[int, typer.Option(min=2, help="Logits in a row.")] = 1000,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Where the last line of the output goes as well.")
-    ] = None,
-) -> None:
-    """Time every operation against the straightforward formula, on synthetic data. One line of JSON comes last."""
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise InputError(f"--seconds {seconds}: expected a number above 0")
-    if json_file is not None and json_file.is_dir():
-        raise InputError(f"--json {json_file}: is a folder; name a file")
-    # The file is opened first: one that cannot be written is better known before than after.
-    with atomic_path(json_file) if json_file else contextlib.nullcontext() as partial:
-        if partial:
-            partial.touch()
-        rows, line = _measured(size, pairs, occluders, classes, seconds)
-        if partial:
-            partial.write_text(f"{line}\n")
-    print(line)
-    if any(row.passed is False for row in rows):
-        raise typer.Exit(FAILED)
-
-
-def measured_kernels(seconds: float) -> tuple[list[Row], dict[str, float]]:
-    """`kernel_rows` at the sizes of the command's defaults; for `gfo-bench --kernels`."""
-    from ...engine.machine import keep_freed_memory
-    from ..kernel_cases import Sizes
-
-    keep_freed_memory()
-    rows, ceilings = kernel_rows(Sizes(224, 64, 8, 1000), seconds=seconds, progress=TerminalProgress())
-    return rows, {f"copy_bytes_per_second_{device}": rate for device, rate in ceilings.items()}
-
-
-def _measured(size: int, pairs: int, occluders: int, classes: int, seconds: float) -> tuple[list[Row], str]:
-    """Rows, printed as a table, and the line of JSON."""
-    import torch
-
-    from ...engine.machine import keep_freed_memory
-    from ..kernel_cases import Sizes
-    from ..measure import console, document, print_rows
-
-    # As in gfo-train: otherwise the formula, which takes more memory, would mostly wait for fresh pages.
-    keep_freed_memory()
-    # What else runs here slows the threads of one operation more than another's.
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    try:
-        rows, ceilings = kernel_rows(
-            Sizes(size, pairs, occluders, classes), seconds=seconds, progress=TerminalProgress()
-        )
-    except RuntimeError as error:
-        if "memory" not in str(error):
-            raise
-        raise InputError(
-            f"--size {size} --pairs {pairs} --occluders {occluders} --classes {classes}: do not fit into memory; use "
-            "smaller ones"
-        ) from error
-    shown = console()
-    print_rows(rows, "Operations on synthetic data; eager is the straightforward formula in PyTorch", shown)
-    for device, ceiling in ceilings.items():
-        shown.print(f"a large copy on {device} moves {ceiling / 1e9:.1f} GB/s, read and written", markup=False)
-    busy = "unknown" if load is None else f"{load:.1f}"
-    shown.print(f"{torch.get_num_threads()} threads; load average before it began: {busy}", markup=False)
-    facts = document(rows, copy_bytes_per_second=ceilings, load_average=load, seed=0)
-    return rows, json.dumps(facts, allow_nan=False)
-
-
-def main() -> None:
-    """`python -m gfo.bench.suites.kernels`."""
-    options.run(app, "python -m gfo.bench.suites.kernels", resumes=False)
-
-
-if __name__ == "__main__":
-    main()

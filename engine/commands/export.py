@@ -2,87 +2,110 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from ...export.errors import InputError
+from ...export.formats import FORMATS
+from .. import terminal
 from . import options
 
-PARITY_FAILED = 4
+if TYPE_CHECKING:
+    from ...export.artefact import ExportConfig
+    from ..parity.checked_export import ParityConfig
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = options.new_app()
 
 
-@app.command()
-def export(
-    model: options.Model,
-    occluders: Annotated[Path, typer.Option(help="A bank that gfo-train wrote for this model, or zero:K.")],
-    out: Annotated[Path, typer.Option(help="A new folder for the artefact.")],
-    weights: options.Weights = "default",
-    format_: Annotated[str, typer.Option("--format", help="onnx, openvino or trt.")] = "onnx",
-    precision: options.Precision = "fp32",
+@dataclass(frozen=True)
+class ArtefactOptions(options.Group):
+    """What is written."""
+
+    panel: ClassVar[str] = "Artefact"
+    occluders: Annotated[Path, typer.Option(help="A bank that gfo-train wrote for this model, or zero:K.")]
+    out: Annotated[Path, typer.Option(help="A new folder for the artefact.")]
+    format_: Annotated[str, typer.Option("--format", help=f"{FORMATS.listed()}.")] = "onnx"
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32"
     bank_input: Annotated[
         bool, typer.Option("--bank-input", help="Leave the bank an input of the graph, for any bank of this model.")
-    ] = False,
-    batch_size: Annotated[int, typer.Option(help="Pairs in a pass; for trt the best and largest number.")] = 64,
+    ] = False
+    batch_size: Annotated[int, typer.Option(help="Pairs in a pass; for trt the best and largest number.")] = 64
     compute_capability: Annotated[
-        str, typer.Option(help="trt without a GPU: those of the GPUs to build for, as 8.6,8.9.")
-    ] = "",
-    data: Annotated[
-        Path | None, typer.Option(help="Check parity on pictures DATA/SPLIT/<class>/*; synthetic ones if not given.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="train or val.")] = "val",
-    class_map: options.ClassMap = None,
-    parity: Annotated[bool, typer.Option(help="Hold every engine here that runs it against PyTorch.")] = True,
-    parity_pairs: Annotated[
-        int | None, typer.Option(help="How many to compare: 300, half precision on real pictures 2,100.")
-    ] = None,
-    input_size: options.InputSize = None,
-    resize: options.Resize = None,
-    interpolation: options.Interpolation = None,
-    mean: options.Channels = None,
-    std: options.Channels = None,
-    seed: options.Seed = 0,
-) -> None:
-    """Freeze model, occluders and preprocessing into one graph, and check that engines compute it as PyTorch does.
+        str, typer.Option(help="trt without a GPU: compute capabilities to build for, as 8.6,8.9.")
+    ] = ""
 
-    Exit code 4 where the check fails; the artefact stays, marked as failed, and is not evaluated.
+    def config(self) -> ExportConfig:
+        """Return the configuration, as functions take it."""
+        from ...export.artefact import ExportConfig
+
+        targets = tuple(filter(None, self.compute_capability.split(",")))
+        return ExportConfig(self.format_, self.precision, self.bank_input, self.batch_size, targets)
+
+
+@dataclass(frozen=True)
+class ParityOptions(options.Group):
+    """How the artefact is compared with PyTorch."""
+
+    panel: ClassVar[str] = "Parity check"
+    data: Annotated[
+        Path | None, typer.Option(help="Check on pictures DATA/SPLIT/<class>/*; synthetic ones if not given.")
+    ] = None
+    split: Annotated[str, typer.Option(help="train or val.")] = "val"
+    class_map: options.ClassMap = None
+    parity: Annotated[
+        bool, typer.Option("--parity/--no-parity", help="Compare every engine here that runs it with PyTorch.")
+    ] = True
+    parity_pairs: Annotated[
+        int | None, typer.Option(help="Pairs to compare; 300, or 2,100 for half precision on real pictures.")
+    ] = None
+    seed: options.Seed = 0
+
+    def config(self) -> ParityConfig | None:
+        """Return the configuration, as functions take it; None for `--no-parity`."""
+        from ..data.spec import DataSpec
+        from ..parity.checked_export import ParityConfig
+
+        data = DataSpec(self.data or Path(), self.split, class_map=self.class_map)  # type: ignore[arg-type]
+        if not self.parity:
+            if self.data or self.class_map or self.parity_pairs:
+                raise InputError("--no-parity: does not read --data, --class-map and --parity-pairs; leave them out")
+            return None
+        return ParityConfig(None if self.data is None else data, self.parity_pairs, self.seed)
+
+
+@options.command(app)
+def export(model: options.ModelOptions, artefact: ArtefactOptions, parity: ParityOptions) -> None:
+    """Freeze model, occluders and preprocessing into one graph, and check that engines compute what PyTorch does.
+
+    Exit code 4 if the check fails; the artefact stays, marked as failed, and gfo-eval refuses it.
     """
     from ...export.manifest import FAILED
     from ..parity.checked_export import export_checked
     from ..progress import TerminalProgress
 
-    artefact = export_checked(
-        options.model_spec(model, weights, input_size, resize, interpolation, mean, std, seed),
-        occluders,
-        out,
-        format=format_,
-        precision=precision,
-        bank_input=bank_input,
-        batch_size=batch_size,
-        compute_capabilities=tuple(filter(None, compute_capability.split(","))),
-        data=data,
-        split=split,
-        class_map=class_map,
-        pairs=parity_pairs,
-        parity=parity,
-        seed=seed,
-        progress=TerminalProgress(),
+    written = export_checked(
+        model.spec(parity.seed),
+        artefact.occluders,
+        artefact.out,
+        artefact.config(),
+        parity.config(),
+        TerminalProgress(),
     )
-    facts = artefact.manifest
+    facts = written.manifest
     size = sum(file["bytes"] for file in facts.files.values())
-    print(
-        f"{out}: {', '.join(facts.files)} ({size / 1e6:.1f} MB), {facts.format}, {facts.precision}, bank {facts.bank}"
-    )
+    what = f"{', '.join(facts.files)} ({size / 1e6:.1f} MB), {facts.format}, {facts.precision}, bank {facts.bank}"
+    print(f"{artefact.out}: {what}")
     if facts.layers is not None:
         print("layers by type: " + ", ".join(f"{count} {name}" for name, count in facts.layers.items()))
     because = f": {facts.parity['reason']}" if facts.parity["reason"] else ""
     print(f"parity: {facts.parity['status']}{because}")
     if facts.parity["status"] == FAILED:
-        raise typer.Exit(PARITY_FAILED)
+        raise typer.Exit(terminal.FAILED)
 
 
 def main() -> None:
-    """Console script."""
-    options.run(app, "gfo-export", resumes=False)
+    """Run the console script."""
+    terminal.run(app, "gfo-export", resumes=False)

@@ -1,64 +1,198 @@
-"""What the commands share: options that mean the same everywhere, and errors as one line with an exit code."""
+"""Options that mean the same in every command, in groups: a group is a heading of `--help` and parses into a spec."""
 
 from __future__ import annotations
 
-import os
-import sys
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 
 import typer
 
-from ...export.errors import EngineUnavailable, InputError
+from ...export.errors import InputError
+from ...export.models import model_forms
+from ...export.options import key_values
+from ..data import LOADERS
+from ..engines import ENGINES
 
 if TYPE_CHECKING:
     from ...export.models.spec import ModelSpec
+    from ..data.spec import DataSpec, Split
+    from ..engines.choice import EngineChoice
 
-BAD_INPUT, UNAVAILABLE, INTERRUPTED = 2, 3, 130
-
-MODEL_HELP = "torchvision/<name>, timm/<name>, gfo/digits-resnet, gfo/digits-vgg or python:module:function."
+MODEL_HELP = f"{model_forms()}."
 Model = Annotated[str, typer.Option(help=MODEL_HELP)]
 Weights = Annotated[
     str,
     typer.Option(help="default, a torchvision name such as IMAGENET1K_V1, random, or a .safetensors/.pth state dict."),
 ]
-Data = Annotated[Path, typer.Option(help="Folder that holds train/<class>/* or val/<class>/*.")]
-ClassMap = Annotated[
-    Path | None, typer.Option(help="JSON {folder: model output}; else DATA/classes.json, else WordNet ids.")
+InputSize = Annotated[
+    int | None, typer.Option(help="Input size in pixels; the short side follows the model's own crop ratio.")
 ]
-InputSize = Annotated[int | None, typer.Option(help="Pixels; the short side is resized in the model's own crop ratio.")]
-Resize = Annotated[int | None, typer.Option(help="Short side in pixels before the centre crop.")]
-Interpolation = Annotated[str | None, typer.Option(help="bilinear or bicubic.")]
-Channels = Annotated[str | None, typer.Option(help="Three numbers for values in 0..1, as 0.485,0.456,0.406.")]
-Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Loader = Annotated[str, typer.Option(help="auto (DALI where the pictures go to a GPU, else Pillow), dali or pillow.")]
-DecodedCache = Annotated[
-    bool, typer.Option("--decoded-cache", help="Keep decoded pictures under GFO_CACHE and read them from there.")
-]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything that is drawn.")]
 Impl = Annotated[
-    str, typer.Option(help="Fused operations: auto (Triton on CUDA, else reference), reference or triton.")
+    str, typer.Option(help="Fused operations: auto (Triton on CUDA, the reference elsewhere), reference or triton.")
 ]
-BatchSize = Annotated[int, typer.Option(help="Pairs in a pass through the network, at most.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of everything that is drawn.")]
+BatchSize = Annotated[int, typer.Option(help="Maximum number of pairs in a pass through the network.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Channels = Annotated[str | None, typer.Option(help="Three numbers for values in 0..1, as 0.485,0.456,0.406.")]
+ClassMap = Annotated[
+    Path | None, typer.Option(help="JSON {folder: model output}; otherwise DATA/classes.json, otherwise WordNet ids.")
+]
 
 
-def model_spec(
-    model: str,
-    weights: str,
-    input_size: int | None,
-    resize: int | None,
-    interpolation: str | None,
-    mean: str | None,
-    std: str | None,
-    seed: int,
-) -> ModelSpec:
-    """The options that name a model, as one object."""
-    from ...export.models.spec import ModelSpec
+class Group:
+    """A group of options: a dataclass whose fields are annotated for typer."""
 
-    return ModelSpec(
-        model, weights, input_size, resize, interpolation, _three("--mean", mean), _three("--std", std), seed
-    )
+    panel: ClassVar[str]
+    """Heading of the group in `--help`."""
+
+
+@dataclass(frozen=True)
+class ModelOptions(Group):
+    """Options that name a model, its weights and its preprocessing."""
+
+    panel: ClassVar[str] = "Model"
+    model: Model
+    weights: Weights = "default"
+    input_size: InputSize = None
+    resize: Annotated[int | None, typer.Option(help="Short side in pixels before the centre crop.")] = None
+    interpolation: Annotated[str | None, typer.Option(help="bilinear or bicubic.")] = None
+    mean: Channels = None
+    std: Channels = None
+
+    def spec(self, seed: int) -> ModelSpec:
+        """Return the model, as functions take it."""
+        from ...export.models.spec import ModelSpec
+
+        return ModelSpec(
+            self.model,
+            self.weights,
+            self.input_size,
+            self.resize,
+            self.interpolation,
+            _three("--mean", self.mean),
+            _three("--std", self.std),
+            seed,
+        )
+
+
+@dataclass(frozen=True)
+class DataOptions(Group):
+    """Options that name pictures and how they are read."""
+
+    panel: ClassVar[str] = "Data"
+    data: Annotated[Path, typer.Option(help="Folder that holds train/<class>/* or val/<class>/*, or WebDataset files.")]
+    classes: Annotated[
+        str | None, typer.Option(help="Folder names A,B,…, all or random:N; the bank's own classes for an evaluation.")
+    ] = None
+    class_map: ClassMap = None
+    loader: Annotated[
+        str, typer.Option(help=f"{LOADERS.listed('auto')}; auto is DALI for pictures on a GPU, otherwise Pillow.")
+    ] = "auto"
+    decoded_cache: Annotated[
+        bool, typer.Option("--decoded-cache", help="Keep decoded pictures under GFO_CACHE and read them from there.")
+    ] = False
+    workers: Annotated[int | None, typer.Option(help="Decoding threads; one per core if not given.")] = None
+
+    def spec(self, split: Split | str) -> DataSpec:
+        """Return the data, as functions take it."""
+        from ..data.spec import DataSpec
+
+        values = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(DataOptions) if field.name != "data"
+        }
+        return DataSpec(self.data, split, **values)  # type: ignore[arg-type] (checked by DataSpec)
+
+
+@dataclass(frozen=True)
+class EngineOptions(Group):
+    """Options that choose an engine."""
+
+    panel: ClassVar[str] = "Engine"
+    engine: Annotated[str, typer.Option(help=f"{ENGINES.listed('auto')}.")] = "auto"
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16; that of the artefact, or fp32, if not given.")
+    ] = None
+    device: Device = "auto"
+    batch_size: Annotated[
+        int | None, typer.Option(help="Maximum number of pairs in a pass through the network; measured if not given.")
+    ] = None
+    engine_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="An option of the engine; repeatable. gfo-doctor lists them."),
+    ] = None
+    impl: Impl = "auto"
+    provider: Annotated[str, typer.Option(help="onnxruntime: auto, cpu, cuda or tensorrt.")] = "auto"
+    compiled: Annotated[bool, typer.Option("--compiled", help="torch: compile the network first.")] = False
+
+    def choice(self) -> EngineChoice:
+        """Return the engine, as functions take it; `--impl`, `--provider` and `--compiled` are shorthands."""
+        from ..engines.choice import EngineChoice
+
+        given: dict[str, Any] = key_values("--engine-option", self.engine_option or ())
+        shorthands = {"impl": self.impl, "provider": self.provider, "compiled": self.compiled}
+        for name, value in shorthands.items():
+            if value in ("auto", False):
+                continue
+            if name in given:
+                raise InputError(f"--{name}, --engine-option {name}={given[name]}: name the same option; drop one")
+            given[name] = value
+        return EngineChoice(self.engine, self.precision, self.device, given, self.batch_size)
+
+
+def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as the command of `app`; a parameter annotated with a `Group` becomes the group's options.
+
+    Other parameters are options of their own. All of them are passed by name.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(function, include_extras=True)
+        groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, Group)}
+        parameters: list[inspect.Parameter] = []
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name in groups:
+                parameters += _options_of(groups[name])
+            else:
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+
+        def called(**values: Any) -> None:
+            for name, group in groups.items():
+                values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})  # type: ignore[arg-type]
+            function(**values)
+
+        called.__doc__ = function.__doc__
+        called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        setattr(called, "__signature__", inspect.Signature(parameters))  # noqa: B010 (typed as read-only)
+        app.command()(called)
+        return function
+
+    return register
+
+
+def _options_of(group: type[Any]) -> list[inspect.Parameter]:
+    """Return the fields of a group as keyword parameters, under the group's heading."""
+    hints, parameters = get_type_hints(group, include_extras=True), list[inspect.Parameter]()
+    for field in dataclasses.fields(group):
+        kind, *metadata = (hints[field.name].__origin__, *hints[field.name].__metadata__)
+        info = copy.copy(metadata[0])
+        info.rich_help_panel = group.panel
+        default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+        parameters.append(
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
+            )
+        )
+    return parameters
+
+
+def new_app() -> typer.Typer:
+    """Return a typer application with the settings of every command."""
+    return typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 
 def _three(option: str, text: str | None) -> tuple[float, float, float] | None:
@@ -69,46 +203,3 @@ def _three(option: str, text: str | None) -> tuple[float, float, float] | None:
     except ValueError as error:
         raise InputError(f"{option} {text}: expected three numbers separated by commas") from error
     return red, green, blue
-
-
-def run(app: typer.Typer, name: str, *, resumes: bool = True) -> None:
-    """Run a command and leave with its exit code: 0, 2 bad input, 3 engine unavailable, 130 interrupted, or its own.
-
-    `resumes`: whether the same command goes on where an interrupted one stopped, to say so.
-
-    Bad input is one line on standard error, without a traceback. A defect keeps its traceback and exits with 1.
-    """
-    try:
-        code = app(prog_name=name, standalone_mode=False)
-    except (InputError, EngineUnavailable) as error:
-        _leave(name, str(error), UNAVAILABLE if isinstance(error, EngineUnavailable) else BAD_INPUT)
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except OSError as error:
-        where = error.filename or "input or output"
-        _leave(
-            name, f"{where}: {error.strerror or error}; check the path, its permissions and the free space", BAD_INPUT
-        )
-    except Exception as error:
-        # typer's usage errors: they carry their exit code and a message, and their class is not public.
-        if not hasattr(error, "format_message"):
-            raise
-        _leave(name, f"{_usage(error)} (see {name} --help)", BAD_INPUT)
-    if code == INTERRUPTED:  # typer itself turns Ctrl-C into this code, without a word
-        kept = "what is finished is kept, the same command resumes" if resumes else "nothing is kept"
-        _leave(name, f"interrupted; {kept}", INTERRUPTED)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _usage(error: Any) -> str:
-    """typer's message, and the value, which it leaves out where pydantic has checked it."""
-    checked = getattr(error.__cause__, "errors", None)
-    return str(error.format_message()) + (f", got {checked()[0]['input']!r}" if checked else "")
-
-
-def _leave(name: str, message: str, code: int) -> NoReturn:
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
-    sys.stderr.flush()
-    if code == INTERRUPTED:
-        os._exit(code)  # decoding threads would be waited for
-    sys.exit(code)

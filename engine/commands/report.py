@@ -1,4 +1,4 @@
-"""`gfo-report`: tables, figures and one page from some RUNs."""
+"""`gfo-report`: tables, figures and one page from RUNs."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Annotated
 
 import typer
 
+from .. import terminal
 from . import options
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = options.new_app()
 
 
-@app.command()
+@options.command(app)
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that gfo-eval --out wrote.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders that gfo-eval --out wrote.")],
     out: Annotated[Path, typer.Option(help="Folder for report.html, the figures and tables/.")],
     figure_classes: Annotated[int, typer.Option(min=1, help="Figure S1: classes side by side.")] = 4,
-    figure_pictures: Annotated[int, typer.Option(min=1, help="Figure S1: pictures of each class.")] = 3,
+    figure_pictures: Annotated[int, typer.Option(min=1, help="Figure S1: pictures per class.")] = 3,
 ) -> None:
     """Join RUNs (splits, epsilons, models) into Tables S1 and S2, the all-pairs matrix, Figure S1 and one HTML page."""
     from ..reporting import report as write_report
@@ -26,5 +27,5 @@ def report(
 
 
 def main() -> None:
-    """Console script."""
-    options.run(app, "gfo-report", resumes=False)
+    """Run the console script."""
+    terminal.run(app, "gfo-report", resumes=False)

@@ -2,88 +2,109 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from ...export.errors import InputError
+from ...export.options import key_values
+from .. import terminal
+from ..training.objectives import OBJECTIVES
+from ..training.optimizers import OPTIMIZERS
 from . import options
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+if TYPE_CHECKING:
+    from ..training.config import TrainConfig
+
+app = options.new_app()
 
 
-@app.command()
-def train(
-    model: options.Model,
-    data: options.Data,
-    epsilon: Annotated[float, typer.Option(help="Radius of the ball in pixel units: 10 means 10/255.")],
-    out: Annotated[Path, typer.Option(help="The bank, a .safetensors file.")],
-    weights: options.Weights = "default",
-    classes: Annotated[str, typer.Option(help="Folder names A,B,…, all, or random:N.")] = "all",
-    class_map: options.ClassMap = None,
-    norm: Annotated[str, typer.Option(help="linf (every pixel) or l2 (the whole occluder).")] = "linf",
-    kappa: Annotated[float, typer.Option(help="Confidence of the margin, in logits.")] = 10.0,
-    epochs: Annotated[int, typer.Option(help="Passes over each class's pictures.")] = 8,
-    batch_size: options.BatchSize = 64,
-    classes_together: Annotated[int, typer.Option(help="Classes that share a batch.")] = 4,
-    optimizer: Annotated[str, typer.Option(help="momentum (normalised steps) or adam.")] = "momentum",
-    step: Annotated[float, typer.Option(help="First step as a share of epsilon; it falls to 0.")] = 0.1,
-    momentum: Annotated[float, typer.Option(help="Decay of the momentum, beta 1 of adam.")] = 0.9,
+@dataclass(frozen=True)
+class OccluderOptions(options.Group):
+    """What the occluders are."""
+
+    panel: ClassVar[str] = "Occluders"
+    epsilon: Annotated[float, typer.Option(help="Radius of the ball in pixel units: 10 means 10/255.")]
+    out: Annotated[Path, typer.Option(help="The bank, a .safetensors file.")]
+    norm: Annotated[str, typer.Option(help="linf (every pixel) or l2 (the whole occluder).")] = "linf"
+    objective: Annotated[str, typer.Option(help=f"What the occluders minimise: {OBJECTIVES.listed()}.")] = "pure"
+    objective_option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the objective; repeatable.")
+    ] = None
+    kappa: Annotated[
+        float | None,
+        typer.Option(help="Confidence of the margin, in logits (10); short for --objective-option kappa=…"),
+    ] = None
     per_class: Annotated[
         int | None, typer.Option(help="Pictures of each class to fit, a seeded draw; all if not given.")
-    ] = None,
-    held_out: Annotated[int, typer.Option(help="Pictures of each class to set aside, for choosing epsilon.")] = 0,
-    precision: Annotated[str, typer.Option(help="Of the network: auto (measured), fp32, bf16 or fp16.")] = "auto",
-    device: options.Device = "auto",
-    loader: options.Loader = "auto",
-    decoded_cache: options.DecodedCache = False,
-    impl: options.Impl = "auto",
-    input_size: options.InputSize = None,
-    resize: options.Resize = None,
-    interpolation: options.Interpolation = None,
-    mean: options.Channels = None,
-    std: options.Channels = None,
-    seed: options.Seed = 0,
+    ] = None
+    held_out: Annotated[int, typer.Option(help="Pictures of each class to set aside, for choosing epsilon.")] = 0
+
+    def objective_options(self) -> dict[str, Any]:
+        """Return the options of the objective; `--kappa` is a shorthand."""
+        given: dict[str, Any] = key_values("--objective-option", self.objective_option or ())
+        if self.kappa is not None:
+            if "kappa" in given:
+                raise InputError(
+                    f"--kappa {self.kappa:g}, --objective-option kappa={given['kappa']}: name the same option; drop one"
+                )
+            given["kappa"] = self.kappa
+        return given
+
+
+@dataclass(frozen=True)
+class TrainingOptions(options.Group):
+    """How they are trained."""
+
+    panel: ClassVar[str] = "Training"
+    epochs: Annotated[int, typer.Option(help="Passes over each class's pictures.")] = 8
+    batch_size: Annotated[int, typer.Option(help="Pictures in a batch.")] = 64
+    classes_together: Annotated[int, typer.Option(help="Classes that share a batch.")] = 4
+    optimizer: Annotated[str, typer.Option(help=f"{OPTIMIZERS.listed()}.")] = "momentum"
+    step: Annotated[float, typer.Option(help="First step as a share of epsilon; it falls to 0.")] = 0.1
+    momentum: Annotated[float, typer.Option(help="Decay of the momentum, beta 1 of adam.")] = 0.9
+    precision: Annotated[str, typer.Option(help="Precision of the network: auto (measured), fp32, bf16 or fp16.")] = (
+        "auto"
+    )
+    device: options.Device = "auto"
+    impl: options.Impl = "auto"
+    seed: options.Seed = 0
+
+
+@options.command(app)
+def train(
+    model: options.ModelOptions, data: options.DataOptions, occluders: OccluderOptions, training: TrainingOptions
 ) -> None:
     """Train one occluder per class on DATA/train. Finished classes are kept; the same command resumes."""
     from ..machine import peak_rss_mb
     from ..progress import TerminalProgress
-    from ..training.config import TrainConfig
     from ..training.train import train as train_bank
 
-    config = TrainConfig(
-        epsilon=epsilon,
-        norm=norm,
-        kappa=kappa,
-        epochs=epochs,
-        batch_size=batch_size,
-        classes_together=classes_together,
-        optimizer=optimizer,
-        step=step,
-        momentum=momentum,
-        pictures_per_class=per_class,
-        held_out=held_out,
-        seed=seed,
-    )
     bank = train_bank(
-        options.model_spec(model, weights, input_size, resize, interpolation, mean, std, seed),
-        data,
-        out,
-        config,
-        classes=classes,
-        class_map=class_map,
-        precision=precision,
-        device=device,
-        loader=loader,
-        decoded_cache=decoded_cache,
-        impl=impl,
-        progress=TerminalProgress(),
+        model.spec(training.seed), data.spec("train"), occluders.out, _config(occluders, training), TerminalProgress()
     )
     peak = peak_rss_mb()
     memory = f", peak memory {peak:.0f} MiB" if peak else ""
-    print(f"{out}: {len(bank.class_ids)} occluders, epsilon {epsilon:g}, {norm}, {bank.hash[:19]}{memory}")
+    what = f"{len(bank.class_ids)} occluders, epsilon {occluders.epsilon:g}, {occluders.norm}"
+    print(f"{occluders.out}: {what}, {bank.hash[:19]}{memory}")
+
+
+def _config(occluders: OccluderOptions, training: TrainingOptions) -> TrainConfig:
+    from ..training.config import TrainConfig
+
+    return TrainConfig(
+        epsilon=occluders.epsilon,
+        norm=occluders.norm,
+        objective=occluders.objective,
+        objective_options=occluders.objective_options(),
+        pictures_per_class=occluders.per_class,
+        held_out=occluders.held_out,
+        **vars(training),
+    )
 
 
 def main() -> None:
-    """Console script."""
-    options.run(app, "gfo-train")
+    """Run the console script."""
+    terminal.run(app, "gfo-train")

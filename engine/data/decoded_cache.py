@@ -10,12 +10,10 @@ write the same pixels.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -27,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...export.cache import cache_dir
+from ...export.cache import cache_dir, key
 from ...export.errors import InputError
-from ...export.files import naming, usual_mode
+from ...export.files import atomic_folder, naming
 from ...export.preprocessing import Preprocessing
 from .files import PictureFiles
 from .source import Block, Decoder, PictureSource
@@ -87,7 +85,7 @@ class DecodedCache(PictureSource):
             "geometry": [p.input_size, p.resize, p.interpolation],
             "pictures": [[path, *self.files.identity(path)] for path in paths],
         }
-        folder = cache_dir() / "pictures" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+        folder = cache_dir() / "pictures" / key(facts)
         size = len(paths) * p.input_size**2 * 3
         with naming(folder):
             if not _whole(folder, size, len(paths)):
@@ -111,22 +109,13 @@ def _make(folder: Path, size: int, facts: dict[str, Any]) -> None:
             f"--decoded-cache: {len(facts['pictures'])} pictures take {size / 1e9:.1f} GB, {folder.parent} has "
             f"{free / 1e9:.1f} GB free; set GFO_CACHE to a folder on a larger disk, or drop the option"
         )
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    if folder.is_dir():
+        shutil.rmtree(folder)  # damaged
+    with atomic_folder(folder, accept=folder.is_dir) as partial:
         for name, length in ((_PIXELS, size), (_DONE, len(facts["pictures"]))):
             with (partial / name).open("wb") as file:
                 file.truncate(length)
         (partial / _INDEX).write_text(json.dumps(facts))
-        usual_mode(partial)
-        if folder.is_dir():
-            shutil.rmtree(folder)  # damaged
-        try:
-            os.replace(partial, folder)
-        except OSError:
-            if not folder.is_dir():  # Otherwise another process was faster, and its folder is as empty.
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 class _Kept:

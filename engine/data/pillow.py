@@ -19,7 +19,6 @@ class PillowSource(Decoder):
     """Decode on `workers` threads, one list ahead."""
 
     name = "pillow"
-    packages: ClassVar = ("pillow",)
     modules: ClassVar = ("PIL",)
     rank: ClassVar = {"cpu": 1, "cuda": 2}
 

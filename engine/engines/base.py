@@ -1,62 +1,119 @@
-"""The lifecycle that every engine shares: open, infer, close. A new engine is one new file."""
+"""The lifecycle that every engine shares: open, infer, close. An engine describes itself in its class."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from ...export.artefact import Artefact
 from ...export.classifier import FrozenClassifier
 from ...export.errors import InputError
-from ...kernels.occlude import check_pair_list
+from ...export.options import NoOptions
+from ...export.subject import Subject
+from ...kernels.pairs import check_pair_list
 from ...kernels.score import Score, score
 
-Subject: TypeAlias = FrozenClassifier | Artefact
-"""What an engine runs: a classifier in memory, which takes a bank, or a folder that `export` wrote."""
+
+def check_precision(subject: Subject, precision: str) -> None:
+    """Raise `InputError` for an artefact that was exported at another precision."""
+    if subject.exported_precision not in (None, precision):
+        raise InputError(f"--precision {precision}: {subject.name} was exported at {subject.exported_precision}")
 
 
-def check_precision(artefact: Artefact, precision: str) -> None:
-    """Raise `InputError` unless the artefact was exported at that precision."""
-    if precision != artefact.manifest.precision:
-        raise InputError(f"--precision {precision}: {artefact.folder} was exported at {artefact.manifest.precision}")
+@dataclass(frozen=True)
+class OwnBenchmark:
+    """A vendor's benchmark of what an engine runs: `gfo-bench` starts it beside its own measurements.
+
+    Attributes
+    ----------
+    tool
+        Name of the executable, looked for on the PATH.
+    plan
+        The file that the engine has loaded.
+    pairs
+        Pairs per pass.
+    """
+
+    tool: str
+    plan: Path
+    pairs: int
 
 
 class Engine(ABC):
     """An inference engine that runs one frozen classifier under occluders.
 
-    Use it as a context manager, and give it a bank before the first pair, unless it runs an artefact that has one:
+    Use it as a context manager, and load a bank before the first pair, unless it runs an artefact that embeds one:
 
         with TorchEngine(classifier, "fp32") as engine:
             engine.load_bank(bank.occluders)
             logits = engine.infer(images, image_index, occluder_index)
+
+    Parameters
+    ----------
+    subject
+        What to run.
+    precision
+        fp32, bf16 or fp16.
+    device
+        `auto`, `cpu`, `cuda` or `cuda:N`.
+    options
+        An instance of the class's `Options`; None means the defaults.
+    pairs
+        Preferred number of pairs per pass, for engines whose passes have a fixed size; others do not read it.
+
+    Raises
+    ------
+    InputError
+        A precision, format or option that the engine lacks.
+    EngineUnavailable
+        Its library or device is not available.
     """
 
     name: ClassVar[str]
     devices: ClassVar[tuple[str, ...]]
     """Kinds of device that it can run on: `cpu`, `cuda`."""
     formats: ClassVar[tuple[str, ...]] = ()
-    """Of the artefacts that it runs."""
-    torch_device: torch.device = torch.device("cpu")
-    """Where it wants pictures and gives logits."""
-    device: str
-    """What the results were computed on, for the record: `cpu`, or the GPU's name."""
-    impl: str
-    """Whose `occlude` and `score` run around the network: `reference` or `triton`."""
-    variant: str | None = None
-    """Which form of the engine computes, for the record: ONNX Runtime's provider, TensorRT's library, `compiled`."""
-    fixed_pairs: int | None = None
-    """How many pairs every pass takes, where that is built in: what a list lacks is filled up."""
-    how: str = ""
-    """What it chose for itself when it was opened, in words."""
+    """Export formats that it runs; none for an engine that runs classifiers only."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Distributions that it needs, as pip names them; `gfo-doctor` lists their versions."""
+    rank: ClassVar[Mapping[str, int]] = {}
+    """Its place among the engines for a kind of device, the fastest first; `auto` passes over an engine without one."""
+    Options: ClassVar[type[Any]] = NoOptions
+    """Frozen dataclass of its own options, with defaults; `--engine-option key=value` sets them."""
 
-    def __init__(self, subject: Subject, precision: str, device: str = "auto") -> None:
-        if isinstance(subject, Artefact):
-            self._check_artefact(subject, precision)
+    options: Any
+    reason: str = "requested"
+    """Why this engine runs; set by `open_engine`."""
+    torch_device: torch.device = torch.device("cpu")
+    """Device on which it expects pictures and returns logits."""
+    device: str
+    """Name of the device that computes, for the record: `cpu`, or the name of the GPU."""
+    impl: str
+    """Implementation of `occlude` and `score` around the network: `reference` or `triton`."""
+    variant: str | None = None
+    """Form of the engine that computes, for the record: ONNX Runtime's provider, TensorRT's library, `compiled`."""
+    fixed_pairs: int | None = None
+    """Number of pairs in every pass, where that is built in; shorter lists are padded."""
+    how: str = ""
+    """What it chose for itself when it was opened, for the log."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        precision: str,
+        device: str = "auto",
+        options: Any = None,
+        pairs: int | None = None,
+    ) -> None:
+        self.options = self.Options() if options is None else options
+        self._check_format(subject)
+        check_precision(subject, precision)
         available = self.precisions(device)
         if precision not in available:
             raise InputError(
@@ -64,71 +121,64 @@ class Engine(ABC):
             )
         self.subject = subject
         self.precision = precision
-        embedded = subject.embedded_bank() if isinstance(subject, Artefact) else None
+        embedded = subject.embedded_bank()
         self._embedded = None if embedded is None else len(embedded.class_ids)
         self._rows: int | None = None
-        self._entered = False
         self.takes_grids = False
 
-    def _check_artefact(self, artefact: Artefact, precision: str) -> None:
-        manifest = artefact.manifest
-        if manifest.format not in self.formats:
-            runs = f"runs {', '.join(self.formats)}" if self.formats else "runs models, no artefacts"
-            raise InputError(f"--engine {self.name}: {runs}, and {artefact.folder} is {manifest.format}")
-        check_precision(artefact, precision)
+    def _check_format(self, subject: Subject) -> None:
+        if subject.format is not None and subject.format not in self.formats:
+            runs = f"runs {', '.join(self.formats)}" if self.formats else "runs models, not artefacts"
+            raise InputError(f"--engine {self.name}: {runs}, and {subject.name} is {subject.format}")
 
     @property
     def takes_bank(self) -> bool:
-        """Whether it is given a bank, and has none inside."""
+        """Whether it needs a bank, having none embedded."""
         return self._embedded is None
 
     def _sizes(self) -> tuple[int, int, int | None]:
-        """S, C and the rows of the bank inside, as `onnx_graph.ports` takes them."""
+        """Return S, C and the rows of the embedded bank, as `onnx_graph.ports` takes them."""
         rows = None if self._embedded is None else self._embedded + 1
         return self.subject.preprocessing.input_size, self.subject.num_classes, rows
 
     @classmethod
     @abstractmethod
     def precisions(cls, device: str = "auto") -> tuple[str, ...]:
-        """Those that it has on a device of this machine.
+        """Return the precisions that it supports on a device of this machine.
 
         Raises
         ------
         EngineUnavailable
-            Its library is not installed, or the device is not there.
+            Its library is not installed, or the device is not available.
         InputError
-            Not a device.
+            `device` is not a device.
         """
 
     def __enter__(self) -> Self:
-        if not self._entered:  # `auto` has opened what it gives
-            self._rows = self._embedded  # what an earlier opening was given is gone
-            self.open()
-            self._entered = True
+        self._rows = self._embedded  # a bank loaded into an earlier opening is gone
+        self.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._entered:
-            self._entered = False
-            self.close()
+        self.close()
 
     @abstractmethod
     def open(self) -> None:
-        """Build or load what runs; `with` calls it, and `close`. Raises `EngineUnavailable` if it cannot run here."""
+        """Build or load what runs; `with` calls it. Raises `EngineUnavailable` if it cannot run here."""
 
     def load_bank(self, occluders: Tensor) -> None:
-        """Take the occluders, float32 [K, S, S, 3] in pixel units; may be called again with another bank.
+        """Load the occluders, float32 [K, S, S, 3] in pixel units; may be called again with another bank.
 
         Raises
         ------
         ValueError
-            Another dtype or size, or the bank is embedded in what runs.
+            Another dtype or size, or the bank is embedded in the artefact.
         """
         size = self.subject.preprocessing.input_size
         if not self.takes_bank:
-            raise ValueError("occluders: the artefact has its bank inside, and takes no other")
+            raise ValueError("occluders: the artefact embeds its bank, and takes no other")
         if occluders.dtype != torch.float32 or tuple(occluders.shape[1:]) != (size, size, 3):
             got = f"{str(occluders.dtype).removeprefix('torch.')} {list(occluders.shape)}"
             raise ValueError(f"occluders: expected float32 [K, {size}, {size}, 3], got {got}")
@@ -137,26 +187,26 @@ class Engine(ABC):
 
     @abstractmethod
     def _load_bank(self, occluders: Tensor) -> None:
-        """`load_bank`, checked."""
+        """Load a bank that `load_bank` has checked."""
 
     def place(self, tensor: Tensor) -> Tensor:
-        """Pictures or labels of a block where the engine wants them: moved once a block, not once a batch."""
+        """Move pictures or labels of a block to the engine's device: once per block, not once per pass."""
         return tensor.to(self.torch_device)
 
     def infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
-        """uint8 [B, S, S, 3] and a pair list, int64 [P] twice → logits float32 [P, C], on the engine's device.
+        """Run pictures, uint8 [B, S, S, 3], under a pair list, int64 [P] twice; return logits, float32 [P, C].
 
-        Occluder index 0 is clean, j is bank row j − 1.
+        The logits are on the engine's device. Occluder index 0 is clean, j is bank row j − 1.
 
         Raises
         ------
         ValueError
-            No bank yet, pictures of another dtype or size, or an index out of range; lists on a GPU are not checked,
-            which would have to wait for it.
+            No bank is loaded, pictures have another dtype or size, or an index is out of range; lists on a GPU are not
+            checked, because that would wait for the GPU.
         """
         size = self.subject.preprocessing.input_size
         if self._rows is None:
-            raise ValueError("no bank: load_bank comes first")
+            raise ValueError("no bank: call load_bank first")
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != (size, size, 3):
             got = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
             raise ValueError(f"images: expected uint8 [B, {size}, {size}, 3], got {got}")
@@ -172,30 +222,34 @@ class Engine(ABC):
 
     @abstractmethod
     def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
-        """`infer`, checked."""
+        """Run a call that `infer` has checked."""
 
     @abstractmethod
     def bare(self, batch: int) -> dict[str, Callable[[], object]]:
-        """Calls that run the network alone on `batch` ready pictures, by memory layout: what a pair costs at least.
+        """Return calls that run the network alone on `batch` ready pictures, by layout: the lower bound of a pair.
 
-        Noise in the precision's dtype, where the engine wants it, at the engine's own settings. Empty where it runs
-        other batches only.
+        The pictures are noise in the precision's dtype, on the engine's device, at the engine's own settings. The
+        result is empty where the engine only runs other batches.
 
         Raises
         ------
         ValueError
-            What runs is an artefact: its network is not to be had alone.
+            The engine runs an artefact, whose network cannot be separated.
         """
 
+    def own_benchmark(self) -> OwnBenchmark | None:
+        """Return the vendor's benchmark of what this open engine runs, None where there is none."""
+        return None
+
     def _classifier(self) -> FrozenClassifier:
-        if isinstance(self.subject, Artefact):
-            raise ValueError(f"{self.subject.folder}: an artefact's network is not to be had alone")
+        if not isinstance(self.subject, FrozenClassifier):
+            raise ValueError(f"{self.subject.name}: the network of an artefact cannot be separated")
         return self.subject
 
     def score(self, images: Tensor, image_index: Tensor, occluder_index: Tensor, labels: Tensor) -> Score:
-        """`infer`, judged where the logits are, so that only the verdict travels.
+        """Run `infer` and judge the logits on the engine's device, so that only the verdict travels.
 
-        `labels` is int64 [B], one a picture.
+        `labels` is int64 [B], one per picture.
         """
         logits = self.infer(images, image_index, occluder_index)
         verdict = score(logits, labels.to(logits.device)[image_index.to(logits.device)], impl=self.impl)

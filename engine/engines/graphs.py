@@ -1,26 +1,33 @@
-"""The graph that an in-graph engine opens: an artefact's own file, or a classifier's, exported once into the cache.
+"""Graphs that engines open: the file of an artefact, or a classifier's, exported once into the cache.
 
-The bank is an input of a cached graph, so that another ε, seed or bank rebuilds nothing. What does change the graph is
-in its key: model, weights, preprocessing, precision, form, and the versions of all that took part.
+The bank is an input of a cached graph, so that another ε, seed or bank rebuilds nothing. The key holds whatever changes
+the graph: model, weights, preprocessing, precision, form, and the versions of the exporting packages.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from ...export.cache import cache_dir
+from ...export.artefact import Artefact
+from ...export.cache import cache_dir, key
 from ...export.classifier import FrozenClassifier
-from ...export.files import atomic_path, usual_mode
+from ...export.files import atomic_folder, atomic_path
 from ...export.manifest import file_facts
-from ...export.onnx_graph import GRAPH_VERSION, OPSETS, bare_network, save_graph
+from ...export.onnx_check import check_graph
+from ...export.onnx_graph import (
+    GRAPH_VERSION,
+    OPSETS,
+    Gather,
+    bare_network,
+    occluded_graph,
+    save_graph,
+)
+from ...export.subject import Subject
 from ...export.tensorrt.plan import bare_graph
 
 _EXPORTERS = ("torch", "onnx", "onnxscript", "gfo")
@@ -29,14 +36,14 @@ _FILE, _SUMS = "model.onnx", "files.json"
 
 @dataclass(frozen=True)
 class Graph:
-    """An ONNX file, and where an engine may keep what it compiles from it: None where nothing is kept."""
+    """An ONNX file, and the folder where an engine may keep what it compiles from it (None: nothing is kept)."""
 
     path: Path
     compiled: Path | None
 
 
 def graph_key(classifier: FrozenClassifier, precision: str, form: str) -> str | None:
-    """What a graph is cached under; None for a network whose code is the user's, which may change under its name."""
+    """Return the cache key of a graph; None for a user's own network, whose code may change under the same name."""
     if not classifier.origin:
         return None
     facts = {
@@ -50,47 +57,64 @@ def graph_key(classifier: FrozenClassifier, precision: str, form: str) -> str | 
         "graph": GRAPH_VERSION,
         "versions": {name: version(name) for name in _EXPORTERS},
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return key(facts)
 
 
 def cached_graph(
     classifier: FrozenClassifier, precision: str, form: str, write: Callable[[Path], object], scratch: Path
 ) -> Graph:
-    """The graph of that form, written by `write(path)` unless the cache has it.
+    """Return the graph of that form, written by `write(path)` unless the cache has it.
 
     Parameters
     ----------
     form
-        What `write` makes, as `occluded` or `bare`: part of the key.
+        What `write` writes, as `occluded` or `bare`: part of the key.
     scratch
-        A folder for a graph that is not kept.
+        Folder for a graph that is not kept.
     """
-    key = graph_key(classifier, precision, form)
-    if key is None:
+    name = graph_key(classifier, precision, form)
+    if name is None:
         path = scratch / _FILE
         write(path)
         return Graph(path, None)
-    folder = cache_dir() / "graphs" / key
+    folder = cache_dir() / "graphs" / name
     drop_damaged(folder)
     if not (folder / _FILE).is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=folder.parent))
-        try:
+        shutil.rmtree(folder, ignore_errors=True)
+        with atomic_folder(folder, accept=(folder / _FILE).is_file) as partial:
             write(partial / _FILE)
             note_files(partial)
-            usual_mode(partial)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
-        except OSError:
-            if not (folder / _FILE).is_file():  # else another process was faster, and its file is the same
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return Graph(folder / _FILE, folder)
 
 
+def occluded_file(
+    subject: Subject, precision: str, gather: Gather, sizes: tuple[int, int, int | None], scratch: Path
+) -> Graph:
+    """Return the occluded classifier as a graph whose bank is an input, or the file of an artefact, checked.
+
+    Parameters
+    ----------
+    gather
+        See `occluded_graph`; an artefact has its own.
+    sizes
+        S, C and the rows of the embedded bank, as `check_graph` takes them.
+    scratch
+        Folder for a graph that is not kept.
+    """
+    if isinstance(subject, Artefact):
+        if subject.format == "onnx":
+            check_graph(subject.path, *sizes, subject.manifest.files)
+        return Graph(subject.path, cache_dir() / "artefacts" / subject.key)
+    assert isinstance(subject, FrozenClassifier)
+
+    def write(path: Path) -> None:
+        save_graph(occluded_graph(subject, precision, None, gather=gather), path)
+
+    return cached_graph(subject, precision, f"occluded, gather {gather}", write, scratch)
+
+
 def bare_file(classifier: FrozenClassifier, precision: str, layout: str, scratch: Path) -> Graph:
-    """The network alone, which takes `pictures` as `NCHW` or `NHWC`."""
+    """Return the graph of the bare network, which takes `pictures` as `NCHW` or `NHWC`."""
     make, form = {"NCHW": (bare_network, "bare"), "NHWC": (bare_graph, "bare, channels last")}[layout]
     own = scratch / layout
     own.mkdir(exist_ok=True)
@@ -98,14 +122,14 @@ def bare_file(classifier: FrozenClassifier, precision: str, layout: str, scratch
 
 
 def note_files(folder: Path) -> None:
-    """Remember the hashes of what a folder of the cache holds now: engines do not check what they read."""
+    """Record the hashes of the files in a folder of the cache: engines do not check what they read."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != _SUMS)
     with atomic_path(folder / _SUMS) as partial:
         partial.write_text(json.dumps(file_facts(folder, names)))
 
 
 def drop_damaged(folder: Path) -> None:
-    """Remove a folder of the cache whose files are not those that were noted; what is removed is made again."""
+    """Remove a folder of the cache whose files differ from the record; they are then made again."""
     if not folder.is_dir():
         return
     try:

@@ -1,16 +1,16 @@
-"""ONNX Runtime: the occluded classifier as one graph, on the CPU, CUDA or TensorRT through its providers."""
+"""ONNX Runtime: the occluded classifier as one graph, through its CPU, CUDA or TensorRT provider."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ...export.artefact import Artefact
 from ...export.cache import cache_dir
 from ...export.classifier import DTYPES
 from ...export.errors import EngineUnavailable, InputError
@@ -20,19 +20,17 @@ from ...export.onnx_graph import (
     NETWORK_INPUT,
     NETWORK_OUTPUT,
     Gather,
-    check_graph,
-    occluded_graph,
-    save_graph,
     with_clean_row,
 )
 from ...export.optional import optional
+from ...export.subject import Subject
 from ...kernels.impl import choose_impl
 from ..devices import device_name, resolve_device
-from .base import Engine, Subject
-from .graphs import bare_file, cached_graph
+from .base import Engine
+from .graphs import bare_file, occluded_file
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
-# On the CPU it has no convolutions in half precision: it would put casts around float32 ones and call that fp16.
+# Its CPU provider has no half-precision convolutions: it would put casts around float32 ones and call that fp16.
 _PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16")}
 
 
@@ -40,16 +38,37 @@ def _onnxruntime() -> Any:
     return optional("onnxruntime", "--engine onnxruntime", "onnx")
 
 
+@dataclass(frozen=True)
+class OnnxRuntimeOptions:
+    """Options of the onnxruntime engine."""
+
+    provider: Literal["auto", "cpu", "cuda", "tensorrt"] = field(
+        default="auto", metadata={"help": "execution provider: auto (CUDA where there is a GPU), cpu, cuda, tensorrt"}
+    )
+
+
 class OnnxRuntimeEngine(Engine):
-    """In graph: occlusion and network in one ONNX graph; the bank is bound once, pictures and logits without a copy."""
+    """In graph: occlusion and network in one ONNX graph; bank, pictures and logits are bound without a copy."""
 
     name: ClassVar[str] = "onnxruntime"
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
+    packages: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnxruntime-gpu")
+    rank: ClassVar = {"cpu": 2, "cuda": 3}
+    Options: ClassVar[type[OnnxRuntimeOptions]] = OnnxRuntimeOptions
+    options: OnnxRuntimeOptions
 
-    def __init__(self, subject: Subject, precision: str, device: str = "auto", *, provider: str = "auto") -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        precision: str,
+        device: str = "auto",
+        options: OnnxRuntimeOptions | None = None,
+        pairs: int | None = None,
+    ) -> None:
+        provider = "auto" if options is None else options.provider
         self._provider, self.torch_device = _resolve(provider, device)
-        super().__init__(subject, precision, device)
+        super().__init__(subject, precision, device, options, pairs)
         if precision not in _PRECISIONS[self._provider]:
             listed = ", ".join(_PRECISIONS[self._provider])
             raise InputError(f"--precision {precision}: engine onnxruntime has {listed} through {self._provider}")
@@ -64,7 +83,7 @@ class OnnxRuntimeEngine(Engine):
         return _PRECISIONS[_resolve("auto", device)[0]]
 
     def open(self) -> None:
-        """Load the graph; a provider that does not come up is an error, never another provider."""
+        """Load the graph; a provider that does not start is an error, never replaced by another provider."""
         self._scratch = tempfile.TemporaryDirectory(prefix="gfo-")
         try:
             self._session = self._open_session(self._graph(Path(self._scratch.name)))
@@ -75,22 +94,13 @@ class OnnxRuntimeEngine(Engine):
         self._bare: dict[str, Any] = {}
 
     def _graph(self, scratch: Path) -> Path:
-        if isinstance(self.subject, Artefact):
-            facts = self.subject
-            check_graph(facts.path, *self._sizes(), facts.manifest.files)
-            return facts.path
-        classifier, precision = self.subject, self.precision
-
-        def write(path: Path) -> None:
-            save_graph(occluded_graph(classifier, precision, None, gather=gather), path)
-
         gather: Gather = "float32" if self._provider == "tensorrt" else "uint8"
-        return cached_graph(classifier, precision, f"occluded, gather {gather}", write, scratch).path
+        return occluded_file(self.subject, self.precision, gather, self._sizes(), scratch).path
 
     def _open_session(self, path: Path) -> Any:
         ort = _onnxruntime()
         options = ort.SessionOptions()
-        # Threads that wait spinning would take the cores from decoding, scoring and PyTorch.
+        # Spinning threads would take the cores from decoding, scoring and PyTorch.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         # Without these a GPU provider that fails only warns, and the CPU does the work.
@@ -99,13 +109,13 @@ class OnnxRuntimeEngine(Engine):
             session = ort.InferenceSession(path, options, providers=[(PROVIDERS[self._provider], self._options())])
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            if isinstance(self.subject, Artefact) and self._provider == "cpu":
-                raise InputError(f"{path}: ONNX Runtime does not take it ({reason}); export again") from error
+            if self.subject.format is not None and self._provider == "cpu":
+                raise InputError(f"{path}: ONNX Runtime cannot load it ({reason}); export again") from error
             raise EngineUnavailable(f"--engine onnxruntime: {self._provider} does not run here ({reason})") from error
         if session.get_providers()[0] != PROVIDERS[self._provider]:
             raise EngineUnavailable(
-                f"--engine onnxruntime: asked for {PROVIDERS[self._provider]}, got {session.get_providers()}; see "
-                f"whether the CUDA and cuDNN (and TensorRT 10) of onnxruntime {ort.__version__} are installed"
+                f"--engine onnxruntime: expected {PROVIDERS[self._provider]}, got {session.get_providers()}; check "
+                f"that the CUDA and cuDNN (and TensorRT 10) for onnxruntime {ort.__version__} are installed"
             )
         session.disable_fallback()
         return session
@@ -116,13 +126,13 @@ class OnnxRuntimeEngine(Engine):
         options: dict[str, Any] = {"device_id": self.torch_device.index or 0}
         if self._provider == "cuda":
             return options | {"use_tf32": int(self.precision != "fp32"), "prefer_nhwc": 1}
-        # Its own switch for fp16 stays off: the graph has its types, and the provider would drop strong typing.
+        # The provider's own fp16 switch stays off: the graph has its types, and the switch would drop strong typing.
         kept = str(cache_dir() / "onnxruntime-tensorrt")
         cached = {"trt_engine_cache_enable": 1, "trt_engine_cache_path": kept}
         return options | cached | {"trt_timing_cache_enable": 1, "trt_timing_cache_path": kept}
 
     def _load_bank(self, occluders: Tensor) -> None:
-        self._bank = with_clean_row(occluders).to(self.torch_device)  # what is bound must stay alive
+        self._bank = with_clean_row(occluders).to(self.torch_device)  # bound memory must stay alive
 
     def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
         given = {"images": images, "image_index": image_index, "occluder_index": occluder_index}
@@ -130,13 +140,13 @@ class OnnxRuntimeEngine(Engine):
             given[BANK] = self._bank
         tensors = {name: tensor.to(self.torch_device).contiguous() for name, tensor in given.items()}
         logits = torch.empty(len(image_index), self.subject.num_classes, device=self.torch_device)
-        if len(logits) == 0:  # not every kernel of every provider takes nothing
+        if len(logits) == 0:  # not every kernel of every provider accepts empty input
             return logits
         binding, place = self._session.io_binding(), (self.torch_device.type, self.torch_device.index or 0)
         for name, tensor in tensors.items():
             binding.bind_input(name, *place, _numpy_type(tensor), tuple(tensor.shape), tensor.data_ptr())
         binding.bind_output(LOGITS, *place, _numpy_type(logits), tuple(logits.shape), logits.data_ptr())
-        if self.torch_device.type == "cuda":  # it runs on a stream of its own
+        if self.torch_device.type == "cuda":  # it runs on its own stream
             torch.cuda.current_stream(self.torch_device).synchronize()
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
@@ -160,16 +170,16 @@ class OnnxRuntimeEngine(Engine):
         binding.bind_output(NETWORK_OUTPUT, *place, kind, tuple(logits.shape), logits.data_ptr())
 
         def run() -> Tensor:
-            if self.torch_device.type == "cuda":  # as in `_infer`: its stream knows nothing of PyTorch's
+            if self.torch_device.type == "cuda":  # as in `_infer`: its stream is not PyTorch's
                 torch.cuda.current_stream(self.torch_device).synchronize()
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
-            return logits if len(pictures) else pictures  # what is bound must stay alive
+            return logits if len(pictures) else pictures  # bound memory must stay alive
 
         return run
 
     def close(self) -> None:
-        """Drop the session and what it was loaded from."""
+        """Drop the session and the graph file."""
         del self._session, self._bare
         self._bank = None
         self._scratch.cleanup()
@@ -186,17 +196,15 @@ def _numpy_type(tensor: Tensor) -> Any:
 
 
 def _resolve(provider: str, device: str) -> tuple[str, torch.device]:
-    """Provider and device: `auto` is CUDA where there is a GPU; a GPU's provider needs one."""
+    """Resolve provider and device: `auto` is CUDA where there is a GPU; CUDA and TensorRT need one."""
     available = _onnxruntime().get_available_providers()
-    if provider not in ("auto", *PROVIDERS):
-        raise InputError(f"--provider {provider}: expected auto or one of {', '.join(PROVIDERS)}")
     if provider == "cpu":
         if device not in ("auto", "cpu"):
-            raise InputError(f"--provider cpu: does not go with --device {device}")
+            raise InputError(f"--provider cpu: cannot run on --device {device}")
         return "cpu", torch.device("cpu")
     resolved = resolve_device("cuda" if provider != "auto" and device == "auto" else device)
     if resolved.type == "cpu" and provider != "auto":
-        raise InputError(f"--provider {provider}: does not go with --device cpu")
+        raise InputError(f"--provider {provider}: cannot run on --device cpu")
     chosen = provider if provider != "auto" else resolved.type
     if PROVIDERS[chosen] not in available:
         raise EngineUnavailable(

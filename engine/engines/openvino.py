@@ -1,37 +1,35 @@
 """OpenVINO on the CPU: the occluded classifier as one graph.
 
-Precision is the graph's own: a bf16 graph runs its network in bfloat16, its occlusion and logits in float32. OpenVINO's
-own switch (`INFERENCE_PRECISION_HINT` bf16) would round pictures and occluders, too.
+Precision is that of the graph: a bf16 graph runs its network in bfloat16 and its occlusion and logits in float32.
+OpenVINO's own switch (`INFERENCE_PRECISION_HINT` bf16) would round pictures and occluders, too.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...export.artefact import Artefact
-from ...export.cache import cache_dir
 from ...export.classifier import DTYPES
 from ...export.errors import InputError
-from ...export.files import atomic_path
-from ...export.formats.openvino import openvino_words
-from ...export.onnx_graph import BANK, LOGITS, check_graph, occluded_graph, ports, save_graph, with_clean_row
+from ...export.formats.openvino import openvino_reason
+from ...export.onnx_graph import BANK, LOGITS, ports, with_clean_row
 from ...export.optional import optional
-from ..machine import best_seconds, worker_count
-from .base import Engine, Subject
-from .graphs import Graph, bare_file, cached_graph, drop_damaged, note_files
+from ..machine import best_seconds, remember, remembered, worker_count
+from .base import Engine
+from .graphs import Graph, bare_file, drop_damaged, note_files, occluded_file
 
-HINTS = ("latency", "throughput")
+Hint = Literal["latency", "throughput"]
+HINTS: tuple[Hint, ...] = get_args(Hint)
 _TYPES = {"UINT8": "u8", "INT64": "i64", "FLOAT": "f32"}
 _CAPABILITIES = {"FP32": "fp32", "BF16": "bf16", "FP16": "fp16"}
-# Pairs in a call, to choose a hint.
+# Pairs in a call that measures a hint.
 _TRIAL_PAIRS = 16
 
 
@@ -39,28 +37,45 @@ def _openvino() -> Any:
     return optional("openvino", "--engine openvino", "openvino")
 
 
-class OpenVinoEngine(Engine):
-    """In graph, on the CPU.
+@dataclass(frozen=True)
+class OpenVinoOptions:
+    """Options of the openvino engine.
 
-    `hint` is how it spreads over the cores: `latency` puts all of them to one list of pairs, `throughput` cuts the list
-    into a piece for each stream; `auto` measures both once, and remembers which was faster.
+    Attributes
+    ----------
+    hint
+        How the work spreads over the cores: `latency` puts all of them to one list of pairs, `throughput` splits the
+        list into one piece per stream; `auto` measures both once and remembers the faster one.
+    streams
+        Number of streams under `throughput`; None leaves it to OpenVINO.
     """
+
+    hint: Literal["auto", "latency", "throughput"] = field(
+        default="auto", metadata={"help": "spreading over cores: auto (measured once), latency, throughput"}
+    )
+    streams: int | None = field(default=None, metadata={"help": "pieces that run side by side; implies throughput"})
+
+    def __post_init__(self) -> None:
+        if self.streams is not None and (self.streams < 1 or self.hint == "latency"):
+            raise ValueError("streams ≥ 1, with hint auto or throughput")
+
+
+class OpenVinoEngine(Engine):
+    """In graph, on the CPU; see `OpenVinoOptions`."""
 
     name: ClassVar[str] = "openvino"
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     formats: ClassVar[tuple[str, ...]] = ("onnx", "openvino")
+    packages: ClassVar[tuple[str, ...]] = ("openvino",)
+    rank: ClassVar = {"cpu": 1}
+    Options: ClassVar[type[OpenVinoOptions]] = OpenVinoOptions
+    options: OpenVinoOptions
     impl = "reference"
-
-    def __init__(self, subject: Subject, precision: str, device: str = "auto", *, hint: str = "auto") -> None:
-        if hint not in ("auto", *HINTS):
-            raise InputError(f"hint {hint}: expected auto or one of {', '.join(HINTS)}")
-        super().__init__(subject, precision, device)
-        self._hint = hint
-        self.device = "cpu"
+    device = "cpu"
 
     @classmethod
     def precisions(cls, device: str = "auto") -> tuple[str, ...]:
-        """See `Engine.precisions`: what the CPU can compute in, as OpenVINO says."""
+        """See `Engine.precisions`: the types that OpenVINO reports for this CPU."""
         core = _openvino().Core()
         if device not in ("auto", "cpu"):
             raise InputError(f"--device {device}: engine openvino runs on the CPU; use auto or cpu")
@@ -68,11 +83,11 @@ class OpenVinoEngine(Engine):
         return tuple(name for capability, name in _CAPABILITIES.items() if capability in capable)
 
     def open(self) -> None:
-        """Compile the graph, or load what an earlier run has compiled."""
+        """Compile the graph, or load what an earlier run compiled."""
         self._core = _openvino().Core()
         self._scratch = tempfile.TemporaryDirectory(prefix="gfo-")
         try:
-            graph = self._graph(Path(self._scratch.name))
+            graph = occluded_file(self.subject, self.precision, "uint8", self._sizes(), Path(self._scratch.name))
             self._compile(graph)
         except BaseException:
             self._scratch.cleanup()
@@ -80,70 +95,63 @@ class OpenVinoEngine(Engine):
         self._bank: Any = None
         self._bare: dict[str, list[Any]] = {}
 
-    def _graph(self, scratch: Path) -> Graph:
-        if isinstance(self.subject, Artefact):
-            facts = self.subject
-            if facts.manifest.format == "onnx":
-                check_graph(facts.path, *self._sizes(), facts.manifest.files)
-            return Graph(facts.path, cache_dir() / "artefacts" / facts.key)
-        classifier, precision = self.subject, self.precision
-
-        def write(path: Path) -> None:
-            save_graph(occluded_graph(classifier, precision, None), path)
-
-        return cached_graph(classifier, precision, "occluded, gather uint8", write, scratch)
-
     def _compile(self, graph: Graph) -> None:
         model = self._read(graph.path)
         version = _openvino().__version__.replace("/", "-")
         kept = None if graph.compiled is None else graph.compiled / f"openvino-{version}"
         if kept is not None:
             drop_damaged(kept)
-        remembered = None if kept is None else kept / "hint.json"
-        hint, why = self._hint, "asked for"
-        if hint == "auto":
-            hint, why = _remembered(remembered), "measured before"
+        note = None if kept is None else kept / "hint.json"
+        hint, why = self._requested_hint(), "requested"
+        if hint is None:
+            hint, why = remembered(note, _hint_of), "measured before"
         if hint is not None:
             self._requests = self._made(model, hint, kept)
         else:
-            trials = {name: self._made(model, name, kept) for name in HINTS}
+            trials: dict[Hint, list[Any]] = {name: self._made(model, name, kept) for name in HINTS}
             seconds = self._trials(trials)
             hint = min(seconds, key=seconds.__getitem__)
             self._requests = trials[hint]
             why = ", ".join(f"{name} {_TRIAL_PAIRS / taken:.0f} pairs/s" for name, taken in seconds.items())
-            if remembered is not None:
-                with atomic_path(remembered) as partial:
-                    partial.write_text(json.dumps({"hint": hint, "cores": worker_count()}))
+            remember(note, {"hint": hint, "cores": worker_count()})
         if kept is not None and kept.is_dir():
             note_files(kept)
-        self._chosen = hint
+        self._chosen: Hint = hint
         self.how = f"{hint}, {len(self._requests)} streams ({why})"
+
+    def _requested_hint(self) -> Hint | None:
+        """Return the hint of the options; None where it is to be measured."""
+        if self.options.streams is not None:
+            return "throughput"
+        return None if self.options.hint == "auto" else self.options.hint
 
     def _read(self, path: Path) -> Any:
         try:
             model = self._core.read_model(path)
         except RuntimeError as error:
-            raise InputError(f"{path}: OpenVINO does not take it ({openvino_words(error)}); export again") from error
+            raise InputError(f"{path}: OpenVINO cannot load it ({openvino_reason(error)}); export again") from error
         found = {name: _described(port) for port in (*model.inputs, *model.outputs) for name in port.names}
         wanted = {name: (_TYPES[kind], shape) for name, (kind, shape) in ports(*self._sizes()).items()}
-        if not self.takes_bank:  # constants have lost their names, and another one of that size there is not
+        if not self.takes_bank:  # constants have lost their names; the bank is the only one of its size
             constants = [_described(op.output(0)) for op in model.get_ops() if op.get_type_name() == "Constant"]
             found |= {BANK: wanted[BANK]} if wanted[BANK] in constants else {}
         if found != wanted:
-            raise InputError(f"{path}: takes and gives {found}, not {wanted}; export again")
+            raise InputError(f"{path}: inputs and outputs are {found}, expected {wanted}; export again")
         return model
 
-    def _made(self, model: Any, hint: str, kept: Path | None) -> list[Any]:
-        """Compiled for a hint: the requests that run side by side."""
-        properties = {"PERFORMANCE_HINT": hint.upper(), "INFERENCE_PRECISION_HINT": "f32"}
+    def _made(self, model: Any, hint: Hint, kept: Path | None) -> list[Any]:
+        """Compile for a hint; return the requests that run side by side."""
+        properties: dict[str, Any] = {"PERFORMANCE_HINT": hint.upper(), "INFERENCE_PRECISION_HINT": "f32"}
+        if self.options.streams is not None:
+            properties["NUM_STREAMS"] = self.options.streams
         if kept is not None:
             properties["CACHE_DIR"] = str(kept)
         compiled = self._core.compile_model(model, "CPU", properties)
         count = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if hint == "throughput" else 1
         return [compiled.create_infer_request() for _ in range(count)]
 
-    def _trials(self, trials: dict[str, list[Any]]) -> dict[str, float]:
-        """Seconds for a list of pairs of one black picture under one empty occluder."""
+    def _trials(self, trials: dict[Hint, list[Any]]) -> dict[Hint, float]:
+        """Return the seconds of a list of pairs of one black picture under one empty occluder."""
         size = self.subject.preprocessing.input_size
         images = torch.zeros(1, size, size, 3, dtype=torch.uint8)
         index = torch.zeros(_TRIAL_PAIRS, dtype=torch.int64)
@@ -159,7 +167,7 @@ class OpenVinoEngine(Engine):
 
     @staticmethod
     def _shared(tensor: Tensor) -> Any:
-        """A view of the same memory for OpenVINO; it keeps the tensor alive."""
+        """Return a view of the same memory for OpenVINO; it keeps the tensor alive."""
         return _openvino().Tensor(tensor.contiguous().numpy(), shared_memory=True)
 
     def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
@@ -187,7 +195,7 @@ class OpenVinoEngine(Engine):
         return torch.cat(parts)
 
     def bare(self, batch: int) -> dict[str, Callable[[], object]]:
-        """See `Engine.bare`: with the hint that the engine has chosen, a piece of the batch for each stream."""
+        """See `Engine.bare`: at the engine's hint, one piece of the batch per stream."""
         size = self._classifier().preprocessing.input_size
         shapes = {"NCHW": (3, size, size), "NHWC": (size, size, 3)}
         return {layout: self._bare_call(layout, batch, shape) for layout, shape in shapes.items()}
@@ -211,7 +219,7 @@ class OpenVinoEngine(Engine):
 
     @staticmethod
     def _typed(tensor: Tensor) -> Any:
-        """A tensor of any precision for OpenVINO: numpy has no bfloat16, so its bits are handed over."""
+        """Convert a tensor of any precision for OpenVINO; NumPy has no bfloat16, so its bits are passed."""
         ov = _openvino()
         if tensor.dtype != torch.bfloat16:
             return ov.Tensor(tensor.contiguous().numpy())
@@ -220,22 +228,15 @@ class OpenVinoEngine(Engine):
         return given
 
     def close(self) -> None:
-        """Drop the compiled graph and what it was compiled from."""
+        """Drop the compiled graph and the graph file."""
         del self._requests, self._core, self._bare
         self._bank = None
         self._scratch.cleanup()
 
 
-def _remembered(path: Path | None) -> str | None:
-    """The hint that an earlier run found to be faster on as many cores."""
-    if path is None or not path.is_file():
-        return None
-    try:
-        facts = json.loads(path.read_text())
-        fits = facts["cores"] == worker_count() and facts["hint"] in HINTS
-    except (ValueError, KeyError, TypeError):  # damaged: it is measured again
-        return None
-    return facts["hint"] if fits else None
+def _hint_of(facts: Any) -> Hint | None:
+    """Return the hint that an earlier run measured as faster; None for another number of cores."""
+    return next((hint for hint in HINTS if hint == facts["hint"] and facts["cores"] == worker_count()), None)
 
 
 def _described(port: Any) -> tuple[str, list[int | None]]:

@@ -1,9 +1,10 @@
-"""The reference engine: PyTorch, eager, on CPU or CUDA."""
+"""The reference engine: PyTorch, eager or compiled, on CPU or CUDA."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
@@ -12,53 +13,65 @@ from torch import Tensor
 
 from ...export.classifier import DTYPES, PRECISIONS, FrozenClassifier
 from ...export.occluded import OccludedClassifier
-from ...kernels.occlude import as_grid
+from ...export.subject import Subject
+from ...kernels.impl import Impl
+from ...kernels.pairs import as_grid
 from ..devices import checked_impl, device_name, exact_float32, resolve_device
-from .base import Engine, Subject
+from .base import Engine
+
+
+@dataclass(frozen=True)
+class TorchOptions:
+    """Options of the torch engine."""
+
+    impl: Impl = field(default="auto", metadata={"help": "fused operations: auto (Triton on CUDA), reference, triton"})
+    compiled: bool = field(default=False, metadata={"help": "compile the network with torch.compile first"})
 
 
 class TorchEngine(Engine):
     """Kernels around the bare network: `occlude` → network → logits, in PyTorch.
 
-    `impl` chooses the kernels, as in `choose_impl`. With `compiled`, `torch.compile` makes the network faster, after a
+    `impl` selects the kernels, as in `choose_impl`. With `compiled`, `torch.compile` makes the network faster, after a
     start of many seconds.
     """
 
     name: ClassVar[str] = "torch"
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    packages: ClassVar[tuple[str, ...]] = ("torch", "triton")
+    rank: ClassVar = {"cpu": 3, "cuda": 2}
+    Options: ClassVar[type[TorchOptions]] = TorchOptions
+    options: TorchOptions
 
     def __init__(
         self,
         subject: Subject,
         precision: str,
         device: str = "auto",
-        *,
-        impl: str = "auto",
-        compiled: bool = False,
+        options: TorchOptions | None = None,
+        pairs: int | None = None,
     ) -> None:
-        super().__init__(subject, precision, device)
+        super().__init__(subject, precision, device, options, pairs)
         self.torch_device = resolve_device(device)
-        self.impl, self.impl_reason = checked_impl(impl, self.torch_device)
+        self.impl, self.impl_reason = checked_impl(self.options.impl, self.torch_device)
         self.takes_grids = self.impl == "triton"
-        self._compiled = compiled
-        self.variant = "compiled" if compiled else None
+        self.variant = "compiled" if self.options.compiled else None
         self._switches = ExitStack()
         self._bank: Tensor | None = None
         self.device = device_name(self.torch_device)
-        self.how = f"kernels {self.impl}: {self.impl_reason}{', torch.compile' if compiled else ''}"
+        self.how = f"kernels {self.impl}: {self.impl_reason}{', torch.compile' if self.options.compiled else ''}"
 
     @classmethod
     def precisions(cls, device: str = "auto") -> tuple[str, ...]:
-        """See `Engine.precisions`: all of them, anywhere."""
+        """See `Engine.precisions`: all of them, on any device."""
         resolve_device(device)
         return PRECISIONS
 
     def open(self) -> None:
         """Convert the network once to the precision, on the device; fp32 on CUDA is fp32, not TF32, until closed."""
-        assert isinstance(self.subject, FrozenClassifier)  # it has no formats
+        assert isinstance(self.subject, FrozenClassifier)  # the engine has no formats
         model = OccludedClassifier(self.subject, self.precision, impl=self.impl)
         self._model = model.to(self.torch_device).eval()
-        if self._compiled:  # the network alone: what is around it are kernels already
+        if self.options.compiled:  # the network alone; fused kernels surround it already
             model.network.compile(dynamic=True)
         self._switches.enter_context(exact_float32(self.precision, self.torch_device))
 
@@ -68,7 +81,7 @@ class TorchEngine(Engine):
     @torch.inference_mode()
     def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
         grid, on_host = None, image_index.device.type == occluder_index.device.type == "cpu"
-        if on_host and self.takes_grids:  # elsewhere this would wait for the GPU; the reference goes pair by pair
+        if on_host and self.takes_grids:  # elsewhere this would wait for the GPU; the reference works pair by pair
             grid = as_grid(image_index, occluder_index)
         lists = (index.to(self.torch_device) for index in grid or (image_index, occluder_index))
         return self._model(
@@ -90,7 +103,7 @@ class TorchEngine(Engine):
         }
 
     def close(self) -> None:
-        """Drop the network and the bank, and give convolutions and products the float32 that they had before."""
+        """Drop the network and the bank, and restore the float32 mode of convolutions and products."""
         self._switches.close()
         del self._model
         self._bank = None

@@ -1,4 +1,4 @@
-"""The all-pairs loop: pictures in parts from a source, every occluder on each, verdicts block by block into a store."""
+"""The all-pairs loop: a source yields pictures in parts, each meets every occluder, and a store takes the verdicts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..data.source import Block, PictureSource, shard_starts
 from ..devices import fitting_memory
 from ..engines.base import Engine
 from ..progress import Progress, no_progress
-from .passes import Split
+from .passes import Passes
 from .store import READ_TOGETHER, RunStore
 
 
 def noise_row(epsilon: float, norm: str, size: int, seed: int) -> Tensor:
-    """The control: one occluder of seeded random signs on the ε sphere, float32 [S, S, 3] in pixel units."""
+    """Return the noise control: seeded random signs on the ε sphere, float32 [S, S, 3] in pixel units."""
     signs = torch.randint(0, 2, (size, size, 3), generator=torch.Generator().manual_seed(seed)).float() * 2 - 1
     return signs * (epsilon if norm == "linf" else epsilon / signs.norm())
 
@@ -31,7 +31,7 @@ def all_pairs(
     engine: Engine,
     store: RunStore,
     source: PictureSource,
-    split: Split,
+    passes: Passes,
     *,
     shard: tuple[int, int] | None = None,
     progress: Progress = no_progress,
@@ -42,7 +42,7 @@ def all_pairs(
     ----------
     engine
         Open; its bank holds the store's rows but the clean one.
-    split
+    passes
         How the pairs are cut into passes through the network.
     shard
         (i, n): every n-th block from the i-th.
@@ -55,7 +55,7 @@ def all_pairs(
     Raises
     ------
     InputError
-        The network gave NaN, or a batch does not fit into memory. Finished blocks stay.
+        The network returned NaN, or a pass does not fit into memory. Finished blocks are kept.
     """
     rows, own, pending = len(store.occluders), _starts(store, shard), pending_starts(store, shard)
     done, every = (
@@ -71,7 +71,7 @@ def all_pairs(
             for part in parts:
                 offset = part.start - start
                 labels = torch.from_numpy(store.labels[part.start : part.start + len(part.images)]).long()
-                for piece, verdict in score_block(engine, part, labels, rows, split):
+                for piece, verdict in score_block(engine, part, labels, rows, passes):
                     for target, values in zip(scores, verdict, strict=True):
                         target[piece + offset * rows] = values
                     pairs += len(piece)
@@ -87,7 +87,7 @@ def _starts(store: RunStore, shard: tuple[int, int] | None) -> Sequence[int]:
 
 
 def pending_starts(store: RunStore, shard: tuple[int, int] | None) -> list[int]:
-    """The first pictures of the blocks that are not done, of the whole run or of a shard."""
+    """Return the first pictures of the blocks that are not done, of the whole run or of a shard."""
     own = _starts(store, shard)
     return [start for start in store.pending() if start in own]
 
@@ -97,7 +97,7 @@ def _blank_scores(count: int) -> Score:
 
 
 def _parts(store: RunStore, source: PictureSource, pending: Sequence[int]) -> Iterator[tuple[int, Iterator[Block]]]:
-    """The blocks of the store, each in the parts that are read together: small, so that the first is soon there."""
+    """Yield the blocks of the store, each as the parts that are read together: small, so that the first comes soon."""
     together = READ_TOGETHER if store.block % READ_TOGETHER == 0 else store.block
     ends = {start: min(start + store.block, len(store)) for start in pending}
     starts = [part for start in pending for part in range(start, ends[start], together)]
@@ -107,17 +107,17 @@ def _parts(store: RunStore, source: PictureSource, pending: Sequence[int]) -> It
 
 
 def score_block(
-    engine: Engine, block: Block, labels: Tensor, rows: int, split: Split
+    engine: Engine, block: Block, labels: Tensor, rows: int, passes: Passes
 ) -> Iterator[tuple[Tensor, Score]]:
-    """Every readable picture of a part under every row, as a pair list in pieces.
+    """Judge every readable picture of a part under every row, pass by pass.
 
     Yields places in the part, int64 [P] (picture · rows + row), with their verdicts.
     """
     images, labels = engine.place(block.images), engine.place(labels)
-    for piece in split.pieces(block.readable, rows):
-        with fitting_memory(split.pairs, engine.device):
+    for piece in passes.pieces(block.readable, rows):
+        with fitting_memory(passes.pairs, engine.device):
             verdict = engine.score(images, piece // rows, piece % rows, labels)
         if bool((verdict.prediction < 0).any()):
-            mend = "check the weights" if engine.precision == "fp32" else "use bf16 or fp32"
-            raise InputError(f"--precision {engine.precision}: the network gave NaN on {engine.name}; {mend}")
+            fix = "check the weights" if engine.precision == "fp32" else "use bf16 or fp32"
+            raise InputError(f"--precision {engine.precision}: the network returned NaN on {engine.name}; {fix}")
         yield piece, verdict

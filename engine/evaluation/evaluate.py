@@ -3,336 +3,234 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
-import numpy as np
 import torch
 
-from ...export.artefact import Artefact, EmbeddedBank
-from ...export.bank import OccluderBank, picture_key
+from ...export.artefact import Artefact
+from ...export.bank import OccluderBank
+from ...export.bank_header import EmbeddedBank
 from ...export.classifier import FrozenClassifier, load_classifier
 from ...export.errors import InputError
-from ...export.files import atomic_path
 from ...export.manifest import FAILED, NOT_RUN
 from ...export.models.spec import ModelSpec
-from ..data.folders import ClassFolder, list_classes, name_of
+from ...export.subject import Subject
+from ..data.folders import ClassFolder, name_of
 from ..data.loading import open_source
-from ..data.spec import SPLITS, DataSpec
-from ..data.webdataset import tar_files
-from ..engines import open_engine
-from ..engines.base import Subject
+from ..data.source import PictureSource
+from ..data.spec import DataSpec
+from ..engines.base import Engine
+from ..engines.choice import open_engine
 from ..machine import peak_rss_mb
 from ..progress import Progress, no_progress
 from .all_pairs import all_pairs, noise_row, pending_starts
+from .config import EvaluationConfig
 from .metrics import summarize
-from .passes import choose_split
-from .store import CLEAN, FIT_FITTED, FIT_HELD_OUT, FIT_UNSEEN, NOISE, RunStore
+from .passes import choose_passes
+from .results import PENDING
+from .selection import Picture, bank_folders, select_pictures
+from .store import CLEAN, FIT_FITTED, FIT_HELD_OUT, FIT_UNSEEN, NOISE, STORE, RunStore
+from .summary import SCHEMA, SUMMARY_FILE, Fit, Run, Speed, Summary, plain, read_speed
 
-PICTURES = ("all", "fitted", "held-out", "unseen")
+Bank: TypeAlias = OccluderBank | EmbeddedBank
 
 
 def evaluate(
     model: ModelSpec | FrozenClassifier | Artefact,
-    occluders: Path | None,
-    data: Path,
-    split: str,
+    bank: OccluderBank | Path | None,
+    data: DataSpec,
     out: Path,
-    *,
-    engine: str = "auto",
-    precision: str | None = None,
-    device: str = "auto",
-    classes: str | Sequence[str] | None = None,
-    class_map: Path | None = None,
-    pictures: str = "all",
-    per_class: int | None = None,
-    batch_size: int | None = None,
-    loader: str = "auto",
-    decoded_cache: bool = False,
-    workers: int | None = None,
-    shard: tuple[int, int] | None = None,
-    impl: str = "auto",
-    provider: str = "auto",
-    compiled: bool = False,
-    seed: int = 0,
+    config: EvaluationConfig | None = None,
     progress: Progress = no_progress,
-) -> dict[str, Any]:
+) -> Summary:
     """Run every occluder of a bank on every picture and write `out/predictions.zarr` and `out/summary.json`.
 
     Parameters
     ----------
     model
-        What to run; an artefact, what `export` wrote.
-    occluders
-        A bank of this model, these weights and this preprocessing; None for an artefact with its bank inside: that one
-        has no noise control, which would have to be in the bank.
-    data, split
-        Pictures are `data/<split>/<folder>/*`.
-    classes
-        None reads the bank's own classes; `all`, `random:N` or names read others.
-    pictures, per_class
-        Which training pictures: `all`, those the bank was `fitted` on, those `held-out`, or `unseen` ones; and how
-        many of each class at most, a seeded draw.
-    engine, precision, device
-        See `engines.open_engine`; the precision of an artefact is its own, else fp32 if not given.
-    batch_size
-        Pairs in a pass through the network, at most; None measures what is fastest where the run is long enough, and
-        remembers it (`split`).
-    loader, decoded_cache
-        See `pictures.open_source`; `auto` resumes a run with the loader that it has.
-    workers
-        Threads that decode while the engine works; None is one a core.
-    shard
-        (i, n): only every n-th block from the i-th (0 … n − 1), for n workers that fill one RUN together.
-    impl, provider, compiled
-        Of one engine: whose fused operations run around the network (torch; `kernels.impl.choose_impl`), through what
-        ONNX Runtime runs, whether `torch.compile` is used.
-    seed
-        Of the noise row, the permutation, the draws and the bootstrap.
+        What to run: a model, or an artefact that `export` wrote.
+    bank
+        A bank of this model, these weights and this preprocessing, or its file; None for an artefact with an embedded
+        bank, which has no noise control, because the noise row would have to be in the bank.
+    data
+        Pictures. Classes of None reads those of the bank; a loader of `auto` continues a run with the loader that it
+        was started with.
+    config
+        Engine and selection of pictures; None means the defaults.
 
     Returns
     -------
-    dict
-        The contents of `summary.json`. Where other workers' shards are not done: `complete` is false, `remaining`
-        their pictures, beside this call's speed, and no summary is written.
+    Summary
+        The contents of `summary.json`. While other workers' shards are not done, `complete` is false, `remaining`
+        counts their pictures, every result is None, and nothing is written.
 
     Raises
     ------
     InputError
-        Bad input, or `out` holds a run of another configuration; what differs is named.
+        Bad input, or `out` holds a run of another configuration; the message names what differs.
     EngineUnavailable
-        The engine or device is not there; then nothing is written.
+        The engine or device is not available; nothing is then written.
     KeyboardInterrupt
-        Finished blocks stay; the same call resumes.
+        Finished blocks are kept; the same call resumes.
     """
-    _check(split, pictures, per_class, batch_size, workers, shard)
-    subject = load_classifier(model) if isinstance(model, ModelSpec) else model
-    unchecked = _unchecked(subject) if isinstance(subject, Artefact) else None
-    bank, where = _bank(subject, occluders)
-    folders = _folders(bank, where, subject, data, split, classes, class_map, seed)
-    images = _select(folders, bank, pictures, per_class, seed)
-    if precision is None:
-        precision = subject.manifest.precision if isinstance(subject, Artefact) else "fp32"
-    options = {"impl": impl, "provider": provider, "compiled": compiled, "pairs": batch_size}
-    opened, why = open_engine(engine, subject, precision, device, **options)
-    spec = DataSpec(data, split, loader=_loader(loader, out), decoded_cache=decoded_cache, workers=workers)  # type: ignore[arg-type]
-    source = open_source(spec, subject.preprocessing, opened.torch_device)
-    named = _folder_names(bank, folders)
-    run = {
-        "gfo_version": version("gfo"),
-        "model": subject.model,
-        "num_classes": subject.num_classes,
-        "weights": subject.weights,
-        "weights_hash": subject.weights_hash,
-        "artefact": subject.key if isinstance(subject, Artefact) else None,
-        "bank": str(where.resolve()),
-        "bank_hash": bank.hash,
-        "epsilon": bank.epsilon,
-        "norm": bank.norm,
-        "split": split,
-        "engine": opened.name,
-        "engine_variant": opened.variant,
-        "device": opened.device,
-        "precision": precision,
-        "impl": opened.impl,
-        "loader": source.name,
-        "seed": seed,
-        "data_root": str(data.resolve()),
-        "preprocessing": subject.preprocessing.to_dict(),
-        "class_ids": list(bank.class_ids),
-        "class_names": {i: name_of(int(i), subject.num_classes, named) for i in named},
-        "folders": named,
-        "pictures": pictures,
-        "per_class": per_class,
-    }
-    with opened as engine_:  # before anything is written: an engine that does not come up leaves no RUN
-        store = _open_store(out, run, images, bank)
+    config = config or EvaluationConfig()
+    data = replace(data, loader=_loader(data, out))
+    subject: Subject = load_classifier(model) if isinstance(model, ModelSpec) else model
+    unchecked = _unchecked(subject)
+    held, where = _bank(subject, bank)
+    folders = bank_folders(held, where, data, subject.num_classes, config.seed)
+    pictures = select_pictures(folders, held, config)
+    choice = replace(config.engine, pairs=config.batch_size)
+    with open_engine(choice, subject) as engine:  # before anything is written: a failing engine leaves no RUN
+        source = open_source(data, subject.preprocessing, engine.torch_device)
+        run = _run(engine, source, (held, where), folders, data, config)
+        store = _open_store(out, run, pictures, _rows(held))
         if unchecked:
             progress.say(unchecked)
-        progress.say(f"engine {opened.name} on {opened.device}, {precision}: {why}; {opened.how}")
+        why = f"{engine.reason}; {engine.how}"
+        progress.say(f"engine {engine.name} on {engine.device}, {engine.precision}: {why}")
         progress.say(f"loader {source.name}: {source.how}")
-        if isinstance(bank, OccluderBank):
-            noise = noise_row(bank.epsilon, bank.norm, bank.occluders.shape[1], seed)
-            engine_.load_bank(torch.cat([bank.occluders, noise[None]]))
-        passes, why = choose_split(engine_, len(store.occluders), _to_do(store, shard), batch_size)
+        if isinstance(held, OccluderBank):
+            noise = noise_row(held.epsilon, held.norm, held.occluders.shape[1], config.seed)
+            engine.load_bank(torch.cat([held.occluders, noise[None]]))
+        passes, why = choose_passes(engine, len(store.occluders), _to_do(store, config.shard), config.batch_size)
         progress.say(f"{passes}: {why}")
-        seconds, pairs = all_pairs(engine_, store, source, passes, shard=shard, progress=progress)
-    remaining = _to_do(store, None)
-    if remaining:  # a shard's worker that is not the last
-        return {"complete": False, "remaining": remaining, **_speed(out, seconds, pairs)}
-    return _summary(out, store, seconds, pairs)
+        seconds, pairs = all_pairs(engine, store, source, passes, shard=config.shard, progress=progress)
+    summary = _summary(store, _speed(out, seconds, pairs))
+    if summary.complete:  # otherwise other workers' shards are not done
+        summary.write(out)
+    return summary
 
 
-def _to_do(store: RunStore, shard: tuple[int, int] | None) -> int:
-    """Pictures that are not done, of the whole run or of a shard."""
-    return sum(min(store.block, len(store) - start) for start in pending_starts(store, shard))
+def _loader(data: DataSpec, out: Path) -> str:
+    """Return the loader of the run that is resumed in place of `auto`: another machine may choose another one."""
+    if data.loader != "auto" or not (out / STORE).is_dir():
+        return data.loader
+    return RunStore.open(out).run.loader
 
 
-def _unchecked(artefact: Artefact) -> str | None:
-    """A word where it was never checked; `InputError` where the check failed."""
-    parity = artefact.manifest.parity
-    if parity["status"] == FAILED:
-        raise InputError(f"{artefact.folder}: failed its parity check ({parity['reason']}); export it again")
-    said = f"{artefact.folder}: was never checked against PyTorch ({parity['reason']})"
-    return said if parity["status"] == NOT_RUN else None
+def _unchecked(subject: Subject) -> str | None:
+    """Return a warning about an artefact that was never checked; raise `InputError` where the check failed."""
+    parity = subject.parity
+    if parity is not None and parity["status"] == FAILED:
+        raise InputError(f"{subject.name}: failed its parity check ({parity['reason']}); export it again")
+    if parity is not None and parity["status"] == NOT_RUN:
+        return f"{subject.name}: was never checked against PyTorch ({parity['reason']})"
+    return None
 
 
-def _bank(subject: Subject, occluders: Path | None) -> tuple[OccluderBank | EmbeddedBank, Path]:
-    """The bank, and the file or folder that it is in."""
-    embedded = subject.embedded_bank() if isinstance(subject, Artefact) else None
-    if isinstance(subject, Artefact) and embedded is not None:
-        if occluders is not None:
-            raise InputError(f"--occluders {occluders}: {subject.folder} has its bank inside; leave --occluders out")
-        return embedded, subject.folder
-    if occluders is None:
-        raise InputError("--occluders: a bank is needed, there is none inside what is evaluated; gfo-train writes one")
-    bank = OccluderBank.load(occluders)
-    bank.check_fits(subject, occluders)
-    return bank, Path(occluders)
+def _bank(subject: Subject, bank: OccluderBank | Path | None) -> tuple[Bank, Path]:
+    """Return the bank, and the file or folder that holds it."""
+    embedded = subject.embedded_bank()
+    if embedded is not None:
+        if bank is not None:
+            where = bank if isinstance(bank, Path) else "of occluders in memory"
+            raise InputError(f"--occluders {where}: {subject.name} embeds its bank; leave --occluders out")
+        return embedded, Path(subject.name)
+    if bank is None:
+        raise InputError("--occluders: a bank is needed, as none is embedded in the model; create one with gfo-train")
+    return OccluderBank.of(bank, subject), bank if isinstance(bank, Path) else Path("(bank in memory)")
 
 
-def _loader(loader: str, out: Path) -> str:
-    """`auto` is the run's own where there is one: another machine may have another."""
-    if loader != "auto" or not (out / "predictions.zarr").is_dir():
-        return loader
-    return RunStore.open(out).run.get("loader", loader)
+def _rows(bank: Bank) -> list[int]:
+    """Return the columns of the store: clean, the bank's classes, and noise where the bank takes another row."""
+    return [CLEAN, *bank.class_ids, *([NOISE] if isinstance(bank, OccluderBank) else [])]
 
 
-def _check(
-    split: str,
-    pictures: str,
-    per_class: int | None,
-    batch_size: int | None,
-    workers: int | None,
-    shard: tuple[int, int] | None,
-) -> None:
-    if shard is not None and not 0 <= shard[0] < shard[1]:
-        raise InputError(f"--shard {shard[0]}/{shard[1]}: expected I/N with I from 0 to N - 1")
-    if split not in SPLITS:
-        raise InputError(f"--split {split}: expected one of {', '.join(SPLITS)}")
-    if pictures not in PICTURES:
-        raise InputError(f"--pictures {pictures}: expected one of {', '.join(PICTURES)}")
-    for option, value in (("--per-class", per_class), ("--batch-size", batch_size), ("--workers", workers)):
-        if value is not None and value < 1:
-            raise InputError(f"{option} {value}: must be at least 1")
-
-
-def _folders(
-    bank: OccluderBank | EmbeddedBank,
-    bank_path: Path,
-    subject: Subject,
-    data: Path,
-    split: str,
-    classes: str | Sequence[str] | None,
-    class_map: Path | None,
-    seed: int,
-) -> list[ClassFolder]:
-    own = list(bank.header.folders)
-    missing = [folder for folder in own if not (data / split / folder).is_dir()]
-    if classes is None and missing and (data / split).is_dir() and not tar_files(data / split):
-        raise InputError(
-            f"{bank_path}: its class {missing[0]} has no folder in {data / split}; evaluate on data with the bank's "
-            "classes, or say which with --classes"
-        )
-    folders = list_classes(
-        DataSpec(data, split, class_map=class_map),  # type: ignore[arg-type]
-        own if classes is None else classes,
-        subject.num_classes,
-        seed,
+def _run(
+    engine: Engine,
+    source: PictureSource,
+    bank: tuple[Bank, Path],
+    folders: Sequence[ClassFolder],
+    data: DataSpec,
+    config: EvaluationConfig,
+) -> Run:
+    """Describe the run for its store."""
+    subject, (held, where) = engine.subject, bank
+    own = {str(i): folder for i, folder in zip(held.class_ids, held.header.folders, strict=True)}
+    named = own | {str(folder.class_id): folder.folder for folder in folders}
+    return Run(
+        gfo_version=version("gfo"),
+        model=subject.model,
+        num_classes=subject.num_classes,
+        weights=subject.weights,
+        weights_hash=subject.weights_hash,
+        artefact=subject.key,
+        bank=str(where.resolve() if where.exists() else where),
+        bank_hash=held.hash,
+        epsilon=held.epsilon,
+        norm=held.norm,
+        split=data.split,
+        engine=engine.name,
+        engine_variant=engine.variant,
+        device=engine.device,
+        precision=engine.precision,
+        impl=engine.impl,
+        loader=source.name,
+        seed=config.seed,
+        data_root=str(data.root.resolve()),
+        preprocessing=subject.preprocessing,
+        class_ids=tuple(held.class_ids),
+        class_names={i: name_of(int(i), subject.num_classes, named) for i in named},
+        folders=named,
+        pictures=config.pictures,
+        per_class=config.per_class,
     )
-    trained_as = dict(zip(own, bank.class_ids, strict=True))
-    for folder in folders:
-        if trained_as.get(folder.folder, folder.class_id) != folder.class_id:
-            raise InputError(
-                f"{bank_path}: was trained with {folder.folder} as class {trained_as[folder.folder]}, here it is "
-                f"{folder.class_id}; use the same class map"
-            )
-    return folders
 
 
-def _select(
-    folders: Sequence[ClassFolder], bank: OccluderBank | EmbeddedBank, pictures: str, per_class: int | None, seed: int
-) -> list[tuple[str, int, int]]:
-    """(path, class id, fit) of the pictures to evaluate, class by class."""
-    fitted, held_out = set(bank.fitted.tolist()), set(bank.held_out.tolist())
-    wanted = {"fitted": FIT_FITTED, "held-out": FIT_HELD_OUT, "unseen": FIT_UNSEEN}.get(pictures)
-    chosen: list[tuple[str, int, int]] = []
-    for folder in folders:
-        keys = [picture_key(path) for path in folder.paths]
-        fits = [FIT_FITTED if k in fitted else FIT_HELD_OUT if k in held_out else FIT_UNSEEN for k in keys]
-        kept = [
-            (path, folder.class_id, fit)
-            for path, fit in zip(folder.paths, fits, strict=True)
-            if wanted is None or fit == wanted
-        ]
-        if not kept:
-            raise InputError(f"--pictures {pictures}: class folder of {folder.paths[0]} has none; choose others")
-        if per_class is not None and len(kept) > per_class:
-            order = np.random.default_rng([seed, folder.class_id]).permutation(len(kept))[:per_class]
-            kept = [kept[i] for i in sorted(order)]
-        chosen += kept
-    return chosen
-
-
-def _folder_names(bank: OccluderBank | EmbeddedBank, folders: Sequence[ClassFolder]) -> dict[str, str]:
-    return {str(i): folder for i, folder in zip(bank.class_ids, bank.header.folders, strict=True)} | {
-        str(f.class_id): f.folder for f in folders
-    }
-
-
-def _open_store(
-    out: Path, run: dict[str, Any], images: Sequence[tuple[str, int, int]], bank: OccluderBank | EmbeddedBank
-) -> RunStore:
-    """The run's store, new or to be resumed; `InputError` if it is another run's."""
-    paths, labels, fit = ([image[i] for image in images] for i in range(3))
-    rows = [CLEAN, *bank.class_ids, *([NOISE] if isinstance(bank, OccluderBank) else [])]
-    if not (out / "predictions.zarr").exists():
+def _open_store(out: Path, run: Run, pictures: Sequence[Picture], rows: Sequence[int]) -> RunStore:
+    """Create the run's store, or open it to resume; raise `InputError` if it holds another run."""
+    paths, labels, fit = ([picture[i] for picture in pictures] for i in range(3))
+    if not (out / STORE).exists():
         try:
             return RunStore.create(out, run, paths=paths, labels=labels, fit=fit, occluders=rows)  # type: ignore[arg-type]
         except OSError:
-            if not (out / "predictions.zarr").exists():  # else another worker was faster
+            if not (out / STORE).exists():  # otherwise another worker was faster
                 raise
     store = RunStore.open(out, writable=True)
-    # Hashes and paths below say what they are, and the kernels agree to the last bit or nearly so.
+    # The hashes identify what these fields name, and the kernels agree to the last bit or nearly so.
     movable = ("gfo_version", "weights", "bank", "data_root", "impl")
-    differing = [key for key in run if key not in movable and store.run.get(key) != run[key]]
+    stored, wanted = plain(store.run), plain(run)
+    differing = [key for key in wanted if key not in movable and stored[key] != wanted[key]]
     if differing:
-        listed = "; ".join(f"{k} {str(store.run.get(k))[:60]}, not {str(run[k])[:60]}" for k in differing[:3])
+        listed = "; ".join(f"{k} {str(stored[k])[:60]}, not {str(wanted[k])[:60]}" for k in differing[:3])
         raise InputError(f"{out}: holds a run of another configuration ({listed}); use another --out or remove it")
     same = store.paths == paths and store.labels.tolist() == labels and store.fit.tolist() == fit
     if not same or store.occluders.tolist() != rows:
         raise InputError(f"{out}: holds a run over other pictures, labels or classes; use another --out or remove it")
-    store.update_run({**run, "gfo_version": store.run["gfo_version"]})
+    store.update_run(replace(run, gfo_version=store.run.gfo_version))
     return store
 
 
-def _summary(out: Path, store: RunStore, seconds: float, pairs: int) -> dict[str, Any]:
-    quarantined = store.quarantined()
+def _to_do(store: RunStore, shard: tuple[int, int] | None) -> int:
+    """Return the number of pictures that are not done, of the whole run or of a shard."""
+    return sum(min(store.block, len(store) - start) for start in pending_starts(store, shard))
+
+
+def _summary(store: RunStore, speed: Speed) -> Summary:
+    quarantined, remaining = tuple(store.quarantined()), _to_do(store, None)
     codes = {"unseen": FIT_UNSEEN, "fitted": FIT_FITTED, "held_out": FIT_HELD_OUT}
-    summary = {
-        "schema": 1,
-        "complete": True,
-        **store.run,
-        "read": len(store) - len(quarantined),
-        "quarantined_count": len(quarantined),
-        "quarantined": quarantined,
-        "fit": {name: int((store.fit == code).sum()) for name, code in codes.items()},
-        **summarize(store, seed=store.run["seed"]),
-        **_speed(out, seconds, pairs),
-    }
-    with atomic_path(out / "summary.json") as partial:
-        partial.write_text(json.dumps(summary, indent=1, allow_nan=False))
-    return summary
+    return Summary(
+        schema=SCHEMA,
+        complete=not remaining,
+        **vars(store.run),
+        read=len(store) - remaining - len(quarantined),
+        quarantined_count=len(quarantined),
+        quarantined=quarantined,
+        fit=Fit(**{name: int((store.fit == code).sum()) for name, code in codes.items()}),
+        **vars(PENDING if remaining else summarize(store, seed=store.run.seed)),
+        **vars(speed),
+    )
 
 
-def _speed(out: Path, seconds: float, pairs: int) -> dict[str, Any]:
-    """Of this call; of the last one that did something, where this one had nothing left to do."""
-    if not pairs and (out / "summary.json").is_file():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: it is written anew, without a speed
-            before = json.loads((out / "summary.json").read_text())
-            return {key: before[key] for key in ("pairs", "seconds", "pairs_per_second", "peak_rss_mb")}
+def _speed(out: Path, seconds: float, pairs: int) -> Speed:
+    """Return the speed of this call, or of the last one that did something where this one had nothing left to do."""
+    if not pairs and (out / SUMMARY_FILE).is_file():
+        with contextlib.suppress(InputError):  # damaged: it is written anew, without a speed
+            return read_speed(out / SUMMARY_FILE)
     rate = pairs / seconds if pairs else None
-    return {"pairs": pairs, "seconds": seconds, "pairs_per_second": rate, "peak_rss_mb": peak_rss_mb()}
+    return Speed(pairs=pairs, seconds=seconds, pairs_per_second=rate, peak_rss_mb=peak_rss_mb())

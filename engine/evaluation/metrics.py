@@ -1,21 +1,13 @@
-"""Accuracies of a run and what they are worth: tables S1 and S2, controls, fooling rate, with bootstrap intervals.
+"""Accuracies of a run with bootstrap intervals: the cells of Tables S1 and S2, controls, fooling rate.
 
-Pictures are reused under every occluder and classes by every pair, so pairs are not independent. Two cluster
-bootstraps (percentile, 95 %):
-
-- `ci95_pictures`: pictures are resampled within their class; a picture keeps its answers under all occluders.
-  It speaks for other pictures of these classes.
-- `ci95_classes`: classes are resampled too, each with its occluder and its resampled pictures (in a pair of two classes
-  both are drawn; pairs of a class with itself drop out). It speaks for other classes.
-
-Ratios are formed within each replicate. Everything streams class by class: memory does not grow with the pictures.
+Everything streams class by class: memory does not grow with the pictures.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,16 +15,17 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from ..data.folders import name_of
+from .bootstrap import ClassMean, Floats
+from .results import ClassRow, LabelShare, Results, WrongLabel
 from .store import CLEAN, NOISE, QUARANTINED, RunStore
+from .summary import Run
 
 REPLICATES = 1000
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class _ClassAnswers:
-    """The readable pictures of one class: predictions int32 [n, K+2], and whether they are right."""
+    """Readable pictures of one class: predictions int32 [n, K+2]."""
 
     class_id: int
     predictions: NDArray[np.int32]
@@ -47,7 +40,7 @@ def _bank_ids(store: RunStore) -> list[int]:
 
 
 def _class_order(store: RunStore) -> list[int]:
-    """Bank classes in row order, then the others in picture order."""
+    """Return the bank's classes in row order, then the others in picture order."""
     bank = _bank_ids(store)
     return bank + [int(i) for i in dict.fromkeys(store.labels.tolist()) if i not in bank]
 
@@ -64,7 +57,7 @@ def _answers(store: RunStore) -> Iterator[_ClassAnswers]:
 
 
 def accuracy_matrix(store: RunStore) -> tuple[Floats, list[int]]:
-    """accuracy[k, c]: occluder row k (clean, the bank, noise) on pictures of class c.
+    """Compute accuracy[k, c]: occluder row k (clean, the bank, noise) on pictures of class c.
 
     Returns
     -------
@@ -80,7 +73,7 @@ def accuracy_matrix(store: RunStore) -> tuple[Floats, list[int]]:
 
 
 def derangement(count: int, seed: int) -> list[int]:
-    """A seeded permutation of 0 … count − 1 without a fixed point, for the `permuted` control; empty for one class."""
+    """Draw a permutation of 0 … count − 1 without a fixed point, for the `permuted` control; empty for one class."""
     if count < 2:
         return []
     order = np.random.default_rng(seed).permutation(count)
@@ -89,67 +82,8 @@ def derangement(count: int, seed: int) -> list[int]:
     return target.tolist()
 
 
-@dataclass(frozen=True)
-class _Estimate:
-    """A number and its replicates under the two bootstraps, [R] each."""
-
-    value: float
-    pictures: Floats
-    classes: Floats
-
-    def __truediv__(self, other: _Estimate) -> _Estimate:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = float(np.divide(self.value, other.value))
-            return _Estimate(value, self.pictures / other.pictures, self.classes / other.classes)
-
-    def to_dict(self, name: str, classes: int) -> dict[str, Any] | None:
-        """Null where there is no number, and no interval over classes where there is one class: it tells nothing."""
-        if not np.isfinite(self.value):
-            return None
-        over_classes = _ci95(self.classes) if classes > 1 else None
-        return {name: self.value, "ci95_pictures": _ci95(self.pictures), "ci95_classes": over_classes}
-
-
-def _ci95(replicates: Floats) -> list[float] | None:
-    finite = replicates[np.isfinite(replicates)]
-    return [float(q) for q in np.percentile(finite, [2.5, 97.5])] if len(finite) else None
-
-
-class _Mean:
-    """Σ weight · part over classes ÷ Σ weight, for the value and for every replicate, fed class by class."""
-
-    def __init__(self, replicates: int) -> None:
-        self._value = np.zeros(2)
-        self._pictures = np.zeros((2, replicates))
-        self._classes = np.zeros((2, replicates))
-
-    def add(
-        self,
-        value: float,
-        replicates: Floats,
-        draws: Floats | float,
-        weight: float = 1.0,
-        *,
-        replicate_weights: Floats | None = None,
-        class_part: tuple[Floats, Floats] | None = None,
-    ) -> None:
-        """One class: its value, its [R] picture replicates, and how often each class replicate drew it, [R].
-
-        `replicate_weights` are the [R] weights where they are resampled too (a ratio of sums); `class_part` replaces
-        numerator and denominator of the class bootstrap, where the draws of occluders enter as well.
-        """
-        weights = np.full_like(replicates, weight) if replicate_weights is None else replicate_weights
-        self._value += (value * weight, weight)
-        self._pictures += (replicates * weights, weights)
-        self._classes += class_part or (draws * weights * replicates, draws * weights)
-
-    def estimate(self) -> _Estimate:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return _Estimate(*(np.divide(part[0], part[1]) for part in (self._value, self._pictures, self._classes)))
-
-
 class _Tally:
-    """Everything that one pass over the classes collects."""
+    """Sums that one pass over the classes collects."""
 
     CELLS = ("clean", "matched", "unmatched", "clean_other", "unmatched_other", "permuted", "noise")
 
@@ -166,14 +100,14 @@ class _Tally:
         self._draws = self._draw(len(self.bank))
         others = [i for i in _class_order(store) if i not in self.bank]
         self._other_draws = dict(zip(others, self._draw(len(others)).T, strict=True)) if others else {}
-        self.cells = {name: _Mean(replicates) for name in (*self.CELLS, "fooling_rate")}
+        self.cells = {name: ClassMean(replicates) for name in (*self.CELLS, "fooling_rate")}
         self.pictures: Counter[str] = Counter()
-        self.classes: list[dict[str, Any]] = []
+        self.classes: list[ClassRow] = []
         self.counts: Counter[str] = Counter()  # classes with pictures, of the bank's `own` and `other` ones
         self.unmatched_by_occluder = _ByOccluder(len(self.bank))
 
     def _draw(self, count: int) -> Floats:
-        """How often each of `count` classes is drawn, [R, count]."""
+        """Draw how often each of `count` classes is in each replicate, [R, count]."""
         if count == 0:
             return np.zeros((self._replicates, 0))
         return self._rng.multinomial(count, np.full(count, 1 / count), size=self._replicates).astype(float)
@@ -256,51 +190,62 @@ class _ByOccluder:
         return float(self._sum[row] / self._classes[row]) if self._classes[row] else None
 
 
-def _class_row(answers: _ClassAnswers, own: int, accuracy: Floats, run: dict[str, Any]) -> dict[str, Any]:
-    """What the report shows of one class. Wilson's interval holds here: the pictures of one cell are independent."""
-    n, matched = len(answers.predictions), answers.predictions[:, own]
+def _class_row(answers: _ClassAnswers, own: int, accuracy: Floats, run: Run) -> ClassRow:
+    """Describe one class, except for what the pictures of other classes say of its occluder."""
+    n, matched, key = len(answers.predictions), answers.predictions[:, own], str(answers.class_id)
     wrong = Counter(matched[matched != answers.class_id].tolist())
-    top = wrong.most_common(1)
-    matched_wrong = wrong.total()
-    interval = binomtest(n - matched_wrong, n).proportion_ci(method="wilson")
-    name = name_of(top[0][0], run["num_classes"], run["folders"]) if top else ""
-    return {
-        "class_id": answers.class_id,
-        "folder": run["folders"][str(answers.class_id)],
-        "name": run["class_names"][str(answers.class_id)],
-        "pictures": n,
-        "clean": float(accuracy[0]),
-        "matched": float(accuracy[own]),
-        "matched_wilson95": [float(interval.low), float(interval.high)],
-        "top_wrong_label": {"class_id": top[0][0], "name": name, "share": top[0][1] / matched_wrong} if top else None,
-    }
+    interval = binomtest(n - wrong.total(), n).proportion_ci(method="wilson")
+    top = [
+        WrongLabel(label, name_of(label, run.num_classes, run.folders), count / wrong.total())
+        for label, count in wrong.most_common(1)
+    ]
+    return ClassRow(
+        class_id=answers.class_id,
+        folder=run.folders[key],
+        name=run.class_names[key],
+        pictures=n,
+        clean=float(accuracy[0]),
+        matched=float(accuracy[own]),
+        matched_wilson95=(float(interval.low), float(interval.high)),
+        top_wrong_label=top[0] if top else None,
+        unmatched_by_occluder=None,
+    )
 
 
-def summarize(store: RunStore, *, replicates: int = REPLICATES, seed: int = 0) -> dict[str, Any]:
-    """The numbers of `summary.json` (described in the README).
+def summarize(store: RunStore, *, replicates: int = REPLICATES, seed: int = 0) -> Results:
+    """Compute the numbers of `summary.json` from the answers of a store whose blocks are all done.
 
-    `clean`, `matched`, `unmatched`, `permuted`, `noise` are over the bank's classes, `*_other` over further ones; a
-    cell without pictures is None. `fooling_rate` is the share of pictures that the model has right when clean and wrong
-    under their class's occluder; `largest_wrong_label_share` the mean over classes of the most frequent wrong answer's
-    share of all wrong matched answers.
+    Parameters
+    ----------
+    replicates
+        R, of both bootstraps.
+    seed
+        Seed of the bootstraps and of the permutation.
+
+    Raises
+    ------
+    InputError
+        A block of the store is damaged.
     """
     tally = _Tally(store, replicates, seed)
     for answers in _answers(store):
         tally.add(answers)
     estimates = {name: mean.estimate() for name, mean in tally.cells.items()}
-    result: dict[str, Any] = {}
-    for name in tally.CELLS:
-        cell = estimates[name].to_dict("accuracy", tally.counts["other" if "other" in name else "own"])
-        result[name] = cell and {**cell, "pictures": tally.pictures[name]}
-    result["ratios"] = {
-        f"{name}/clean": (estimates[name] / estimates["clean"]).to_dict("value", tally.counts["own"])
-        for name in ("matched", "unmatched")
-    }
-    fooling = estimates["fooling_rate"].to_dict("value", tally.counts["own"])
-    result["fooling_rate"] = fooling and {**fooling, "pictures": tally.pictures["fooling_rate"]}
-    for row in tally.classes:
-        row["unmatched_by_occluder"] = tally.unmatched_by_occluder.value(tally.bank.index(row["class_id"]))
-    shares = [row["top_wrong_label"]["share"] for row in tally.classes if row["top_wrong_label"]]
-    result["largest_wrong_label_share"] = {"value": float(np.mean(shares)), "classes": len(shares)} if shares else None
-    result["classes"] = tally.classes
-    return result
+    own, pictures = tally.counts["own"], tally.pictures
+    shares = [row.top_wrong_label.share for row in tally.classes if row.top_wrong_label]
+    by_occluder = (tally.unmatched_by_occluder.value(tally.bank.index(row.class_id)) for row in tally.classes)
+    return Results(
+        **{
+            name: estimates[name].accuracy(tally.counts["other" if "other" in name else "own"], pictures[name])
+            for name in tally.CELLS
+        },
+        ratios={
+            "matched/clean": (estimates["matched"] / estimates["clean"]).ratio(own),
+            "unmatched/clean": (estimates["unmatched"] / estimates["clean"]).ratio(own),
+        },
+        fooling_rate=estimates["fooling_rate"].rate(own, pictures["fooling_rate"]),
+        largest_wrong_label_share=LabelShare(float(np.mean(shares)), len(shares)) if shares else None,
+        classes=tuple(
+            replace(row, unmatched_by_occluder=value) for row, value in zip(tally.classes, by_occluder, strict=True)
+        ),
+    )

@@ -1,44 +1,43 @@
-"""How a part's pairs are cut into passes through the network: how many, and in which order. Measured, and remembered.
+"""How the pairs of a part are cut into passes through the network: how many, and in which order.
 
-The answers do not depend on it (beyond the last bits of a float), so a run may be resumed with another split.
+The choice is measured and remembered. The answers do not depend on it (beyond the last bits of a float), so a run may
+be resumed with other passes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...export.cache import cache_dir
-from ...export.classifier import UNNAMED, FrozenClassifier
-from ...export.files import atomic_path
+from ...export.cache import cache_dir, key
+from ...export.classifier import UNNAMED
 from ..devices import fitting_memory
 from ..engines.base import Engine
-from ..machine import best_seconds, worker_count
+from ..machine import best_seconds, remember, remembered, worker_count
 from .store import READ_TOGETHER
 
-# Without a measurement: so many on a GPU, or of small pictures; on a CPU about eight of 224², whose activations stay in
-# its caches (up to 2.7 times as fast as 64 of them; docs/performance.md).
+# Pairs in a pass without a measurement: the larger number on a GPU, or for small pictures; on a CPU about eight pairs
+# of 224², whose activations stay in its caches (up to 2.7 times as fast as 64 of them; docs/performance.md).
 _DEFAULT_PAIRS, _DEFAULT_PIXELS = (8, 64), 8 * 224**2
-# What is tried: pairs in a pass on a CPU, on a GPU.
+# Pairs in a pass that a calibration tries, by kind of device.
 _PAIRS = {"cpu": (4, 8, 16, 32, 64), "cuda": (32, 64, 128, 256)}
-# A run that is shorter than this many passes of each is not worth a calibration.
+# A run shorter than this number of passes of each kind is not worth a calibration.
 _WORTH = 100
 
 
 @dataclass(frozen=True)
-class Split:
-    """At most `pairs` in a pass: pictures × occluders in tiles as square as can be, or one picture after another.
+class Passes:
+    """At most `pairs` in a pass: pictures × occluders in tiles as square as possible, or picture after picture.
 
-    A square reads fewer bytes (kernels that take a grid load each picture and occluder once); one picture after another
+    A square reads fewer bytes (kernels that take a grid load each picture and occluder once); picture after picture
     makes all passes of a part but the last equally long.
     """
 
@@ -46,7 +45,10 @@ class Split:
     square: bool
 
     def pieces(self, pictures: Tensor, rows: int) -> Iterator[Tensor]:
-        """Places picture · rows + row of a part's pictures (int64 positions) under all rows, pass by pass, int64."""
+        """Yield the pairs of each pass of a part, int64 [P]: places picture · rows + row.
+
+        `pictures` are int64 positions in the part; each meets all rows.
+        """
         if not self.square:
             yield from (pictures[:, None] * rows + torch.arange(rows)).flatten().split(self.pairs)
             return
@@ -59,15 +61,15 @@ class Split:
         return f"{self.pairs} pairs in a pass{', square' if self.square else ''}"
 
 
-def default_split(engine: Engine, pairs: int | None = None) -> Split:
-    """What is right without a measurement: squares for kernels that take a grid, else one picture after another."""
+def default_passes(engine: Engine, pairs: int | None = None) -> Passes:
+    """Return the passes to use without a measurement: squares only for kernels that take a grid."""
     if pairs is None:
         pairs = engine.fixed_pairs or default_pairs(engine.torch_device.type, engine.subject.preprocessing.input_size)
-    return Split(pairs, engine.takes_grids)
+    return Passes(pairs, engine.takes_grids)
 
 
 def default_pairs(device: str, size: int) -> int:
-    """Pairs in a pass on `cpu` or `cuda`, a power of two, for pictures of size²."""
+    """Return the pairs in a pass on `cpu` or `cuda` for pictures of size², a power of two."""
     least, most = _DEFAULT_PAIRS
     if device != "cpu":
         return most
@@ -75,70 +77,68 @@ def default_pairs(device: str, size: int) -> int:
     return 1 << (fitting.bit_length() - 1)
 
 
-def choose_split(engine: Engine, rows: int, pictures: int, asked: int | None) -> tuple[Split, str]:
-    """The split for a run over so many pictures and rows, and why in words.
+def choose_passes(engine: Engine, rows: int, pictures: int, asked: int | None) -> tuple[Passes, str]:
+    """Return the passes for a run over `pictures` × `rows` pairs, and the reason.
 
     Parameters
     ----------
     engine
-        Open, with its bank of `rows` − 1.
+        Open, with a bank of `rows` − 1 occluders.
     asked
-        Pairs that a person wants in a pass; then nothing is measured.
+        Pairs in a pass as the user wants them; nothing is then measured.
     """
     if asked is not None:
-        return default_split(engine, asked), "asked for"
-    path = _remembered_at(engine)
-    known = None if path is None else _remembered(path)
+        return default_passes(engine, asked), "requested"
+    note = _note(engine)
+    known = remembered(note, _passes_of)
     if known is not None:
         return known, "measured before"
-    every = splits_to_try(engine)
-    if pictures * rows < _WORTH * sum(split.pairs for split in every):
-        return default_split(engine), "too few pairs for a measurement to be worth it"
-    taken = measured_splits(engine, rows, every)
+    candidates = passes_to_try(engine)
+    if pictures * rows < _WORTH * sum(passes.pairs for passes in candidates):
+        return default_passes(engine), "the run is too short to calibrate"
+    taken = measured_passes(engine, rows, candidates)
     best = min(taken, key=taken.__getitem__)
-    if path is not None:
-        with atomic_path(path) as partial:
-            partial.write_text(json.dumps(asdict(best)))
-    return best, rates_in_words(taken)
+    remember(note, asdict(best))
+    return best, described_rates(taken)
 
 
-def measured_splits(engine: Engine, rows: int, splits: list[Split]) -> dict[Split, float]:
-    """Seconds a pair of one pass of each that fits the memory, on noise (`best_seconds`)."""
+def measured_passes(engine: Engine, rows: int, candidates: Sequence[Passes]) -> dict[Passes, float]:
+    """Return the seconds per pair of each candidate that fits the memory, on noise (`best_seconds`)."""
     size = engine.subject.preprocessing.input_size
-    most = max(split.pairs for split in splits)
+    most = max(passes.pairs for passes in candidates)
     generator = torch.Generator().manual_seed(0)
     count = min(most, READ_TOGETHER)  # as in a part: with few rows a pass may hold less than it could
     images = engine.place(torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator))
     labels = engine.place(torch.zeros(count, dtype=torch.int64))
-    passes = {split: next(split.pieces(torch.arange(count), rows)) for split in splits}
+    first = {passes: next(passes.pieces(torch.arange(count), rows)) for passes in candidates}
 
     def scored(piece: Tensor) -> Callable[[], object]:
         return lambda: engine.score(images, piece // rows, piece % rows, labels)
 
-    calls = {split: scored(piece) for split, piece in passes.items()}
-    with fitting_memory(min(split.pairs for split in splits), engine.device):
+    calls = {passes: scored(piece) for passes, piece in first.items()}
+    with fitting_memory(min(passes.pairs for passes in candidates), engine.device):
         best = best_seconds(calls, engine.torch_device, turns=3, errors=(torch.OutOfMemoryError,))
-    return {split: seconds / len(passes[split]) for split, seconds in best.items()}
+    return {passes: seconds / len(first[passes]) for passes, seconds in best.items()}
 
 
-def rates_in_words(taken: dict[Split, float]) -> str:
-    """What `measured_splits` found: `8 42.1, 64 35.0 pairs/s`."""
-    return ", ".join(f"{_short(split)} {1 / seconds:,.1f}" for split, seconds in taken.items()) + " pairs/s"
+def described_rates(taken: Mapping[Passes, float]) -> str:
+    """Describe the result of `measured_passes`, as `8 42.1, 64 35.0 pairs/s`."""
+    rates = (f"{p.pairs}{' square' if p.square else ''} {1 / seconds:,.1f}" for p, seconds in taken.items())
+    return f"{', '.join(rates)} pairs/s"
 
 
-def splits_to_try(engine: Engine) -> list[Split]:
-    """Those that may be fastest: squares only for kernels that gain by them, others would see passes of all lengths."""
+def passes_to_try(engine: Engine) -> list[Passes]:
+    """Return the candidates for the fastest passes.
+
+    Squares are tried only for kernels that gain by them; other engines would see passes of many lengths.
+    """
     every = (engine.fixed_pairs,) if engine.fixed_pairs else _PAIRS[engine.torch_device.type]
-    return [Split(pairs, square) for pairs in every for square in ((False, True) if engine.takes_grids else (False,))]
+    return [Passes(pairs, square) for pairs in every for square in ((False, True) if engine.takes_grids else (False,))]
 
 
-def _short(split: Split) -> str:
-    return f"{split.pairs}{' square' if split.square else ''}"
-
-
-def _remembered_at(engine: Engine) -> Path | None:
-    """Where the best split of this machine, engine and network is noted; None for a network that has no name."""
-    if isinstance(engine.subject, FrozenClassifier) and engine.subject.model == UNNAMED:
+def _note(engine: Engine) -> Path | None:
+    """Return where the best passes of this machine, engine and network are kept; None for an unnamed network."""
+    if engine.subject.model == UNNAMED:
         return None
     facts = {
         "machine": [platform.node(), platform.machine(), engine.device, worker_count(), torch.get_num_threads()],
@@ -146,13 +146,9 @@ def _remembered_at(engine: Engine) -> Path | None:
         "model": [engine.subject.model, engine.subject.preprocessing.input_size, engine.subject.num_classes],
         "versions": [version("gfo"), torch.__version__],
     }
-    return cache_dir() / "splits" / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.json"
+    return cache_dir() / "passes" / f"{key(facts)}.json"
 
 
-def _remembered(path: Path) -> Split | None:
-    try:
-        facts = json.loads(path.read_text())
-        split = Split(int(facts["pairs"]), bool(facts["square"]))
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged: measured again
-        return None
-    return split if split.pairs > 0 else None
+def _passes_of(facts: Any) -> Passes | None:
+    passes = Passes(int(facts["pairs"]), bool(facts["square"]))
+    return passes if passes.pairs > 0 else None

@@ -7,8 +7,6 @@ occluder, checksummed, and written whole or not at all. Fill value −1 = not do
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,22 +18,24 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ...export.errors import InputError
-from ...export.files import naming
+from ...export.files import atomic_folder, naming
 from ...kernels.score import Score
+from .summary import Quarantined, Run, plain, read_run_record
 
+STORE = "predictions.zarr"
 CLEAN, NOISE = -1, -2
 NOT_DONE, QUARANTINED = -1, -2
 
 FIT_UNSEEN, FIT_FITTED, FIT_HELD_OUT = 0, 1, 2
 
-# A block aims at so many pairs, which an interrupted run loses at most, within these numbers of pictures: few enough
-# to hold in memory, and enough to keep the files of a large run few.
+# Target number of pairs in a block, the most that an interrupted run loses, within these numbers of pictures: few
+# enough to hold in memory, and enough to keep the files of a large run few.
 _BLOCK_PAIRS = 4096
 READ_TOGETHER, _MOST = 32, 256
 
 
 def block_size(rows: int) -> int:
-    """Pictures in a block (and a chunk), for so many occluder rows: a multiple of those that are read together."""
+    """Return the pictures in a block (and a chunk) for a number of occluder rows: a multiple of `READ_TOGETHER`."""
     return min(_MOST, max(1, _BLOCK_PAIRS // rows // READ_TOGETHER) * READ_TOGETHER)
 
 
@@ -45,7 +45,7 @@ class RunStore:
     Attributes
     ----------
     run
-        What the run is: model, hashes, bank, engine, precision, split, … (JSON types).
+        What the run evaluates, and with what.
     paths, labels, fit
         Per picture: path relative to the data root, class id int32 [N], 0 unseen / 1 fitted / 2 held out int8 [N].
     occluders
@@ -55,7 +55,7 @@ class RunStore:
     def __init__(self, group: zarr.Group, path: Path) -> None:
         self._group = group
         self.path = path
-        self.run: dict[str, Any] = dict(group.attrs["run"])  # type: ignore[arg-type]
+        self.run = read_run_record(group.attrs["run"], path)
         self.paths: list[str] = [str(p) for p in self._array("path")[:]]  # type: ignore[union-attr]
         self.labels: NDArray[np.int32] = np.asarray(self._array("label")[:])
         self.fit: NDArray[np.int8] = np.asarray(self._array("fit")[:])
@@ -72,32 +72,25 @@ class RunStore:
     def create(
         cls,
         run_dir: Path,
-        run: Mapping[str, Any],
+        run: Run,
         *,
         paths: Sequence[str],
         labels: Sequence[int],
         fit: Sequence[int],
         occluders: Sequence[int],
     ) -> RunStore:
-        """Make an empty store, whole or not at all, with `occluders` for its columns.
+        """Create an empty store, whole or not at all, with `occluders` for its columns.
 
         Raises `OSError` where it cannot be written.
         """
-        path = run_dir / "predictions.zarr"
-        partial = run_dir / f".{path.name}.{os.getpid()}.partial"
-        with naming(path):
-            run_dir.mkdir(parents=True, exist_ok=True)
-            try:
-                cls._create(partial, run, paths, labels, fit, occluders)
-                partial.rename(path)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+        with atomic_folder(run_dir / STORE) as partial:
+            cls._create(partial, run, paths, labels, fit, occluders)
         return cls.open(run_dir, writable=True)
 
     @staticmethod
     def _create(
         path: Path,
-        run: Mapping[str, Any],
+        run: Run,
         paths: Sequence[str],
         labels: Sequence[int],
         fit: Sequence[int],
@@ -137,7 +130,7 @@ class RunStore:
         )
         occluder[:] = np.array(occluders, dtype=np.int32)
         group.attrs.update(
-            {"run": dict(run), "data_root": run["data_root"], "coordinates": "path label fit reason occluder"}
+            {"run": plain(run), "data_root": run.data_root, "coordinates": "path label fit reason occluder"}
         )
         with warnings.catch_warnings():  # xarray asks for consolidated metadata; zarr warns that v3 has not settled it
             warnings.filterwarnings("ignore", message="Consolidated metadata")
@@ -152,25 +145,27 @@ class RunStore:
         InputError
             Not there, or not a store of this kind.
         """
-        path = Path(run_dir) / "predictions.zarr"
+        path = Path(run_dir) / STORE
         if not path.is_dir():
             raise InputError(f"{path}: no such store; gfo-eval --out {run_dir} writes one")
         try:
             return cls(zarr.open_group(path, mode="r+" if writable else "r"), path)
+        except InputError:
+            raise
         except (KeyError, ValueError, TypeError, FileNotFoundError, json.JSONDecodeError) as error:
             raise InputError(f"{path}: not a store of gfo-eval ({error}); remove it and evaluate again") from error
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def update_run(self, run: Mapping[str, Any]) -> None:
-        """Note where things lie now, when a run is resumed from another place."""
-        if dict(run) != self.run:
-            self._group.attrs.update({"run": dict(run), "data_root": run["data_root"]})
-            self.run = dict(run)
+    def update_run(self, run: Run) -> None:
+        """Record where things lie now, when a run is resumed from another place."""
+        if plain(run) != self._group.attrs["run"]:
+            self._group.attrs.update({"run": plain(run), "data_root": run.data_root})
+            self.run = run
 
     def predictions(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Top-1 class ids int32 [stop − start, K+2].
+        """Return top-1 class ids, int32 [stop − start, K+2].
 
         Raises
         ------
@@ -186,7 +181,7 @@ class RunStore:
             ) from error
 
     def pending(self) -> list[int]:
-        """Starts of the blocks that are not done, or damaged."""
+        """Return the starts of the blocks that are not done, or damaged."""
         starts = range(0, len(self), self.block)
         return [start for start in starts if not self._done(start)]
 
@@ -213,7 +208,7 @@ class RunStore:
             prediction[rows], rank[rows], margin[rows] = QUARANTINED, QUARANTINED, np.nan
             reasons[rows] = list(quarantined.values())
         with naming(self.path):
-            self._array("reason")[start:stop] = reasons  # all empty: what an earlier attempt left is removed
+            self._array("reason")[start:stop] = reasons  # all empty: removes what an earlier attempt left
             self._array("rank")[start:stop] = rank.astype(np.int32)
             self._array("margin")[start:stop] = margin
             self._array("prediction")[start:stop] = prediction.astype(np.int32)
@@ -225,12 +220,12 @@ class RunStore:
             raise InputError(f"{self.path}: reasons are damaged ({error}); run the same gfo-eval again") from error
 
     def readable(self) -> NDArray[np.bool_]:
-        """Which pictures are not quarantined, bool [N]."""
+        """Return which pictures are not quarantined, bool [N]."""
         return np.array([not reason for reason in self._reasons()], dtype=bool)
 
-    def quarantined(self) -> list[dict[str, str]]:
-        """Path and reason of every picture that could not be read."""
-        return [{"path": path, "reason": why} for path, why in zip(self.paths, self._reasons(), strict=True) if why]
+    def quarantined(self) -> list[Quarantined]:
+        """Return every picture that could not be read."""
+        return [Quarantined(path, why) for path, why in zip(self.paths, self._reasons(), strict=True) if why]
 
 
 _CODECS = [ZstdCodec(level=1), Crc32cCodec()]

@@ -1,126 +1,31 @@
-"""Whether an engine computes what float32 PyTorch computes: the pairs to compare, and the verdict on their logits.
+"""Gates: whether an engine computes what PyTorch computes, decided from their logits on the same pairs.
 
-Accuracies differ by little and from few pairs, so a difference comes with an interval (`paired_interval`).
+`judge` compares with float32 on a user's model, `judge_largest_error` with float64 on a small network of our own.
+Accuracies differ by little and come from few pairs, so a difference has an interval (`paired_interval`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ...export.classifier import DTYPES
 from ...export.errors import InputError
 from .paired_interval import paired_interval
-
-CLEAN, MATCHED, UNMATCHED = 0, 1, 2
-KINDS = ("clean", "matched", "unmatched")
+from .pairs import CLEAN, KINDS, ParityPairs
 
 FP32_SHARE = 1e-3  # of the logits' range: the largest error of an fp32 engine
 ENOUGH_PAIRS = 200  # for a claim about fp32 on real pictures
 HALF_POINT = 0.5  # percentage points of accuracy
 CLEAN_AGREEMENT = 0.97  # of bf16 and fp16 with fp32, where there are labels
-ROUNDING_FACTOR = 2.0  # times PyTorch's own rounding at that precision
-
-Ints = NDArray[np.int64]
-
-
-# ---- the pairs
-
-
-@dataclass(frozen=True)
-class ParityPairs:
-    """P different pairs; what is compared, and of which kind each is."""
-
-    image_index: Tensor
-    """int64 [P], picture."""
-    occluder_index: Tensor
-    """int64 [P], 0 = clean, j = row j − 1 of the bank."""
-    kind: Tensor
-    """int8 [P], `CLEAN`, `MATCHED` or `UNMATCHED`."""
-
-    def __len__(self) -> int:
-        return len(self.kind)
-
-
-def parity_pairs(labels: Tensor | None, class_ids: Sequence[int], pictures: int, pairs: int, seed: int) -> ParityPairs:
-    """Draw pairs, a third of each kind where there are as many, in a seeded order.
-
-    Matched is the row of the picture's own class, unmatched a row of another. A kind that runs out (pictures without
-    a row of their class, a bank of one row) leaves its share to the others: unmatched pairs go on with further rows,
-    and no pair comes twice, so there are fewer than `pairs` where all are used. The kinds share their pictures as far
-    as they can.
-
-    Parameters
-    ----------
-    labels
-        int64 [pictures], class ids; None where there are none: then nothing is matched and any row is unmatched.
-    class_ids
-        Of the K ≥ 1 rows, each once.
-    pictures
-        How many there are, ≥ 1.
-    pairs
-        How many to draw, ≥ 3.
-
-    Raises
-    ------
-    InputError
-        No picture, or fewer than three pairs: nothing compared is not a comparison.
-    ValueError
-        As many labels as pictures are needed.
-    """
-    if pictures < 1 or pairs < len(KINDS):
-        raise InputError(
-            f"{pairs} pairs of {pictures} pictures: parity needs a picture and at least {len(KINDS)} pairs"
-        )
-    if labels is not None and labels.shape != (pictures,):
-        raise ValueError(f"labels {tuple(labels.shape)}: expected one for each of {pictures} pictures")
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(pictures)
-    rows = {class_id: row for row, class_id in enumerate(class_ids)}
-    own = np.array([rows.get(i, -1) for i in ([-1] * pictures if labels is None else labels.tolist())])
-    with_row = order[own[order] >= 0]
-    counts = _shares(pairs, [pictures, len(with_row), int((len(class_ids) - (own >= 0)).sum())])
-    clean, matched = order[: counts[CLEAN]], with_row[: counts[MATCHED]]
-    image, row = _unmatched(order, own, len(class_ids), counts[UNMATCHED], rng)
-    images = np.concatenate([clean, matched, image])
-    occluders = np.concatenate([np.zeros_like(clean), own[matched] + 1, row + 1])
-    shuffled = rng.permutation(len(images))
-    kind = np.repeat(np.array([CLEAN, MATCHED, UNMATCHED], dtype=np.int8), counts)
-    return ParityPairs(*(torch.from_numpy(part[shuffled]) for part in (images, occluders, kind)))
-
-
-def _shares(pairs: int, available: Sequence[int]) -> list[int]:
-    """Equal counts, and what one kind lacks goes to the others; the scarcest kind is served first."""
-    counts = [0] * len(available)
-    for served, kind in enumerate(sorted(range(len(available)), key=lambda kind: available[kind])):
-        counts[kind] = min(available[kind], -(-pairs // (len(available) - served)))
-        pairs -= counts[kind]
-    return counts
-
-
-def _unmatched(order: Ints, own: Ints, rows: int, count: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """The first `count` of: every picture with one row, every picture with another one, and so on; [count] each.
-
-    A picture walks once around one seeded circle of rows from a seeded start, over all but its own row.
-    """
-    circle = rng.permutation(rows)
-    others = rows - (own >= 0)
-    before_first = np.where(own >= 0, np.argsort(circle)[own] + 1, 0)
-    start = rng.integers(0, np.maximum(others, 1))
-    images, chosen, found, step = [order[:0]], [order[:0]], 0, 0
-    while found < count:
-        walking = order[others[order] > step][: count - found]
-        images.append(walking)
-        chosen.append(circle[(before_first[walking] + (start[walking] + step) % others[walking]) % rows])
-        found, step = found + len(walking), step + 1
-    return np.concatenate(images), np.concatenate(chosen)
+# Another order of the same sums, not another formula: this many times PyTorch's own error at that precision, and, for
+# the largest error, this share of the largest logit more.
+ROUNDING_FACTOR = 2.0
+LARGEST_ERROR_FLOOR = 1e-5
 
 
 # ---- the verdict
@@ -128,7 +33,7 @@ def _unmatched(order: Ints, own: Ints, rows: int, count: int, rng: np.random.Gen
 
 @dataclass(frozen=True)
 class KindNumbers:
-    """The pairs of one kind. Shares are 0 … 1, points are percent; None without pairs, usable logits or labels."""
+    """Numbers on the pairs of one kind. Shares are 0 … 1, points percent; None without pairs, logits or labels."""
 
     pairs: int
     pictures: int
@@ -139,13 +44,16 @@ class KindNumbers:
     ci95_points: list[float] | None = None
     design_effect: float | None = None
     within_half_point: bool | None = None
-    """Whether the whole interval is: only this is evidence for a claim."""
+    """Whether the whole interval is within half a point: only this is evidence for a claim."""
 
 
 @dataclass(frozen=True)
 class LogitErrors:
-    """Engine's logits minus truth. `centred`: less each class's mean difference over the pairs. `own`: PyTorch's own at
-    that precision, None where not given or not finite. `range`: largest minus smallest logit of the truth."""
+    """Errors of an engine's logits against the truth.
+
+    `centred` is without each class's mean error over the pairs, `own` is of PyTorch at that precision (None where not
+    given or not finite), `range` is the largest minus the smallest logit of the truth.
+    """
 
     max_error: float
     range: float
@@ -158,7 +66,7 @@ class LogitErrors:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an engine passed, by which gate (`fp32`, `accuracy` or `rounding`), and all the numbers."""
+    """Decision of a gate (`fp32`, `accuracy` or `rounding`) on an engine, with its numbers."""
 
     passed: bool
     reason: str
@@ -173,11 +81,11 @@ class Verdict:
     """None where the logits cannot be compared."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, without NaN."""
+        """Return plain JSON types, without NaN."""
         return dataclasses.asdict(self)
 
     def lines(self) -> list[str]:
-        """Two to five lines for the terminal."""
+        """Return two to five lines for the terminal."""
         kinds = {name: kind for name, kind in self.kinds.items() if kind.pairs}
         state = f"passed on {self.pairs} pairs" if self.passed else f"FAILED: {self.reason}"
         state += f" (fewer than {ENOUGH_PAIRS}: too few for a claim)" if self.enough is False else ""
@@ -212,40 +120,40 @@ def judge(
     - `fp32`: every top-1 is the same, and no logit is off by more than 1e-3 of the logits' range.
     - `accuracy` (bf16, fp16, labels): 97 % of clean top-1 are the same, and for no kind does the interval of the
       accuracy's difference lie wholly beyond ±0.5 point. It sees no logits: swapped unmatched rows can pass.
-    - `rounding` (bf16, fp16, no labels): the RMS error, each class's mean over the pairs taken off, is at most twice
-      that of PyTorch at that precision. Without trained weights logits are mostly a constant of the class, and so is
-      much of their rounding; what is left is what pictures and occluders do. A constant shift of a class is not seen
-      here: `rms_error` beside `own_rms_error` shows it, and so does the `fp32` gate on the same graph.
+    - `rounding` (bf16, fp16, no labels): the RMS error, less each class's mean over the pairs, is at most twice that of
+      PyTorch at that precision. Without trained weights logits are mostly a constant of the class, and so is much of
+      their rounding; the rest is the effect of pictures and occluders. A constant shift of a class goes unseen here:
+      `rms_error` beside `own_rms_error` shows it, and so does the `fp32` gate on the same graph.
 
     Parameters
     ----------
     truth, found
-        float32 [P, C]: PyTorch's float32 logits, the engine's.
+        float32 [P, C]: PyTorch's float32 logits, and the engine's.
     precision
         `fp32`, `bf16` or `fp16`.
     labels
-        int64 [P], of each pair's picture; None for random weights or pictures without labels.
+        int64 [P], class id of each pair's picture; None for random weights or pictures without labels.
     own
-        float32 [P, C], PyTorch's at `precision`; needed for `rounding`, elsewhere it is reported or None.
+        float32 [P, C], PyTorch's logits at `precision`; required by `rounding`, elsewhere only reported.
 
     Raises
     ------
     InputError
         The truth is not finite.
     ValueError
-        Nothing to compare: no pairs, no clean ones for `accuracy`, a single one for `rounding`; no `own` for
-        `rounding`; shapes that do not belong together; an unknown precision.
+        There is nothing to compare (no pairs, no clean ones for `accuracy`, a single one for `rounding`), `rounding`
+        lacks `own`, shapes do not match, or the precision is unknown.
     """
     gate = "fp32" if precision == "fp32" else "rounding" if labels is None else "accuracy"
     _check(truth, pairs, precision, labels, own, gate)
     errors, fault = None, ""
     if found.shape != truth.shape:
-        fault = f"logits of shape {list(found.shape)}, not {list(truth.shape)}"
+        fault = f"expected logits of shape {list(truth.shape)}, got {list(found.shape)}"
     elif broken := int((~found.isfinite()).any(dim=1).sum()):
         fault = f"NaN or infinite logits in {broken} of {len(found)} pairs"
     else:
         errors = _errors(truth.double(), found, own)
-    # The lowest id on a tie, as `score` has it.
+    # argmax takes the lowest id on a tie, as `score` does.
     top = None if errors is None else (truth.argmax(dim=1), found.argmax(dim=1))
     kinds = {name: _numbers(pairs, kind, top, labels) for kind, name in enumerate(KINDS)}
     if errors is not None:
@@ -266,15 +174,15 @@ def _check(
             raise ValueError(f"{name} {tuple(tensor.shape)}: expected {tuple(shape)}")
     needed = {"fp32": len(pairs) > 0, "accuracy": bool((pairs.kind == CLEAN).any()), "rounding": len(pairs) > 1}
     if not needed[gate]:
-        raise ValueError(f"{len(pairs)} pairs: nothing that the gate {gate} can compare")
+        raise ValueError(f"{len(pairs)} pairs: nothing to compare by the gate {gate}")
     if gate == "rounding" and own is None:
-        raise ValueError(f"{precision} without labels is judged by PyTorch's own logits at {precision}; give them")
+        raise ValueError(f"own: expected PyTorch's own logits at {precision}, as there are no labels; got None")
     if not truth.isfinite().all():
         raise InputError("float32 PyTorch itself gives NaN or infinite logits; check the weights")
 
 
 def _numbers(pairs: ParityPairs, kind: int, top: tuple[Tensor, Tensor] | None, labels: Tensor | None) -> KindNumbers:
-    """Of one kind, from top-1 answers int64 [P] of truth and engine."""
+    """Compute the numbers of one kind from the top-1 answers, int64 [P], of truth and engine."""
     here = pairs.kind == kind
     pictures = pairs.image_index[here]
     numbers = KindNumbers(len(pictures), len(pictures.unique()))
@@ -303,22 +211,26 @@ def _mean(values: Tensor) -> float:
 
 
 def _errors(truth: Tensor, found: Tensor, own: Tensor | None) -> LogitErrors:
-    """From float64 truth: differences are exact there."""
+    """Compute the errors against float64 truth, from which differences are exact."""
     difference = found - truth
     own_rms = (None, None) if own is None or not own.isfinite().all() else _rms(own - truth)
     # A float32 is off by half an eps of itself, two are by one eps; an RMS is no more than the largest.
-    floor = torch.finfo(torch.float32).eps * float(truth.abs().max())
+    floor = torch.finfo(torch.float32).eps * _largest(truth)
     spread = float(truth.max() - truth.min())
-    return LogitErrors(float(difference.abs().max()), spread, *_rms(difference), *own_rms, floor)
+    return LogitErrors(_largest(difference), spread, *_rms(difference), *own_rms, floor)
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max())
 
 
 def _rms(difference: Tensor) -> tuple[float, float]:
-    """Plain, and with each class's mean over the pairs taken off."""
+    """Return the RMS of the differences, as they are and less each class's mean over the pairs."""
     return _mean(difference**2) ** 0.5, _mean((difference - difference.mean(dim=0)) ** 2) ** 0.5
 
 
 def _fault(gate: str, kinds: dict[str, KindNumbers], errors: LogitErrors) -> str:
-    """The first thing that this gate does not let pass, or nothing."""
+    """Return the first fault that this gate finds, or an empty string."""
     if gate == "rounding":
         return _rounding_fault(errors.centred_rms_error, errors.own_centred_rms_error, errors.floor)
     least_agreement = dict.fromkeys(KINDS, 1.0) if gate == "fp32" else {KINDS[CLEAN]: CLEAN_AGREEMENT}
@@ -342,3 +254,44 @@ def _rounding_fault(error: float, own: float | None, floor: float) -> str:
     if error > ROUNDING_FACTOR * own + floor:
         return f"rms error (per class centred) {error:.4g}, more than {ROUNDING_FACTOR:g} times PyTorch's own {own:.4g}"
     return ""
+
+
+# ---- against float64
+
+
+@dataclass(frozen=True)
+class LargestError:
+    """An engine's largest error against float64.
+
+    Attributes
+    ----------
+    max_error, allowed_error
+        Largest |logit − float64 logit| over all pairs, and its limit.
+    agreement
+        Share of pairs with the same top-1 class as float64, 0 … 1.
+    """
+
+    max_error: float
+    allowed_error: float
+    agreement: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within its limit; false for NaN."""
+        return self.max_error <= self.allowed_error
+
+
+def judge_largest_error(truth: Tensor, found: Tensor, own: Tensor) -> LargestError:
+    """Compare an engine's logits with float64 ones, all on the CPU.
+
+    The largest error may be twice that of plain PyTorch at the same precision, and 1e-5 of the largest logit more.
+
+    Parameters
+    ----------
+    truth
+        float64 [P, C].
+    found, own
+        float32 [P, C]: the engine's logits, and those of PyTorch at the engine's precision.
+    """
+    allowed = ROUNDING_FACTOR * _largest(own - truth) + LARGEST_ERROR_FLOOR * _largest(truth)
+    return LargestError(_largest(found - truth), allowed, _mean(truth.argmax(dim=1) == found.argmax(dim=1)))

@@ -1,7 +1,7 @@
-"""The interval of a difference between two accuracies on the same pairs, which holds for few disagreements, too.
+"""Interval of the difference between two accuracies on the same pairs, valid for few disagreements, too.
 
 Tango's score interval for paired proportions. It never has width 0 (no disagreement in n pairs: ±3.84 / (n + 3.84)).
-Where a picture occurs more than once its pairs count for less, by the design effect. The interval speaks for other
+Where a picture occurs more than once, its pairs count for less, by the design effect. The interval generalises to other
 pictures under these occluders.
 """
 
@@ -15,16 +15,28 @@ _Z = 1.959963984540054  # normal quantile of a two-sided 95 %
 
 
 def paired_interval(difference: NDArray[np.int64], picture: NDArray[np.int64]) -> tuple[float, float, float]:
-    """95 % interval of the mean of paired differences of correctness, −1 … 1, and the design effect behind it.
+    """Compute the 95 % interval of a mean of paired differences of correctness, and the design effect behind it.
 
     Tango's score interval, with the counts divided by the design effect as Rao and Scott do for clustered counts.
     The design effect is the variance of the mean with whole pictures as units over that with pairs as units. Few
     disagreements say little about it, so z² disagreements whose pictures agree in all their pairs are added: without
-    any disagreement pictures are counted, not pairs. It is at least 1, and 1 where no picture comes twice. With fewer
-    than about fifty pictures of many pairs the interval is wider than it need be (simulated coverage 97 … 100 %).
+    any disagreement pictures are counted, not pairs. It is at least 1, and exactly 1 where no picture occurs twice.
+    With fewer than about fifty pictures of many pairs the interval is wider than needed (simulated coverage
+    97 … 100 %).
 
-    `difference` int64 [n] in −1 … 1, n ≥ 1; `picture` int64 [n]. Sources: Tango 1998, Statistics in Medicine 17,
-    891-908; Rao and Scott 1992, Biometrics 48, 577-585.
+    Sources: Tango 1998, Statistics in Medicine 17, 891-908; Rao and Scott 1992, Biometrics 48, 577-585.
+
+    Parameters
+    ----------
+    difference
+        int64 [n], each −1, 0 or 1; n ≥ 1.
+    picture
+        int64 [n], the picture of each pair.
+
+    Returns
+    -------
+    tuple
+        Lower and upper bound, −1 … 1, and the design effect, ≥ 1.
     """
     effect = _design_effect(difference, picture)
     better, worse, n = ((difference == 1).sum() / effect, (difference == -1).sum() / effect, len(difference) / effect)
@@ -37,7 +49,7 @@ def _design_effect(difference: NDArray[np.int64], picture: NDArray[np.int64]) ->
     if clusters == n:
         return 1.0
     if clusters == 1:
-        return float(n)  # nothing tells how alike its pairs are
+        return float(n)  # nothing shows how alike its pairs are
     rest = difference - difference.mean()
     apart = float(rest @ rest) * n / (n - 1)
     together = float((np.bincount(cluster, rest) ** 2).sum()) * clusters / (clusters - 1)
@@ -46,7 +58,7 @@ def _design_effect(difference: NDArray[np.int64], picture: NDArray[np.int64]) ->
 
 
 def _tango_upper(better: float, worse: float, n: float) -> float:
-    """The δ above (better − worse) / n at which the score test of `mean difference = δ` reaches z."""
+    """Find the δ above (better − worse) / n at which the score test of `mean difference = δ` reaches z."""
 
     def beyond(delta: float) -> float:
         # The likeliest share q of `worse` under δ is the upper root of 2n q² + linear q − worse δ (1 − δ) = 0.

@@ -1,4 +1,4 @@
-"""Figure S1 as in the source: occluder magnified, clean pictures that the model gets right, the same ones occluded."""
+"""Figure S1 as in the source: magnified occluders, clean pictures that the model gets right, the same ones occluded."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from numpy.typing import NDArray
 from ...export.bank import OccluderBank
 from ...export.errors import InputError
 from ...export.preprocessing import Preprocessing
-from ...kernels.occlude import occlude
+from ...kernels.occlude import Normalisation, occlude
+from ...kernels.pairs import Pairs
 from ..data.folders import name_of
 from ..evaluation.store import RunStore
-from . import Run
-from .tables import short_hash
+from .rows import short_hash
+from .runs import RunFolder
 
 _RIGHT, _WRONG = "#1b6e3c", "#b3261e"
-_MOST_TILES: Final = 12  # pictures side by side, before the classes go on below
+_MOST_TILES: Final = 12  # pictures side by side; further classes are drawn below
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture before and after occlusion, uint8 [S, S, 3], and the name that the model gives to each."""
+    """A picture before and after occlusion, uint8 [S, S, 3], and the model's answer to each by name."""
 
     clean: NDArray[np.uint8]
     occluded: NDArray[np.uint8]
@@ -39,7 +40,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Block:
-    """One class of Figure S1: its occluder magnified, uint8 [S, S, 3], by which factor, and its pictures."""
+    """One class of Figure S1: its occluder, uint8 [S, S, 3], magnified by a factor, and its pictures."""
 
     name: str
     occluder: NDArray[np.uint8]
@@ -48,24 +49,31 @@ class Block:
 
 
 class Moved(Exception):
-    """The bank or a picture is no longer what the RUN saw; the text says which."""
+    """Raised where the bank or a picture is no longer what the RUN read; the text says which."""
 
 
 def short_name(name: str, most: int = 22) -> str:
-    """The first synonym, cut to `most` characters, safe for matplotlib (a `$` would start a formula)."""
+    """Return the first synonym, cut to `most` characters, safe for matplotlib (a `$` would start a formula)."""
     name = name.split(",")[0]
     return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
 
 
-def figure_blocks(run: Run, classes: int, pictures: int) -> list[Block]:
-    """What Figure S1 shows of a RUN: up to `classes` classes with up to `pictures` pictures that are right when clean.
+def figure_blocks(run: RunFolder, classes: int, pictures: int) -> list[Block]:
+    """Choose what Figure S1 shows: at most `classes` classes with at most `pictures` pictures, right when clean.
 
-    The classes are evenly spaced over those of the bank that have such pictures, the pictures the first ones: chosen by
-    place, never by how well the occluder does. Predictions are read back, no network runs.
+    The classes are evenly spaced over those of the bank that have such pictures, and the pictures are the first ones:
+    chosen by place, never by how well the occluder does. Predictions are read back, no network runs.
+
+    Raises
+    ------
+    Moved
+        The bank or a picture has changed, or no clean picture is right.
+    InputError
+        The predictions are missing or damaged.
     """
     bank = _bank(run)
     store = RunStore.open(run.directory)
-    right = {entry["class_id"] for entry in run.summary["classes"] if entry["clean"]}
+    right = {entry.class_id for entry in run.summary.classes if entry.clean}
     eligible = [row for row, class_id in enumerate(bank.class_ids) if class_id in right]
     if not eligible:
         raise Moved(f"the model gets no clean picture of {run.directory} right")
@@ -73,20 +81,20 @@ def figure_blocks(run: Run, classes: int, pictures: int) -> list[Block]:
     return [_block(run, store, bank, eligible[place], pictures) for place in places]
 
 
-def _bank(run: Run) -> OccluderBank:
+def _bank(run: RunFolder) -> OccluderBank:
     try:
-        bank = OccluderBank.load(run.summary["bank"])
+        bank = OccluderBank.load(run.summary.bank)
     except (InputError, OSError) as error:
         raise Moved(f"the bank cannot be read ({error})") from error
-    if bank.hash != run.summary["bank_hash"]:
+    if bank.hash != run.summary.bank_hash:
         raise Moved(
-            f"{run.summary['bank']} is another bank by now ({short_hash(bank.hash)}, evaluated was "
-            f"{short_hash(run.summary['bank_hash'])})"
+            f"{run.summary.bank} is another bank by now: expected {short_hash(run.summary.bank_hash)}, got "
+            f"{short_hash(bank.hash)}"
         )
     return bank
 
 
-def _block(run: Run, store: RunStore, bank: OccluderBank, row: int, pictures: int) -> Block:
+def _block(run: RunFolder, store: RunStore, bank: OccluderBank, row: int, pictures: int) -> Block:
     class_id = bank.class_ids[row]
     rows = np.flatnonzero(store.labels == class_id)
     start = int(rows[0])
@@ -94,10 +102,9 @@ def _block(run: Run, store: RunStore, bank: OccluderBank, row: int, pictures: in
     predictions = store.predictions(start, int(rows[-1]) + 1)[:, [0, row + 1]]
     shown = np.flatnonzero((predictions[:, 0] == class_id) & (predictions[:, 1] >= 0))[:pictures]
     occluder = bank.occluders[row]
-    preprocessing = Preprocessing.from_dict(run.summary["preprocessing"])
     found: list[Picture] = []
     for i in shown:
-        clean = _load(preprocessing, Path(run.summary["data_root"]) / store.paths[start + i])
+        clean = _load(run.summary.preprocessing, Path(run.summary.data_root) / store.paths[start + i])
         names = [_name(run, int(p)) for p in predictions[i]]
         found.append(
             Picture(clean, occluded(clean, occluder), *names, occluded_right=bool(predictions[i, 1] == class_id))
@@ -113,28 +120,28 @@ def _load(preprocessing: Preprocessing, path: Path) -> NDArray[np.uint8]:
         raise Moved(f"{path} cannot be read any more ({type(error).__name__})") from error
 
 
-def _name(run: Run, class_id: int) -> str:
-    """Also of a class outside the RUN: a wrong answer can be any output of the model."""
-    known = run.summary["class_names"].get(str(class_id))
-    return known or name_of(class_id, run.summary["num_classes"], run.summary["folders"])
+def _name(run: RunFolder, class_id: int) -> str:
+    """Name a class, also one outside the RUN: a wrong answer can be any output of the model."""
+    known = run.summary.class_names.get(str(class_id))
+    return known or name_of(class_id, run.summary.num_classes, run.summary.folders)
 
 
 def magnified(occluder: torch.Tensor) -> NDArray[np.uint8]:
-    """An occluder [S, S, 3] stretched to the natural image range: d / max|d| from −1 … 1 to 0 … 255, zero is grey."""
+    """Stretch an occluder [S, S, 3] to the natural image range: d / max|d| from −1 … 1 to 0 … 255, zero is grey."""
     peak = occluder.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     return ((occluder / peak + 1) * 127.5).round().to(torch.uint8).numpy()
 
 
 def occluded(picture: NDArray[np.uint8], occluder: torch.Tensor) -> NDArray[np.uint8]:
-    """clamp(x + d, 0, 255), rounded for display: uint8 [S, S, 3]."""
+    """Compute clamp(x + d, 0, 255), rounded for display: uint8 [S, S, 3]."""
     first = torch.zeros(1, dtype=torch.int64)
     images = torch.from_numpy(picture.copy())[None]
-    out = occlude(images, occluder[None], first, first + 1, scale=(1, 1, 1), shift=(0, 0, 0))
+    out = occlude(Pairs(images, occluder[None], first, first + 1), Normalisation((1, 1, 1), (0, 0, 0)))
     return out[0].permute(1, 2, 0).round().to(torch.uint8).numpy()
 
 
 def figure_s1(blocks: Sequence[Block], pictures: int) -> Figure:
-    """The blocks side by side; each has the occluder above, then a row of clean and a row of occluded pictures."""
+    """Draw the blocks side by side, each with its occluder above a row of clean and a row of occluded pictures."""
     across = min(len(blocks), max(1, _MOST_TILES // pictures))
     down = -(-len(blocks) // across)
     figure = Figure(figsize=(1.22 * pictures * across + 0.4, 4.55 * down))

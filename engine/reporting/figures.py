@@ -1,10 +1,11 @@
-"""The figures: all-pairs matrix, ε trade-off curve, and Figure S1 as in the source. Each is one PNG."""
+"""Figures of the report, a PNG each: the all-pairs matrix, the ε trade-off curve, and Figure S1 as in the source."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -16,15 +17,16 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from ..evaluation.metrics import accuracy_matrix
+from ..evaluation.results import RatioName
 from ..evaluation.store import RunStore
-from . import Run
 from .figure_s1 import Moved, figure_blocks, figure_s1, short_name
-from .tables import Estimate, Row
+from .rows import Estimate, Measure, Row
+from .runs import RunFolder
 
 Kind = Literal["S1", "trade-off", "matrix"]
 _DPI: Final = 150
 _MATCHED, _UNMATCHED = "#b3261e", "#1f5fa8"
-# With more classes than this only every n-th is named, with more than the second no number fits into a cell.
+# With more classes than the first only every n-th is named; with more than the second no number fits into a cell.
 _MOST_NAMES, _MOST_NUMBERS = 60, 12
 
 
@@ -62,7 +64,7 @@ def draw(rows: Sequence[Row], out: Path, *, classes: int, pictures: int) -> tupl
             continue
         path = _save(figure_s1(blocks, pictures), out / f"figure-S1-{row.slug}.png")
         caption = (
-            f"Figure S1. {row.label}, ε = {row.epsilon}, {row.preferred.summary['split']} pictures. Per class: the "
+            f"Figure S1. {row.label}, ε = {row.epsilon}, {row.preferred.summary.split} pictures. Per class: the "
             "occluder magnified to the natural image range; clean pictures that the model gets right; the same "
             "pictures occluded. Above each picture the model's prediction. Classes evenly spaced over the bank, the "
             "first right pictures of each: not chosen by how well the occluder does."
@@ -72,7 +74,7 @@ def draw(rows: Sequence[Row], out: Path, *, classes: int, pictures: int) -> tupl
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    # Agg by hand: pyplot would keep global state and look for a display.
+    # Agg without pyplot, which would keep global state and look for a display.
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=_DPI, metadata={"Software": None})
     return path
@@ -96,10 +98,10 @@ def _draw_matrices(rows: Sequence[Row], out: Path) -> list[Drawn]:
     return drawn
 
 
-def matrix_figure(run: Run, matrix: NDArray[np.float64], columns: Sequence[int], title: str) -> Figure:
-    """Heat map of `matrix`, float64 [K + 2, C] (clean, bank rows, noise; NaN where no picture), 10 to 1,000 classes.
+def matrix_figure(run: RunFolder, matrix: NDArray[np.float64], columns: Sequence[int], title: str) -> Figure:
+    """Draw a heat map of `matrix`, float64 [K + 2, C]: clean, the bank's rows, noise; NaN where there is no picture.
 
-    `columns` are the C class ids.
+    `columns` are the C class ids, 10 to 1,000 of them.
     """
     occluders = len(matrix) - 2
     width, height = (float(np.clip(0.3 * count, 3.2, 11.0)) for count in (len(columns), occluders))
@@ -111,7 +113,7 @@ def matrix_figure(run: Run, matrix: NDArray[np.float64], columns: Sequence[int],
     images = [_heat(axis, part, numbers=numbers) for axis, part in zip(axes, parts, strict=True)]
     for axis, name in ((axes[0], "clean"), (axes[2], "noise")):
         axis.set_yticks([0], [name], fontsize=8)
-    _name_ticks(axes[1].yaxis, [run.name(c) for c in run.summary["class_ids"]])
+    _name_ticks(axes[1].yaxis, [run.name(c) for c in run.summary.class_ids])
     _name_ticks(axes[2].xaxis, [run.name(c) for c in columns], rotation=90)
     axes[1].set_ylabel("occluder of")
     axes[2].set_xlabel("pictures of")
@@ -139,7 +141,7 @@ def _heat(axis: Axes, part: NDArray[np.float64], *, numbers: bool) -> AxesImage:
 
 
 def _name_ticks(axis: Any, names: Sequence[str], rotation: int = 0) -> None:
-    """Name every n-th class, so that at most `_MOST_NAMES` names stand there."""
+    """Name every n-th class, so that there are at most `_MOST_NAMES` names."""
     step = -(-len(names) // _MOST_NAMES)
     ticks = range(0, len(names), step)
     axis.set_ticks(
@@ -152,19 +154,17 @@ def _name_ticks(axis: Any, names: Sequence[str], rotation: int = 0) -> None:
 
 
 def _draw_curves(rows: Sequence[Row], out: Path) -> list[Drawn]:
-    """One curve for each model, norm, engine and precision that has two epsilons or more."""
+    """Draw a curve for each model, norm, engine and precision that has two epsilons or more."""
     drawn: list[Drawn] = []
 
-    def series(row: Row) -> tuple[str, ...]:
-        return tuple(row.facts[key] for key in ("model", "weights_hash", "norm", "engine", "precision"))
-
+    series = attrgetter(*(f"facts.{key}" for key in ("model", "weights_hash", "norm", "engine", "precision")))
     for _, group in groupby(sorted(rows, key=series), series):
         points = list(group)
-        if len({row.facts["epsilon"] for row in points}) < 2:
+        if len({row.facts.epsilon for row in points}) < 2:
             continue
         path = _save(curve_figure(points), out / f"trade-off-{points[0].slug}.png")
         caption = (
-            f"Trade-off. {points[0].facts['model']}: how much accuracy is left on the occluder's own class "
+            f"Trade-off. {points[0].facts.model}: how much accuracy is left on the occluder's own class "
             "(matched/clean, lower is better) and on the others (unmatched/clean, higher is better) as ε grows. "
             "Bars: 95% intervals, thick over pictures, thin over classes."
         )
@@ -173,14 +173,15 @@ def _draw_curves(rows: Sequence[Row], out: Path) -> list[Drawn]:
 
 
 def curve_figure(rows: Sequence[Row]) -> Figure:
-    """matched/clean and unmatched/clean over ε, one line per split."""
+    """Draw matched/clean and unmatched/clean over ε, one line per split."""
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axis = figure.subplots()
-    epsilons = sorted({row.facts["epsilon"] for row in rows})
-    aside = (epsilons[-1] - epsilons[0]) / 100  # so that the bars of the two splits stand side by side
-    for ratio, colour in (("unmatched/clean", _UNMATCHED), ("matched/clean", _MATCHED)):
+    epsilons = sorted({row.facts.epsilon for row in rows})
+    aside = (epsilons[-1] - epsilons[0]) / 100  # so that the bars of the two splits are side by side
+    colours: dict[RatioName, str] = {"unmatched/clean": _UNMATCHED, "matched/clean": _MATCHED}
+    for ratio, colour in colours.items():
         for split, word, shift, style in (("val", "test", -aside, "o-"), ("train", "train", aside, "s--")):
-            found = ((row.facts["epsilon"] + shift, row.estimate(split, "ratios", ratio)) for row in rows)
+            found = ((row.facts.epsilon + shift, row.estimate(split, _ratio(ratio))) for row in rows)
             points = sorted(((x, e) for x, e in found if e is not None), key=lambda point: point[0])
             _curve(axis, points, style, colour=colour, alpha=1.0 if split == "val" else 0.5, label=f"{ratio}, {word}")
     axis.set_xlabel("ε (pixel units, of 255)")
@@ -193,10 +194,14 @@ def curve_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def _ratio(name: RatioName) -> Measure:
+    return lambda summary: summary.ratios[name]
+
+
 def _curve(
     axis: Axes, points: Sequence[tuple[float, Estimate]], style: str, *, colour: str, alpha: float, label: str
 ) -> None:
-    """A line with two bars at each point: thin over classes, thick over pictures."""
+    """Draw a line with two bars at each point: thin over classes, thick over pictures."""
     if not points:
         return
     values = [estimate.value for _, estimate in points]

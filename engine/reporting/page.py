@@ -1,4 +1,4 @@
-"""The page: one HTML file that holds the tables, the figures and the facts of every RUN; and the notes beside them."""
+"""The report's page, one HTML file with the tables, the figures and the facts of every RUN, and the notes on it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from . import Run
+from ..evaluation.results import ClassRow
 from .figures import Drawn
-from .tables import DASH, SOURCE, SOURCE_WEIGHTS, Row, Table, comparable, short_hash
+from .rows import DASH, Row, short_hash
+from .runs import RunFolder
+from .tables import SOURCE, SOURCE_WEIGHTS, Table, comparable
 
 _MOST_QUARANTINED: Final = 50
 
@@ -41,7 +43,7 @@ def write(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     html = environment.get_template("page.html.j2").render(
-        models=list(dict.fromkeys(row.facts["model"] for row in rows)),
+        models=list(dict.fromkeys(row.facts.model for row in rows)),
         tables=tables,
         figures=[(figure, base64.b64encode(figure.path.read_bytes()).decode()) for figure in figures],
         notes=notes,
@@ -52,57 +54,57 @@ def write(
     return path
 
 
-def _card(row: Row, split: str, run: Run) -> Card:
+def _card(row: Row, split: str, run: RunFolder) -> Card:
     s = run.summary
-    crop = s["preprocessing"]
-    per_class = f", at most {s['per_class']} a class" if s["per_class"] else ""
-    rate = f"{s['pairs_per_second']:,.0f} pairs/s" if s["pairs_per_second"] else DASH
+    crop = s.preprocessing
+    per_class = f", at most {s.per_class} a class" if s.per_class else ""
+    rate = f"{s.pairs_per_second:,.0f} pairs/s" if s.pairs_per_second else DASH
     facts = {
-        "weights": f"{s['weights']} ({short_hash(s['weights_hash'])})",
-        "bank": f"{s['bank']} ({short_hash(s['bank_hash'])}), {len(s['class_ids'])} occluders",
-        "ε": f"{row.epsilon} pixel units, norm {s['norm']}",
-        "engine": f"{s['engine']} on {s['device']}, {s['precision']}",
-        "input": f"{crop['input_size']} px, short side {crop['resize']}, {crop['interpolation']}",
-        "data": f"{s['data_root']}, split {split}, loader {s['loader']}",
-        "pictures": f"{s['read']:,} read ({s['pictures']}{per_class}), {s['quarantined_count']} quarantined",
+        "weights": f"{s.weights} ({short_hash(s.weights_hash)})",
+        "bank": f"{s.bank} ({short_hash(s.bank_hash)}), {len(s.class_ids)} occluders",
+        "ε": f"{row.epsilon} pixel units, norm {s.norm}",
+        "engine": f"{s.engine} on {s.device}, {s.precision}",
+        "input": f"{crop.input_size} px, short side {crop.resize}, {crop.interpolation}",
+        "data": f"{s.data_root}, split {split}, loader {s.loader}",
+        "pictures": f"{s.read:,} read ({s.pictures}{per_class}), {s.quarantined_count} quarantined",
         "used before": row.covers(split),
-        "speed": f"{rate} ({s['pairs']:,} pairs in {s['seconds']:,.1f} s)",
-        "seed, version": f"{s['seed']}, gfo {s['gfo_version']}",
+        "speed": f"{rate} ({s.pairs:,} pairs in {s.seconds:,.1f} s)",
+        "seed, version": f"{s.seed}, gfo {s.gfo_version}",
         "folder": str(run.directory),
     }
-    quarantined = tuple((entry["path"], entry["reason"]) for entry in s["quarantined"][:_MOST_QUARANTINED])
-    classes = tuple(_class_line(run, entry) for entry in s["classes"])
+    quarantined = tuple((entry.path, entry.reason) for entry in s.quarantined[:_MOST_QUARANTINED])
+    classes = tuple(_class_line(run, entry) for entry in s.classes)
     return Card(f"{row.label}, ε = {row.epsilon}, {split}", tuple(facts.items()), classes, quarantined)
 
 
-def _class_line(run: Run, entry: dict[str, Any]) -> tuple[str, ...]:
+def _class_line(run: RunFolder, entry: ClassRow) -> tuple[str, ...]:
     def number(value: float | None) -> str:
         return DASH if value is None else f"{value:.4f}"
 
-    wilson, wrong = entry["matched_wilson95"], entry["top_wrong_label"]
+    wilson, wrong = entry.matched_wilson95, entry.top_wrong_label
     return (
-        run.name(entry["class_id"]),
-        str(entry["pictures"]),
-        number(entry["clean"]),
-        number(entry["matched"]) + (" [{:.3f}, {:.3f}]".format(*wilson) if wilson else ""),
-        number(entry["unmatched_by_occluder"]),
-        f"{wrong['name']} ({wrong['share']:.2f})" if wrong else DASH,
+        run.name(entry.class_id),
+        str(entry.pictures),
+        number(entry.clean),
+        number(entry.matched) + (" [{:.3f}, {:.3f}]".format(*wilson) if wilson else ""),
+        number(entry.unmatched_by_occluder),
+        f"{wrong.name} ({wrong.share:.2f})" if wrong else DASH,
     )
 
 
 def notes(rows: Sequence[Row]) -> tuple[str, ...]:
-    """What a reader must know beside the tables, one sentence each."""
+    """Collect what a reader must know beside the tables, one sentence each."""
     found = [_source_note(rows)]
-    if len({frozenset(row.facts["class_ids"]) for row in rows}) > 1:
+    if len({frozenset(row.facts.class_ids) for row in rows}) > 1:
         found.append("The rows do not all cover the same classes, so compare them with care.")
     for run in (run for row in rows for run in row.runs.values()):
-        if run.summary["quarantined_count"]:
+        if run.summary.quarantined_count:
             found.append(
-                f"{run.directory}: pictures quarantined as unreadable: {run.summary['quarantined_count']}; they count "
+                f"{run.directory}: pictures quarantined as unreadable: {run.summary.quarantined_count}; they count "
                 "in no accuracy, and summary.json lists them."
             )
-        used = run.summary["fit"]["fitted"] + run.summary["fit"]["held_out"]
-        if run.summary["split"] == "val" and used:
+        used = run.summary.fit.fitted + run.summary.fit.held_out
+        if run.summary.split == "val" and used:
             found.append(
                 f"{run.directory}: {used} val pictures were used for fitting or choosing; test is not unseen here."
             )
@@ -112,14 +114,14 @@ def notes(rows: Sequence[Row]) -> tuple[str, ...]:
 def _source_note(rows: Sequence[Row]) -> str:
     ours = {True: [], False: []}
     for row in rows:
-        ours[comparable(row)].append(f"{row.facts['model']} with {Path(row.facts['weights']).name}")
+        ours[comparable(row)].append(f"{row.facts.model} with {Path(row.facts.weights).name}")
     strange = ", ".join(dict.fromkeys(ours[False]))
     if not ours[True]:
         return (
             f"No numbers of the source are shown: it reports torchvision's ResNet-50, GoogLeNet and VGG-16 with "
             f"{SOURCE_WEIGHTS} weights, and here is {strange}."
         )
-    classes = sorted({len(row.facts["class_ids"]) for row in rows if comparable(row)})
+    classes = sorted({len(row.facts.class_ids) for row in rows if comparable(row)})
     note = (
         f"Rows of the source: {SOURCE}; here {' and '.join(map(str, classes))} classes, so read them beside the clean "
         "accuracies; its ratio is worked out from its two numbers."

@@ -1,45 +1,64 @@
-"""How a bank is trained, checked before anything runs, and which pictures it may use."""
+"""How a bank is trained, and which pictures it may use."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from ...export.classifier import PRECISIONS
 from ...export.errors import InputError
-from ...kernels.occluder_step import NORMS
+from ...export.options import read_options
+from ...kernels.ball import NORMS
+from .objectives import OBJECTIVES
+from .objectives.base import Objective
+from .optimizers import OPTIMIZERS
 
-OPTIMIZERS = ("momentum", "adam")
+SHORTHANDS = {"kappa": "--kappa"}
+"""Options of objectives that have an option of their own in gfo-train."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a bank is trained. Pixel units are 0 … 255.
+    """How a bank is trained, checked when it is made. Pixel units are 0 … 255.
 
     Attributes
     ----------
     epsilon, norm
         Radius of the ball in pixel units: of every pixel (`linf`), or ‖d‖₂ of the occluder (`l2`).
-    kappa
-        Confidence of the margin, ≥ 0, in logit units: pictures wrong by more no longer pull.
     epochs
         Passes over each class's pictures.
     batch_size, classes_together
-        Pictures in a batch, and over how many classes they are spread.
+        Number of pictures in a batch, and of the classes that share it.
     optimizer
-        `momentum`: along a running sum of normalised gradients, its signs (l∞) or its direction (l2); or `adam`.
+        Name in `OPTIMIZERS`: `momentum` (normalised steps) or `adam`.
     step, momentum
         First step as a share of ε, falling to 0 along half a cosine: what a pixel moves, or with momentum in the l2
         ball the whole occluder. Decay μ of the momentum, β₁ of Adam.
     pictures_per_class, held_out
-        Training pictures to fit (None: all), and to set aside for choosing ε or anything else; a seeded draw each.
+        Number of training pictures per class to fit (None: all), and to set aside, as for choosing ε; seeded draws.
+    seed
+        Seed of every draw and of the order of the pictures.
+    objective, objective_options
+        Name in `OBJECTIVES`, and values for its `Options`, as `{"kappa": 5.0}` for `pure`.
+    precision
+        Precision of the network, `fp32`, `bf16`, `fp16` or `auto` (measured); occluders are always float32.
+    device
+        `auto`, `cpu`, `cuda` or `cuda:N`.
+    impl
+        Implementation of the fused operations, `auto`, `reference` or `triton`; see `kernels.impl.choose_impl`.
+
+    Raises
+    ------
+    InputError
+        A number out of range, or an unknown name or option.
     """
 
     epsilon: float
     norm: str = "linf"
-    kappa: float = 10.0
     epochs: int = 8
     batch_size: int = 64
     classes_together: int = 4
@@ -49,17 +68,20 @@ class TrainConfig:
     pictures_per_class: int | None = None
     held_out: int = 0
     seed: int = 0
+    objective: str = "pure"
+    objective_options: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = "auto"
+    device: str = "auto"
+    impl: str = "auto"
 
-    def check(self, input_size: int) -> None:
-        """Raise `InputError` for a number out of range."""
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", *PRECISIONS):
+            raise InputError(f"--precision {self.precision}: expected auto or one of {', '.join(PRECISIONS)}")
         if self.norm not in NORMS:
             raise InputError(f"--norm {self.norm}: expected one of {', '.join(NORMS)}")
-        if self.optimizer not in OPTIMIZERS:
-            raise InputError(f"--optimizer {self.optimizer}: expected one of {', '.join(OPTIMIZERS)}")
-        largest = 255.0 if self.norm == "linf" else 255.0 * math.sqrt(3) * input_size
+        OPTIMIZERS.check(self.optimizer)
+        self.make_objective()
         for option, value, low, high in (
-            ("--epsilon", self.epsilon, math.ulp(0.0), largest),
-            ("--kappa", self.kappa, 0.0, 1e6),
             ("--epochs", self.epochs, 1, 10**6),
             ("--batch-size", self.batch_size, 1, 10**5),
             ("--classes-together", self.classes_together, 1, 10**5),
@@ -68,18 +90,51 @@ class TrainConfig:
             ("--per-class", 1 if self.pictures_per_class is None else self.pictures_per_class, 1, 10**9),
             ("--held-out", self.held_out, 0, 10**9),
         ):
-            if not low <= value <= high:
-                above = "above 0" if low == math.ulp(0.0) else f"at least {low:g}"
-                raise InputError(f"{option} {value}: must be {above} and at most {high:g}")
+            _check_range(option, value, low, high)
+
+    def check_epsilon(self, input_size: int) -> None:
+        """Raise `InputError` unless ε is above 0 and at most the largest difference of two pictures of that size."""
+        largest = 255.0 if self.norm == "linf" else 255.0 * math.sqrt(3) * input_size
+        _check_range("--epsilon", self.epsilon, math.ulp(0.0), largest)
+
+    def make_objective(self) -> Objective:
+        """Make the objective from its options."""
+        kind = OBJECTIVES[self.objective]
+        owner = f"objective {self.objective}"
+        return kind(read_options(kind.Options, self.objective_options, "--objective-option", owner, SHORTHANDS))
+
+    def step_size(self, done: float) -> float:
+        """Return α in pixel units after the share `done` (0 … 1) of all steps: half a cosine from step · ε to 0."""
+        return self.step * self.epsilon * 0.5 * (1 + math.cos(math.pi * done))
+
+    def header(self) -> dict[str, Any]:
+        """Return what the bank's header records under `objective` of how the bank is trained."""
+        return {
+            **self.make_objective().header(),
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "classes_together": self.classes_together,
+            "optimizer": self.optimizer,
+            "step": self.step,
+            "momentum": self.momentum,
+            "pictures_per_class": self.pictures_per_class,
+            "held_out": self.held_out,
+        }
+
+
+def _check_range(option: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        above = "above 0" if low == math.ulp(0.0) else f"at least {low:g}"
+        raise InputError(f"{option} {value}: must be {above} and at most {high:g}")
 
 
 def split_pictures(paths: Sequence[str], class_id: int, config: TrainConfig) -> tuple[list[str], list[str]]:
-    """A class's pictures (fitted, held out): a draw seeded by class.
+    """Split the pictures of a class into (fitted, held out), a draw seeded by class.
 
     Raises
     ------
     InputError
-        Fewer pictures than are to be held out, or none left to fit.
+        The class has too few pictures to hold out that many and fit one.
     """
     order = np.random.default_rng([config.seed, class_id]).permutation(len(paths))
     shuffled: list[str] = [paths[int(i)] for i in order]

@@ -1,30 +1,28 @@
-"""Training a bank: for each class, the one occluder that takes its evidence out of every picture of the class.
+"""Training a bank: for each class, the one occluder that wipes its evidence out of every picture of the class.
 
-    minimise over d_c in the ε ball   Σ_pictures max(z_c − max_{j ≠ c} z_j, −κ)   at clamp(x + d_c, 0, 255)
+    minimise over d_c in the ε ball   Σ_pictures loss(network(clamp(x + d_c, 0, 255)), c)
 
-A few classes are in work at a time and share each batch; a pair list says which occluder a picture takes. A finished
-class is saved at once as a part beside the output, the classes in work after every epoch; the same command resumes.
+A few classes are in work at a time and share each batch; a pair list assigns each picture its occluder. A finished
+class is saved at once, the classes in work after every epoch; the same command resumes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ...export.bank import BankHeader, OccluderBank
-from ...export.classifier import PRECISIONS, FrozenClassifier, load_classifier
+from ...export.bank import OccluderBank
+from ...export.bank_header import BankHeader
+from ...export.classifier import FrozenClassifier, load_classifier
 from ...export.errors import InputError
 from ...export.models.spec import ModelSpec
 from ...export.occluded import OccludedClassifier
-from ...kernels.margin_loss import margin_loss
-from ...kernels.occluder_step import adam_step, occluder_step
 from ..data.folders import ClassFolder, list_classes
 from ..data.loading import open_source
 from ..data.source import PictureSource
@@ -32,156 +30,119 @@ from ..data.spec import DataSpec
 from ..devices import checked_impl, deterministic, device_name, exact_float32, fitting_memory, resolve_device
 from ..machine import keep_freed_memory, measured_precision
 from ..progress import Progress, no_progress
-from .checkpoint import Splits, TrainingParts
+from .batches import Batch, Batches, ClassPictures, read_class
+from .checkpoint import Checkpoint, EpochState, Splits
 from .config import TrainConfig, split_pictures
+from .optimizers import OPTIMIZERS
+from .optimizers.base import Ball
 
 # fp16 gradients of a deep network underflow; the step divides by the gradient's size, so any factor may stand here.
 _LOSS_SCALE = {"fp32": 1.0, "bf16": 1.0, "fp16": 1024.0}
-_READ_BLOCK = 256
-# What the step keeps beside the occluders, by the names of its arguments.
-_OPTIMIZER_STATE = {"momentum": ("momentum",), "adam": ("first", "second")}
 
 
-@dataclass(frozen=True)
-class _ClassInWork:
-    """One class's pictures in memory: uint8 [n, S, S, 3]."""
+class Descent:
+    """The method's step for the classes in work; it holds their `occluders`, float32 [G, S, S, 3], and the optimizer.
 
-    folder: ClassFolder
-    images: Tensor
+    Source: Wu et al., CVPR 2020, supplementary S1.
+    """
 
-    def order(self, epoch: int, pictures: int, seed: int) -> Tensor:
-        """Which of its pictures an epoch takes, int64 [pictures]: seeded permutations, as many as it needs."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + self.folder.class_id * 1009 + epoch)
-        rounds = math.ceil(pictures / len(self.images))
-        return torch.cat([torch.randperm(len(self.images), generator=generator) for _ in range(rounds)])[:pictures]
+    def __init__(self, network: OccludedClassifier, config: TrainConfig, occluders: Tensor) -> None:
+        ball = Ball(float(config.epsilon), cast("Any", config.norm))
+        self.occluders = occluders
+        self._network = network
+        self._objective = config.make_objective()
+        self._optimizer = OPTIMIZERS[config.optimizer](occluders, ball, config.momentum, network.impl)
 
+    def __call__(self, batch: Batch, size: float, count: int) -> int:
+        """Take step number `count` ≥ 1, of `size` pixel units; return how many pictures of the batch were wrong."""
+        network, occluders = self._network, self.occluders.detach().requires_grad_(True)
+        pictures = torch.arange(len(batch.images), device=batch.images.device)
+        logits = network(batch.images, pictures, batch.occluder_index, occluders)  # occlude and forward
+        loss = self._objective.loss(logits, batch.labels, impl=network.impl).sum() * _LOSS_SCALE[network.precision]
+        (gradient,) = torch.autograd.grad(loss, occluders)
+        # The sign of NaN is 0: unnoticed, an occluder would stand still for ever and its NaN logits count as fooled.
+        if not bool(logits.isfinite().all() & gradient.isfinite().all()):
+            fix = "check the weights" if network.precision == "fp32" else "use bf16 or fp32"
+            raise InputError(f"--precision {network.precision}: logits or gradients are not finite; {fix}")
+        self._optimizer.step(self.occluders, gradient, size, count)  # step and project
+        return int((logits.detach().argmax(dim=1) != batch.labels).sum())
 
-@dataclass(frozen=True)
-class _Batches:
-    """How epochs are cut up: `share` pictures of each class in a step, `steps` an epoch; small classes start over."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors that a checkpoint holds."""
+        return {"occluders": self.occluders, **self._optimizer.state_dict()}
 
-    share: int
-    steps: int
-
-    def of(self, work: Sequence[_ClassInWork], epoch: int, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Pictures uint8 [P, S, S, 3], occluder_index int64 [P] (1 … G), labels int64 [P], the classes side by side."""
-        orders = [c.order(epoch, self.steps * self.share, seed) for c in work]
-        occluder_index = torch.arange(1, len(work) + 1).repeat_interleave(self.share)
-        labels = torch.tensor([c.folder.class_id for c in work]).repeat_interleave(self.share)
-        for start in range(0, self.steps * self.share, self.share):
-            places = slice(start, start + self.share)
-            chosen = [c.images[order[places]] for c, order in zip(work, orders, strict=True)]
-            yield torch.cat(chosen), occluder_index, labels
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Continue from a checkpoint's tensors."""
+        self.occluders.copy_(tensors["occluders"])
+        self._optimizer.load_state_dict(tensors)
 
 
 def train(
     model: ModelSpec | FrozenClassifier,
-    data: Path,
+    data: DataSpec,
     out: Path,
     config: TrainConfig,
-    *,
-    classes: str | Sequence[str] = "all",
-    class_map: Path | None = None,
-    precision: str = "auto",
-    device: str = "auto",
-    loader: str = "auto",
-    decoded_cache: bool = False,
-    impl: str = "auto",
     progress: Progress = no_progress,
 ) -> OccluderBank:
-    """Train one occluder per class on `data/train/<folder>/*` and write the bank to `out`.
+    """Train one occluder per class on `data.root/train` and write the bank to `out`.
 
     Parameters
     ----------
     model
-        What to train against: a specification that is loaded here, or a frozen classifier.
-    classes, class_map
-        As `folders.list_classes`.
-    precision
-        Of the network; the occluders stay float32. `auto` measures which is fastest and says so.
-    loader, decoded_cache
-        See `pictures.open_source`. Each class is read once, into memory (uint8).
-    impl
-        Of the fused operations: `auto`, `reference` or `triton`; see `kernels.impl.choose_impl`.
+        The network to explain: a specification to load, or a frozen classifier.
+    data
+        The pictures; `split` is not read, `classes` of None means all. Each class is read once, into memory (uint8).
+    out
+        The bank's file. If it already holds the result of the same call, it is read and nothing is trained.
+    config
+        How to train.
     progress
-        Is told what happens; see `progress`.
+        Where progress is reported.
 
     Returns
     -------
     OccluderBank
-        As saved. If `out` already holds the result of the same call, it is read and nothing is trained.
+        The bank as saved.
 
     Raises
     ------
     InputError
-        Bad input, or parts of another configuration beside `out`.
+        Bad input, or a bank or checkpoint of another configuration at `out`.
+    EngineUnavailable
+        The device or the loader is not available.
     KeyboardInterrupt
-        What is finished stays; the same call resumes.
+        Finished epochs are kept; the same call resumes.
 
-    Source: Wu et al., CVPR 2020, supplementary S1; Carlini and Wagner 2017 for the margin.
+    Source: Wu et al., CVPR 2020, supplementary S1.
     """
-    if precision not in ("auto", *PRECISIONS):
-        raise InputError(f"--precision {precision}: expected auto or one of {', '.join(PRECISIONS)}")
-    torch_device = resolve_device(device)
-    kernels, why = checked_impl(impl, torch_device)
+    device = resolve_device(config.device)
+    kernels, why = checked_impl(config.impl, device)
     classifier = load_classifier(model) if isinstance(model, ModelSpec) else model
-    config.check(classifier.preprocessing.input_size)
-    spec = DataSpec(data, "train", class_map=class_map, loader=loader, decoded_cache=decoded_cache)
-    folders = list_classes(spec, classes, classifier.num_classes, config.seed)
+    config.check_epsilon(classifier.preprocessing.input_size)
+    data = replace(data, split="train")
+    classes = "all" if data.classes is None else data.classes
+    folders = list_classes(data, classes, classifier.num_classes, config.seed)
     splits = {f.class_id: split_pictures(f.paths, f.class_id, config) for f in folders}
-    source = open_source(spec, classifier.preprocessing, torch_device)
-    header = _header(classifier, config, folders, source)
-    parts = TrainingParts(out, header, splits)
-    finished = parts.finished_bank(precision)
+    source = open_source(data, classifier.preprocessing, device)
+    checkpoint = Checkpoint(out, _header(classifier, config, folders, source), splits)
+    finished = checkpoint.finished_bank(config.precision)
     if finished is not None:
         progress.say(f"{out}: already trained with this configuration")
         return finished
     keep_freed_memory()
-    place = device_name(torch_device)
-    with deterministic(torch_device), fitting_memory(config.batch_size, place):
-        parts.open(
-            precision,
-            place,
-            lambda: _choose_precision(classifier, precision, torch_device, config, kernels, progress),
-        )
+    place = device_name(device)
+    with deterministic(device), fitting_memory(config.batch_size, place):
+        checkpoint.open(config.precision, place, lambda: _choose_precision(classifier, config, device, progress))
         progress.say(f"kernels {kernels}: {why}; loader {source.name}: {source.how}")
-        network = OccludedClassifier(classifier, parts.precision, impl=kernels).to(torch_device)
-        with exact_float32(parts.precision, torch_device):
-            _train_groups(network, folders, splits, source, config, parts, torch_device, progress)
-    return parts.join(progress.say)
-
-
-def _train_groups(
-    network: OccludedClassifier,
-    folders: Sequence[ClassFolder],
-    splits: Splits,
-    source: PictureSource,
-    config: TrainConfig,
-    parts: TrainingParts,
-    device: torch.device,
-    progress: Progress,
-) -> None:
-    """Train what is not finished, a group of classes at a time; only their pictures are in memory."""
-    together = min(config.classes_together, config.batch_size, len(folders))
-    # The same share of a batch and number of steps for every group, so that an occluder depends on its own class alone.
-    share = config.batch_size // together
-    steps = math.ceil(max(len(fitted) for fitted, _ in splits.values()) / share)
-    # A group is trained whole: a class left over would see other batches, and round otherwise, on resuming.
-    groups = [folders[i : i + together] for i in range(0, len(folders), together)]
-    todo = [group for group in groups if not all(parts.has(f.class_id) for f in group)]
-    done = len(folders) - sum(len(group) for group in todo)
-    if done:
-        progress.say(f"resuming: {done} of {len(folders)} classes are done")
-    with progress.task("training", len(folders) * config.epochs, done=done * config.epochs) as bar:
-        for group in todo:
-            work = [_read_class(f, splits[f.class_id][0], source, parts) for f in group]
-            _train_group(network, work, config, _Batches(share, steps), parts, device, bar.advance)
+        network = OccludedClassifier(classifier, checkpoint.precision, impl=kernels).to(device)
+        with exact_float32(checkpoint.precision, device):
+            _train_groups(_Run(network, config, source, splits, checkpoint, device), folders, progress)
+    return checkpoint.join(progress.say)
 
 
 def _header(
     classifier: FrozenClassifier, config: TrainConfig, folders: Sequence[ClassFolder], source: PictureSource
 ) -> BankHeader:
-    objective = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("epsilon", "norm", "seed")}
     return BankHeader(
         model=classifier.model,
         weights=classifier.weights,
@@ -191,153 +152,108 @@ def _header(
         norm=config.norm,
         class_ids=tuple(f.class_id for f in folders),
         folders=tuple(f.folder for f in folders),
-        objective={"loss": "carlini-wagner-margin", **objective, "loader": source.name},
+        objective={**config.header(), "loader": source.name},
         seed=config.seed,
     )
 
 
-def _read_class(folder: ClassFolder, paths: Sequence[str], source: PictureSource, parts: TrainingParts) -> _ClassInWork:
-    images, quarantined = [], []
-    for block in source.blocks(paths, _READ_BLOCK):
-        images.append(block.images[block.readable].cpu())
-        quarantined += [{"path": paths[block.start + i], "reason": why} for i, why in block.quarantined.items()]
-    if sum(len(part) for part in images) == 0:
-        raise InputError(
-            f"{Path(paths[0]).parent}: none of its {len(paths)} pictures could be read "
-            f"({quarantined[0]['reason']}); mend the folder or leave the class out"
-        )
-    parts.note_quarantined(folder.class_id, quarantined)
-    return _ClassInWork(folder, torch.cat(images))
+@dataclass(frozen=True)
+class _Run:
+    """What every group of classes is trained with."""
+
+    network: OccludedClassifier
+    config: TrainConfig
+    source: PictureSource
+    splits: Splits
+    checkpoint: Checkpoint
+    device: torch.device
+
+
+def _train_groups(run: _Run, folders: Sequence[ClassFolder], progress: Progress) -> None:
+    """Train the unfinished classes, one group at a time; only that group's pictures are in memory."""
+    config, checkpoint = run.config, run.checkpoint
+    together = min(config.classes_together, config.batch_size, len(folders))
+    # The same share of a batch and number of steps for every group, so that an occluder depends on its own class alone.
+    share = config.batch_size // together
+    steps = math.ceil(max(len(fitted) for fitted, _ in run.splits.values()) / share)
+    # A group is trained whole: a class left over would see other batches, and round otherwise, on resuming.
+    groups = [folders[i : i + together] for i in range(0, len(folders), together)]
+    todo = [group for group in groups if not all(checkpoint.has(f.class_id) for f in group)]
+    done = len(folders) - sum(len(group) for group in todo)
+    if done:
+        progress.say(f"resuming: {done} of {len(folders)} classes are done")
+    with progress.task("training", len(folders) * config.epochs, done=done * config.epochs) as bar:
+        for group in todo:
+            work = [_read(run, folder) for folder in group]
+            _train_group(run, work, Batches(share, steps), bar.advance)
+
+
+def _read(run: _Run, folder: ClassFolder) -> ClassPictures:
+    pictures, unreadable = read_class(folder, run.splits[folder.class_id][0], run.source)
+    run.checkpoint.note_unreadable(folder.class_id, unreadable)
+    return pictures
 
 
 def _train_group(
-    network: OccludedClassifier,
-    work: Sequence[_ClassInWork],
-    config: TrainConfig,
-    batches: _Batches,
-    parts: TrainingParts,
-    device: torch.device,
-    advance: Callable[[float, str], None],
+    run: _Run, work: Sequence[ClassPictures], batches: Batches, advance: Callable[[float, str], None]
 ) -> None:
     """Train the occluders of the classes in work, from the last saved epoch."""
-    ids = [c.folder.class_id for c in work]
-    names = ("occluders", *_OPTIMIZER_STATE[config.optimizer])
-    saved = parts.load_epoch(ids, names)
-    first = 0 if saved is None else saved.epoch
-    blank = torch.zeros(len(work), *work[0].images.shape[1:])
-    state = {name: blank.to(device, copy=True) if saved is None else saved.tensors[name].to(device) for name in names}
+    config, checkpoint, ids = run.config, run.checkpoint, [c.folder.class_id for c in work]
+    step = Descent(run.network, config, torch.zeros(len(work), *work[0].images.shape[1:], device=run.device))
+    saved, first = checkpoint.load_epoch(ids, step.state_dict()), 0
+    if saved is not None:
+        step.load_state_dict(saved.tensors)
+        first = saved.epoch
     advance(first * len(work), "")
     for epoch in range(first, config.epochs):
         fooled = pictures = 0
-        for i, (images, occluder_index, labels) in enumerate(batches.of(work, epoch, config.seed)):
-            gradient, wrong = _gradient(
-                network, images.to(device), occluder_index.to(device), labels.to(device), state["occluders"], config
-            )
-            _update(state, gradient, config, epoch * batches.steps + i, batches.steps, network.impl)
-            fooled, pictures = fooled + wrong, pictures + len(labels)
+        for done, batch in enumerate(batches.of(work, epoch, config.seed), start=epoch * batches.steps):
+            size = config.step_size(done / (batches.steps * config.epochs))
+            fooled += step(batch.to(run.device), size, done + 1)
+            pictures += len(batch.labels)
             advance(len(work) / batches.steps, f"fooling rate {fooled / pictures:.2f}")
         if epoch + 1 < config.epochs:
-            parts.save_epoch(ids, {name: tensor.cpu() for name, tensor in state.items()}, epoch + 1)
-    for class_id, occluder in zip(ids, state["occluders"].cpu(), strict=True):
-        parts.save(class_id, occluder)
-    parts.drop_epoch()
-
-
-def _update(
-    state: dict[str, Tensor], gradient: Tensor, config: TrainConfig, done: int, steps_an_epoch: int, impl: str
-) -> None:
-    """One step of the optimizer after `done` others, in place."""
-    common: dict[str, Any] = {
-        "step": _step_size(config, done / (steps_an_epoch * config.epochs)),
-        "epsilon": config.epsilon,
-        "norm": config.norm,
-        "impl": impl,
-    }
-    if config.optimizer == "adam":
-        adam_step(**state, gradient=gradient, count=done + 1, beta1=config.momentum, **common)
-    else:
-        occluder_step(**state, gradient=gradient, decay=config.momentum, **common)
-
-
-def _step_size(config: TrainConfig, done: float) -> float:
-    """α in pixel units after the share `done` of all steps: half a cosine from step · ε to 0."""
-    return config.step * config.epsilon * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _gradient(
-    network: OccludedClassifier,
-    images: Tensor,
-    occluder_index: Tensor,
-    labels: Tensor,
-    occluders: Tensor,
-    config: TrainConfig,
-) -> tuple[Tensor, int]:
-    """∂ Σ loss / ∂ occluders, float32 [G, S, S, 3], and how many pictures the model now gets wrong."""
-    occluders = occluders.detach().requires_grad_(True)
-    logits = network(images, torch.arange(len(images), device=images.device), occluder_index, occluders)
-    loss = margin_loss(logits, labels, config.kappa, impl=network.impl).sum() * _LOSS_SCALE[network.precision]
-    (gradient,) = torch.autograd.grad(loss, occluders)
-    # The sign of NaN is 0: unnoticed, an occluder would stand still for ever and its NaN logits count as fooled.
-    if not bool(logits.isfinite().all() & gradient.isfinite().all()):
-        mend = "check the weights" if network.precision == "fp32" else "use bf16 or fp32"
-        raise InputError(f"--precision {network.precision}: logits or gradients are not finite; {mend}")
-    return gradient, int((logits.detach().argmax(dim=1) != labels).sum())
+            checkpoint.save_epoch(ids, EpochState({k: v.cpu() for k, v in step.state_dict().items()}, epoch + 1))
+    for class_id, occluder in zip(ids, step.occluders.cpu(), strict=True):
+        checkpoint.save(class_id, occluder)
+    checkpoint.drop_epoch()
 
 
 def training_step(
-    classifier: FrozenClassifier,
-    precision: str,
-    device: torch.device,
-    config: TrainConfig,
-    *,
-    groups: int,
-    impl: str = "auto",
-) -> Callable[[Tensor, Tensor, Tensor], None]:
-    """One step of `train` on occluders of its own, from zero, for benchmarks: the size is that of the first step.
+    classifier: FrozenClassifier, config: TrainConfig, device: torch.device, groups: int
+) -> Callable[[Batch], int]:
+    """Return the first step of `train` for `groups` occluders of zeros, for timing: each call takes it again.
 
-    It takes pictures uint8 [P, S, S, 3], occluder_index int64 [P] (1 … groups) and labels int64 [P], on the device.
+    `config.precision` must be resolved. The batch is expected on the device.
     """
-    kernels, _ = checked_impl(impl, device)
-    network = OccludedClassifier(classifier, precision, impl=kernels).to(device)
+    kernels, _ = checked_impl(config.impl, device)
+    network = OccludedClassifier(classifier, config.precision, impl=kernels).to(device)
     size = classifier.preprocessing.input_size
-    names = ("occluders", *_OPTIMIZER_STATE[config.optimizer])
-    state = {name: torch.zeros(groups, size, size, 3, device=device) for name in names}
-
-    def step(images: Tensor, occluder_index: Tensor, labels: Tensor) -> None:
-        gradient, _ = _gradient(network, images, occluder_index, labels, state["occluders"], config)
-        _update(state, gradient, config, 0, 1, network.impl)
-
-    return step
+    step = Descent(network, config, torch.zeros(groups, size, size, 3, device=device))
+    return lambda batch: step(batch, config.step_size(0.0), 1)
 
 
 def _choose_precision(
-    classifier: FrozenClassifier,
-    precision: str,
-    device: torch.device,
-    config: TrainConfig,
-    impl: str,
-    progress: Progress,
+    classifier: FrozenClassifier, config: TrainConfig, device: torch.device, progress: Progress
 ) -> str:
-    """`auto`: time a few steps on noise at fp32 and bf16 and take the faster."""
-    if precision != "auto":
-        return precision
+    """Return the precision asked for; for `auto`, the faster of fp32 and bf16 in a few steps on noise."""
+    if config.precision != "auto":
+        return config.precision
     size = classifier.preprocessing.input_size
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (config.batch_size, size, size, 3), dtype=torch.uint8, generator=generator).to(
-        device
-    )
-    index = torch.ones(len(images), dtype=torch.int64, device=device)
-    occluders = torch.zeros(1, size, size, 3, device=device)
+    images = torch.randint(0, 256, (config.batch_size, size, size, 3), dtype=torch.uint8, generator=generator)
+    index = torch.ones(len(images), dtype=torch.int64)
+    batch = Batch(images, index, torch.zeros_like(index)).to(device)
 
-    def steps(candidate: str) -> Callable[[], None]:
-        network = OccludedClassifier(classifier, candidate, impl=impl).to(device)
+    def timed(precision: str) -> Callable[[], None]:
+        step = training_step(classifier, replace(config, precision=precision), device, 1)
 
-        def step() -> None:
-            with exact_float32(candidate, device):
-                _gradient(network, images, index, torch.zeros_like(index), occluders, config)
+        def run() -> None:
+            with exact_float32(precision, device):
+                step(batch)
 
-        return step
+        return run
 
-    chosen, reason = measured_precision({name: steps(name) for name in ("fp32", "bf16")}, device)
+    chosen, reason = measured_precision({name: timed(name) for name in ("fp32", "bf16")}, device)
     progress.say(f"precision {chosen}: {reason}")
     return chosen

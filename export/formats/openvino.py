@@ -1,42 +1,60 @@
-"""The occluded classifier as OpenVINO's own format, `model.xml` and `model.bin`."""
+"""OpenVINO's own format."""
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import InputError
 from ..optional import optional
+from .base import Format, Written, onnx_file
+
+if TYPE_CHECKING:
+    import onnx
+
+    from ..classifier import FrozenClassifier
+    from .base import ExportConfig
 
 
-def openvino_from_onnx(source: Path, target: Path) -> list[str]:
-    """Convert an ONNX file; types stay as they are in it.
+class OpenVino(Format):
+    """`model.xml` and `model.bin`, with the types of the ONNX graph."""
 
-    Returns
-    -------
-    list of str
-        The names of the files written: `target`'s first.
+    first: ClassVar[str] = "model.xml"
+    beside: ClassVar[tuple[str, ...]] = ("model.bin",)
+
+    def write(
+        self, graph: onnx.ModelProto, folder: Path, classifier: FrozenClassifier, config: ExportConfig
+    ) -> Written:
+        """See `Format.write`."""
+        with onnx_file(graph, folder) as source:
+            openvino_from_onnx(source, folder / self.first)
+        return Written([self.first, *self.beside], {"openvino": version("openvino")})
+
+
+def openvino_from_onnx(source: Path, target: Path) -> None:
+    """Convert an ONNX file to `target`, an `.xml` file, and a `.bin` file beside it; types stay as they are.
 
     Raises
     ------
     EngineUnavailable
         openvino is not installed.
     InputError
-        OpenVINO does not take the graph; its first words.
+        OpenVINO does not take the graph; the message has its reason.
     """
     openvino = optional("openvino", "--format openvino", "openvino")
     try:
         model = openvino.Core().read_model(source)
     except RuntimeError as error:
         raise InputError(
-            f"{source.name}: OpenVINO does not take it ({openvino_words(error)}); export it as ONNX"
+            f"{source.name}: OpenVINO does not take it ({openvino_reason(error)}); export it as ONNX"
         ) from error
-    # Its default would round the weights of a float32 network to half precision.
+    # The default would round the weights of a float32 network to half precision.
     openvino.save_model(model, target, compress_to_fp16=False)
-    return [target.name, target.with_suffix(".bin").name]
 
 
-def openvino_words(error: Exception) -> str:
-    """What went wrong, without the lines before it that say where in OpenVINO's source."""
+def openvino_reason(error: Exception) -> str:
+    """Return the reason from one of OpenVINO's errors, without the lines that name places in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (said or lines or [type(error).__name__])[0]
+    reasons = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return (reasons or lines or [type(error).__name__])[0]

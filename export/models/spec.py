@@ -1,4 +1,4 @@
-"""How the commands name a model, its weights and its preprocessing."""
+"""How commands name a model, its weights and its preprocessing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model and weights, as the commands take them.
+    """A model and its weights, as the commands take them.
 
-    `model` is `torchvision/<name>`, `timm/<name>`, `gfo/digits-resnet`, `gfo/digits-vgg` or `python:module:function`;
-    `weights` is `default`, a torchvision weights name such as `IMAGENET1K_V1`, `random` (seeded) or a
-    `.safetensors` / `.pth` state dict. The other fields override the library's own preprocessing; `input_size` alone
-    keeps the crop fraction.
+    Attributes
+    ----------
+    model
+        `torchvision/<name>`, `timm/<name>`, `gfo/digits-resnet`, `gfo/digits-vgg` or `python:module:function`.
+    weights
+        `default`, a torchvision name such as `IMAGENET1K_V1`, `random` (seeded), or a `.safetensors` or `.pth` state
+        dict.
+    input_size
+        Side of the input in pixels; alone it keeps the crop fraction. None is the model's own, as below.
+    resize, interpolation, mean, std
+        Replace those of the model's own preprocessing; see `Preprocessing`.
+    seed
+        Seed of random weights.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""Which TensorRT is installed, what GPUs it builds for, and what it says when something fails."""
+"""The installed TensorRT library: its name and version, the GPUs it builds for, its error log."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..errors import EngineUnavailable, InputError
 RTX = "tensorrt_rtx"
 LIBRARIES = ("tensorrt", RTX)
 PORTABLE_TARGETS = ("8.6", "8.9", "12.0")
-"""Ampere, Ada and Blackwell GeForce: what RTX builds for without a GPU; three cost no more bytes than one."""
+"""TensorRT for RTX's targets without a GPU, GeForce of Ampere, Ada and Blackwell; three take no more bytes than one."""
 
 _DATA_CENTRE = ("9.0", "10.0", "10.3")
 
 
 def tensorrt_library(wanted: Sequence[str] = LIBRARIES) -> tuple[Any, str, str]:
-    """Module, name and version of the first of the `wanted` libraries that is installed.
+    """Return module, name and version of the first of the `wanted` libraries that is installed.
 
     Raises
     ------
@@ -31,7 +31,7 @@ def tensorrt_library(wanted: Sequence[str] = LIBRARIES) -> tuple[Any, str, str]:
     for name in wanted:
         try:
             module = import_module(name)
-        except (ImportError, OSError, RuntimeError) as error:  # a wheel whose native library is missing: any of these
+        except (ImportError, OSError, RuntimeError) as error:  # a wheel without its native library raises any of these
             reasons.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
         else:
             return module, name, module.__version__
@@ -41,13 +41,13 @@ def tensorrt_library(wanted: Sequence[str] = LIBRARIES) -> tuple[Any, str, str]:
     )
 
 
-def one_line(words: str) -> str:
-    """The same words without line breaks."""
-    return " ".join(words.split())
+def one_line(text: str) -> str:
+    """Return a text without line breaks."""
+    return " ".join(text.split())
 
 
 class Log:
-    """Keeps TensorRT's errors, and keeps its warnings from the terminal."""
+    """A TensorRT logger that keeps errors and drops everything else."""
 
     def __init__(self, trt: Any) -> None:
         errors: list[str] = []
@@ -64,31 +64,31 @@ class Log:
         self.native, self._errors = _Logger(), errors
 
     def taken(self) -> str:
-        """The errors since this was last called, in one line."""
+        """Return the errors since the last call in one line, and forget them."""
         errors = "; ".join(dict.fromkeys(self._errors))
         self._errors.clear()
         return errors or "TensorRT does not say why"
 
     def must(self, done: bool, what: str) -> None:
-        """Raise `RuntimeError` where a call, which it names, says by its result that it failed."""
+        """Raise `RuntimeError`, which names the call `what`, unless it was `done`."""
         if not done:
             raise RuntimeError(f"TensorRT: {what} failed ({self.taken()})")
 
 
 @cache
 def tensorrt_log(trt: Any) -> Log:
-    """The library's one log: it goes on using the first that it was given."""
+    """Return the library's one log: TensorRT goes on using the first that it was given."""
     return Log(trt)
 
 
 def rtx_targets(trt: Any) -> dict[str, Any]:
-    """Compute capabilities that this TensorRT for RTX builds for: {"8.9": ComputeCapability.SM89, …}."""
+    """Return the compute capabilities that this TensorRT for RTX builds for: {"8.9": ComputeCapability.SM89, …}."""
     members = trt.ComputeCapability.__members__
     return {f"{name[2:-1]}.{name[-1]}": member for name, member in members.items() if name.startswith("SM")}
 
 
 def capability_here() -> str | None:
-    """Compute capability of PyTorch's current GPU, as `8.9`; None without one."""
+    """Return the compute capability of PyTorch's current GPU, as `8.9`; None without a GPU."""
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability()
@@ -96,7 +96,7 @@ def capability_here() -> str | None:
 
 
 def check_gpu(trt: Any, library: str, capability: str) -> None:
-    """Raise `EngineUnavailable` for a GPU that the library has nothing for."""
+    """Raise `EngineUnavailable` for a GPU that the library has no kernels for."""
     if library == RTX and capability not in rtx_targets(trt):
         raise EngineUnavailable(
             f"this GPU has compute capability {capability}, and TensorRT for RTX {trt.__version__} has "
@@ -105,19 +105,21 @@ def check_gpu(trt: Any, library: str, capability: str) -> None:
 
 
 def choose_targets(trt: Any, library: str, asked: Sequence[str], here: str | None) -> tuple[str, ...]:
-    """The compute capabilities to build for.
+    """Return the compute capabilities to build for.
 
     Parameters
     ----------
+    trt, library
+        Module and name of the library; see `tensorrt_library`.
     asked
-        By the user; empty is the GPU that is here, or without one `PORTABLE_TARGETS`.
+        The user's choice; empty is the GPU of this machine, or without one `PORTABLE_TARGETS`.
     here
-        Of this GPU, as `8.9`; None without one.
+        That of this machine's GPU, as `8.9`; None without one.
 
     Raises
     ------
     InputError
-        One is asked for that the library does not build for.
+        The library does not build for a capability of `asked`.
     EngineUnavailable
         `tensorrt` without a GPU, or a GPU that the library does not build for.
     """

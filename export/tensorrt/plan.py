@@ -1,7 +1,7 @@
 """An ONNX graph compiled to a TensorRT engine file, a plan.
 
 `tensorrt`, for data-centre GPUs, builds on the GPU that the plan is for. `tensorrt_rtx`, for GeForce and RTX, builds
-anywhere, for the compute capabilities that it is told. Networks are strongly typed: a plan has the types of its graph.
+anywhere, for the compute capabilities asked for. Networks are strongly typed: a plan has the types of its graph.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ Profile: TypeAlias = Mapping[str, tuple[Shape, Shape, Shape]]
 """Smallest, best and largest shape of every network input."""
 
 PLAN_VERSION = 1
-"""Goes up when this file makes another plan of the same graph: cached ones are then not used any more."""
+"""Raised when this file makes another plan of the same graph, so that cached ones are not used any more."""
 
 _TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 _ARITHMETIC = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
-# From so many elements on a tensor's offsets overflow inside kernels, silently (NVIDIA/TensorRT#4123).
+# From this number of elements on a tensor's offsets overflow inside kernels, silently (NVIDIA/TensorRT#4123).
 _TOO_MANY = 2**31
-# Scratch of a plan, its activations among it; what is not used is not taken.
+# Bytes of scratch that a plan may use, activations among them; only what is used is allocated.
 _WORKSPACE = 32 << 30
 
 
 @dataclass(frozen=True)
 class PlanReport:
-    """What was built.
+    """A plan that was built.
 
     Attributes
     ----------
     library, library_version
-        `tensorrt` or `tensorrt_rtx`: the plan runs on no other version.
+        `tensorrt` or `tensorrt_rtx`; the plan runs on no other version.
     compute_capabilities
-        Of the GPUs that it is for, as `8.9`.
+        Those of the GPUs that it is for, as `8.9`.
     layer_types
-        How many outputs of layers have which type (`HALF`, `FLOAT`, `INT64`, …), as the parser says.
+        Number of layer outputs of each type (`HALF`, `FLOAT`, `INT64`, …), as the parser reports them.
     """
 
     library: str
@@ -73,14 +73,17 @@ class PlanReport:
 
 
 def self_contained_profile(size: int, batch_size: int, rows: tuple[int, int] | None) -> Profile:
-    """For `occluded_graph`: B and P from 1, best and most `batch_size`.
+    """Return the profile of an `occluded_graph`: B and P from 1 to `batch_size`, best at `batch_size`.
 
     Parameters
     ----------
     size
-        Side of the input, pixels.
+        Side of the input in pixels.
+    batch_size
+        Largest number of pairs, and of pictures.
     rows
-        Fewest, also best, and most rows of `bank`, the clean one counted; None where the bank is embedded.
+        Smallest, which is also the best, and largest number of rows of `bank` with the clean one; None where the bank
+        is embedded.
     """
     picture = (size, size, 3)
     images, first, second = INPUTS
@@ -98,10 +101,10 @@ def self_contained_profile(size: int, batch_size: int, rows: tuple[int, int] | N
 def bare_graph(
     classifier: FrozenClassifier, precision: str, *, network: onnx.ModelProto | None = None
 ) -> onnx.ModelProto:
-    """`bare_network` that takes `pictures` as [P, S, S, 3], the memory order that `occlude` writes.
+    """Return a `bare_network` that takes `pictures` as [P, S, S, 3], the memory order that `occlude` writes.
 
     TensorRT reads an input's memory in the order of its dimensions, whatever a tensor's strides are. `network` is what
-    `bare_network` gave, and is changed; made here if None.
+    `bare_network` returned, and is changed; made here if None.
     """
     model = bare_network(classifier, precision) if network is None else network
     import onnx
@@ -120,7 +123,7 @@ def bare_graph(
 
 
 def bare_profile(size: int, pairs: int) -> Profile:
-    """For `bare_graph`: always `pairs` pairs."""
+    """Return the profile of a `bare_graph` that always takes `pairs` pairs."""
     shape = (pairs, size, size, 3)
     return {NETWORK_INPUT: (shape, shape, shape)}
 
@@ -137,12 +140,14 @@ def tensorrt_from_onnx(
     compute_capabilities: Sequence[str] = (),
     timing_cache: Path | None = None,
 ) -> PlanReport:
-    """Compile an ONNX file, and have what was parsed checked before: its inputs, types and sizes.
+    """Compile an ONNX file to the file `target`, after checking inputs, types and sizes of the parsed network.
 
     Parameters
     ----------
     precision
-        What the network in the graph is in: `fp32` (never TF32), `fp16` or `bf16`.
+        The precision of the network in the graph: `fp32` (never TF32), `fp16` or `bf16`.
+    profile
+        Sizes to build for.
     compute_capabilities
         See `choose_targets`.
     timing_cache
@@ -151,7 +156,7 @@ def tensorrt_from_onnx(
     Raises
     ------
     InputError
-        A graph that TensorRT does not take, with its words; a graph of another precision or with other inputs; a
+        A graph that TensorRT does not take, with its reason; a graph of another precision or with other inputs; a
         profile that lets a tensor grow to 2³¹ elements, with the number of pairs that fits; see also `choose_targets`.
     EngineUnavailable
         No TensorRT is installed; see also `choose_targets`.
@@ -182,12 +187,12 @@ def tensorrt_from_onnx(
 
 
 def _parse(parser: Any, source: Path, log: Log) -> None:
-    log.taken()  # what is left of an earlier call
+    log.taken()  # drop the errors of an earlier call
     if parser.parse_from_file(str(source)):
         return
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     said = "; ".join(f"{one_line(e.desc())}{f' ({e.node_operator()})' if e.node_operator() else ''}" for e in errors)
-    # The gather of bytes is our own doing, and has a way out.
+    # The gather of bytes is part of the exported graph, and can be avoided.
     hint = "; gather pictures as float32 for it" if "UINT8" in said else ""
     raise InputError(f"{source.name}: TensorRT does not take it ({said or log.taken()}){hint}")
 
@@ -212,13 +217,13 @@ def _check_inputs(network: Any, profile: Profile, source: Path) -> None:
 
 
 def _outputs(network: Any) -> list[tuple[Any, Any]]:
-    """Every layer with every tensor that it gives."""
+    """Return every layer with each of its outputs."""
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     return [(layer, layer.get_output(j)) for layer in layers for j in range(layer.num_outputs)]
 
 
 def _checked_types(network: Any, precision: str, source: Path) -> dict[str, int]:
-    """How many outputs have which type, where the arithmetic has that of the precision."""
+    """Return the number of outputs of each type; raise `InputError` unless the arithmetic has the precision's."""
     outputs = [(layer.type.name, tensor.dtype.name) for layer, tensor in _outputs(network)]
     found = Counter(dtype for kind, dtype in outputs if kind in _ARITHMETIC)
     if set(found) != {_TYPES[precision]}:
@@ -233,8 +238,8 @@ def _checked_types(network: Any, precision: str, source: Path) -> dict[str, int]
 def _check_sizes(network: Any, profile: Profile, source: Path) -> None:
     """Raise unless every tensor stays below 2³¹ elements at the profile's largest shapes.
 
-    With its inputs at those shapes the network itself says how large its tensors are. Inputs that a profile fixes
-    stay so: what follows from their shapes is then computed while building, and not in every pass.
+    With its inputs at those shapes the network reports how large its tensors are. Inputs that a profile fixes stay
+    fixed: what follows from their shapes is then computed while building, and not in every pass.
     """
     inputs = _inputs(network)
     dynamic = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
@@ -264,7 +269,7 @@ def _config(trt: Any, builder: Any, profile: Profile, log: Log) -> Any:
     config, shapes = builder.create_builder_config(), builder.create_optimization_profile()
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means float32
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _workspace())
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # an inspector can then tell the types that run
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # lets an inspector report the types that run
     for name, (low, best, high) in profile.items():
         shapes.set_shape(name, low, best, high)
     if config.add_optimization_profile(shapes) < 0:
@@ -273,7 +278,7 @@ def _config(trt: Any, builder: Any, profile: Profile, log: Log) -> Any:
 
 
 def _workspace() -> int:
-    """Bytes: the memory of this GPU; without one, what a large one has."""
+    """Return bytes of workspace: the memory of this GPU; without one, a large GPU's."""
     return torch.cuda.get_device_properties().total_memory if torch.cuda.is_available() else _WORKSPACE
 
 
@@ -284,7 +289,7 @@ def _aim(config: Any, supported: Mapping[str, Any], targets: Sequence[str], log:
 
 
 def _timing(config: Any, path: Path, log: Log) -> Any:
-    """The remembered timings, in use; new ones where there are none or they are another GPU's or version's."""
+    """Set and return the remembered timings; empty ones where none fit this GPU and version."""
     create: Callable[[bytes], Any] = config.create_timing_cache
     timing = create(path.read_bytes() if path.is_file() else b"")
     if timing is not None and config.set_timing_cache(timing, False):

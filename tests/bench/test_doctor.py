@@ -13,8 +13,9 @@ from gfo.bench import doctor, environment
 from gfo.bench.commands.doctor import main
 from gfo.engine.engines.torch import TorchEngine
 from gfo.export.classifier import PRECISIONS
+from gfo.export.registry import Table
 
-NOTHING: dict[str, str | None] = dict.fromkeys(environment.PACKAGES)
+NOTHING: dict[str, str | None] = dict.fromkeys(environment.packages())
 
 
 def run_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[Any, str]:
@@ -33,7 +34,10 @@ def test_json_is_the_last_line_and_complete(monkeypatch: pytest.MonkeyPatch, cap
     assert facts["selftest"] is None
     assert facts["environment"]["packages"]["torch"] == environment.package_version("torch")
     assert facts["environment"]["cpu"]["cores"] >= 1
-    assert {"torch", "onnxruntime", "openvino", "trt"} <= {state["engine"] for state in facts["engines"]}
+    options = {state["engine"]: state["options"] for state in facts["engines"]}
+    assert options["torch"] == {"impl": "auto", "compiled": False}
+    assert options["openvino"] == {"hint": "auto", "streams": None}
+    assert (options["onnxruntime"], options["trt"]) == ({"provider": "auto"}, {})
 
 
 def test_tables_only_without_the_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -58,7 +62,8 @@ def test_selftest_passes_and_prints_every_precision(
 @pytest.fixture
 def only_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what is spoilt there: the others need not be compiled."""
-    monkeypatch.setattr(doctor, "ENGINES", ("torch",))
+    only = Table("--engine", "gfo.none", "gfo.engine.engines", {"torch": ".torch:TorchEngine"})
+    monkeypatch.setattr(doctor, "ENGINES", only)
 
 
 @pytest.mark.usefixtures("only_torch")

@@ -2,52 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from scipy import stats
-from torch.utils.flop_counter import FlopCounterMode
 
-from gfo.bench import measure as measure_module
-from gfo.bench.measure import (
-    MIN_ROUNDS,
-    Ratio,
-    Row,
-    Timer,
-    bandwidth,
-    console,
-    document,
-    extra_mb,
-    measure,
-    print_rows,
-    ratio,
-    timer,
-    with_rates,
-)
+from gfo.bench.ceilings import bandwidth
+from gfo.bench.measure import MIN_ROUNDS, Timer, extra_mb, measure, ratio, timer, with_rates
+from gfo.bench.rows import BenchRow, Facts, Ratio
 
-CONTRACT = (
-    "stage",
-    "engine",
-    "precision",
-    "model",
-    "pictures",
-    "occluders",
-    "unit",
-    "p20",
-    "p50",
-    "p80",
-    "ratio",
-    "peak_rss_mb",
-    "available",
-    "reason",
-)
-ROW = Row(stage="pairs", engine="torch", precision="fp32", unit="pairs/s")
+ROW = BenchRow(stage="pairs", engine="torch", precision="fp32", unit="pairs/s", facts=Facts())
 
 
 class Clock:
@@ -157,52 +123,6 @@ def test_row_gets_its_percentiles():
     assert row.peak_rss_mb is None or row.peak_rss_mb > 10
 
 
-def test_document_has_the_fields_of_the_contract_and_null_for_the_unknown():
-    measured = with_rates(ROW, np.array([1.0, 2.0, 3.0]), Ratio("bare", 2.0, 1.9, 2.1))
-    absent = Row(stage="kernel", engine="triton", unit="pairs/s", available=False, reason="no GPU")
-    facts = json.loads(json.dumps(document([measured, absent], seed=3), allow_nan=False))
-    assert (facts["schema"], facts["environment"]["seed"]) == (1, 3)
-    assert facts["environment"]["threads"] == torch.get_num_threads()
-    assert facts["environment"]["packages"]["torch"]
-    first, second = facts["rows"]
-    assert [name for name in first if name in CONTRACT] == list(CONTRACT)
-    assert first["ratio"] == {"to": "bare", "median": 2.0, "low": 1.9, "high": 2.1}
-    assert first["p50"] == 2.0
-    assert (second["available"], second["reason"]) == (False, "no GPU")
-    assert all(second[name] is None for name in ("p20", "p50", "p80", "ratio", "peak_rss_mb", "model", "pictures"))
-
-
-def test_commit_is_of_the_checkout_or_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    commit = document([])["environment"]["commit"]
-    assert commit is None or len(commit.removesuffix("-dirty")) == 40
-    monkeypatch.setattr(measure_module, "__file__", str(tmp_path / "bench" / "measure.py"))
-    assert document([])["environment"]["commit"] is None
-
-
-def test_table_shows_what_was_measured_and_sums_up_what_was_not():
-    rows = [
-        with_rates(ROW, np.array([1234.0]), Ratio("bare", 0.98, 0.97, 0.99)),
-        Row(stage="kernel", engine="reference", unit="pairs/s", available=False, passed=False, reason="differs by 3"),
-        *[Row(stage="kernel", engine=name, unit="pairs/s", available=False, reason="no GPU") for name in ("x", "y")],
-    ]
-    text = io.StringIO()
-    print_rows(rows, "Rates", Console(width=160, file=text))
-    lines = text.getvalue().splitlines()
-    assert any("1,234" in line and "0.98 bare (0.97–0.99)" in line for line in lines)
-    assert lines[-2] == "reference: differs by 3"
-    assert lines[-1] == "2 rows (x, y): no GPU"
-    assert not any("model" in line for line in lines)  # a column without entries
-
-
-def test_a_pipe_has_a_width():
-    assert console().width == 200
-
-
-def test_bandwidth_of_a_small_copy(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(measure_module, "_COPY_SECONDS", 0.01)
-    assert bandwidth("cpu", size=1 << 16) > 0
-
-
 def test_extra_memory_is_the_most_that_is_held_at_once():
     def call() -> torch.Tensor:
         first = torch.ones(1 << 18)  # 1 MiB
@@ -222,12 +142,3 @@ def test_events_tell_the_time_of_a_gpu():
     assert np.median(times["copy"]) > np.median(times["nothing"])
     assert extra_mb(block.clone, "cuda") == pytest.approx(256, abs=4)
     assert bandwidth("cuda") > 0
-
-
-def test_the_ceilings_arithmetic() -> None:
-    found = measure_module.ceiling("fp32", torch.device("cpu"))
-    assert found is not None
-    run, flop = found
-    with FlopCounterMode(display=False) as counter:
-        run()
-    assert counter.get_total_flops() == flop

@@ -1,4 +1,4 @@
-"""NVIDIA's benchmark beside ours: what is asked of it, and what is read from its words."""
+"""NVIDIA's benchmark beside ours: how it is called, and what is read from its output."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from gfo.bench.measure import Row
-from gfo.bench.trtexec import trtexec_row
+from gfo.bench.rows import BenchRow, PairsFacts
+from gfo.bench.trtexec import own_row
+from gfo.engine.engines.base import OwnBenchmark
 
-BLANK = Row(stage="bare", engine="trt", unit="pairs/s")
+BLANK = BenchRow(stage="bare", engine="trt", unit="pairs/s", facts=PairsFacts())
 # Lines of a log of TensorRT 10's trtexec.
 SUMMARY = """
 [I] === Performance summary ===
@@ -34,7 +35,7 @@ def tool(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_its_rate_is_in_pairs(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool(plan.parent, f'echo "$@" > "{plan.parent}/asked"; cat <<END\n{SUMMARY}\nEND', monkeypatch)
-    row = trtexec_row("tensorrt", plan, 64, BLANK, 3.4)
+    row = own_row(OwnBenchmark("trtexec", plan, 64), BLANK, 3.4)
     assert row is not None
     assert (row.engine, row.p50, row.available) == ("trtexec", pytest.approx(507.25 * 64), True)
     asked = (plan.parent / "asked").read_text().split()
@@ -45,7 +46,7 @@ def test_its_rate_is_in_pairs(plan: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("script", ["echo '[E] no device'; exit 1", "echo '[E] no device'"])
 def test_a_failure_is_a_reason(plan: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tool(plan.parent, script, monkeypatch)
-    row = trtexec_row("tensorrt", plan, 64, BLANK, 1.0)
+    row = own_row(OwnBenchmark("trtexec", plan, 64), BLANK, 1.0)
     assert row is not None
     assert (row.available, row.p50) == (False, None)
     assert "no device" in row.reason
@@ -53,4 +54,4 @@ def test_a_failure_is_a_reason(plan: Path, script: str, monkeypatch: pytest.Monk
 
 def test_without_the_tool_there_is_no_row(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(plan.parent))
-    assert trtexec_row("tensorrt_rtx", plan, 64, BLANK, 1.0) is None
+    assert own_row(OwnBenchmark("tensorrt_rtx", plan, 64), BLANK, 1.0) is None

@@ -12,7 +12,10 @@ from gfo.engine.commands import evaluate as eval_command
 from gfo.engine.commands import export as export_command
 from gfo.engine.commands import report as report_command
 from gfo.engine.commands import train as train_command
+from gfo.engine.evaluation.summary import Run as RunRecord
 from gfo.engine.training import train as training
+from gfo.engine.training.batches import ClassPictures
+from gfo.export.preprocessing import Preprocessing
 
 Command = Callable[..., list[object]]
 Run = Callable[..., tuple[int, str, str]]
@@ -24,6 +27,35 @@ COMMANDS = {
     "gfo-report": report_command.main,
 }
 MODEL = ("--model", "python:gfo_tiny:network")
+
+
+@pytest.fixture(scope="session")
+def run_record() -> RunRecord:
+    """What a run is, to be changed with `replace`."""
+    return RunRecord(
+        gfo_version="0.1.0",
+        model="m",
+        num_classes=10,
+        weights="w.pth",
+        weights_hash="sha256:w",
+        bank="bank.safetensors",
+        bank_hash="sha256:b",
+        epsilon=8.0,
+        norm="linf",
+        split="val",
+        engine="torch",
+        device="cpu",
+        precision="fp32",
+        loader="pillow",
+        seed=0,
+        data_root="/data",
+        preprocessing=Preprocessing(12, 12),
+        class_ids=(0,),
+        class_names={"0": "name 0"},
+        folders={"0": "f0"},
+        pictures="all",
+        per_class=None,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -73,14 +105,14 @@ def refused(run: Run) -> Callable[..., None]:
 
 @pytest.fixture
 def groups_trained(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[object]], list[list[str]]]:
-    """Run a gfo-train to its end: which classes it still had to train, group by group."""
+    """Run a gfo-train to its end, and return the classes that it still had to train, group by group."""
 
     def groups_trained(words: list[object]) -> list[list[str]]:
         original, trained = training._train_group, []
 
-        def watch(network: Any, work: Sequence[training._ClassInWork], *rest: Any) -> None:
+        def watch(run: Any, work: Sequence[ClassPictures], *rest: Any) -> None:
             trained.append([c.folder.folder for c in work])
-            original(network, work, *rest)
+            original(run, work, *rest)
 
         with monkeypatch.context() as patch:
             patch.setattr(training, "_train_group", watch)

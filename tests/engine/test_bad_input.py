@@ -121,11 +121,11 @@ def test_banks_that_are_none(
     tiny_data: Path, tiny_bank: Path, tmp_path: Path, refused: Refused, evaluate: Command
 ) -> None:
     bank = tmp_path / "bank.safetensors"
-    refused(evaluate(tiny_data, bank, tmp_path / "run"), bank, "no such bank; gfo-train writes one")
+    refused(evaluate(tiny_data, bank, tmp_path / "run"), bank, "bank not found; create one with gfo-train")
     bank.write_bytes(tiny_bank.read_bytes()[:-1])
     refused(evaluate(tiny_data, bank, tmp_path / "run"), bank, "not a readable safetensors file", "again")
     save_file({"x": torch.zeros(1)}, bank)
-    refused(evaluate(tiny_data, bank, tmp_path / "run"), bank, "not an occluder bank; gfo-train writes one")
+    refused(evaluate(tiny_data, bank, tmp_path / "run"), bank, "not an occluder bank; create one with gfo-train")
 
 
 # Numbers and names out of range
@@ -183,7 +183,7 @@ def test_train_names_what_is_out_of_range(
     ("option", "value", "mend"),
     [
         ("--split", "test", "train, val"),
-        ("--engine", "tensorflow", "auto or one of torch"),
+        ("--engine", "tensorflow", "expected one of auto, torch"),
         ("--precision", "int8", "fp32, bf16, fp16"),
         ("--pictures", "some", "all, fitted, held-out, unseen"),
         ("--pictures", "fitted", "choose others"),
@@ -321,7 +321,7 @@ def test_train_on_a_class_without_a_readable_picture_keeps_the_others(
     last = err.splitlines()[-1]
     assert last.startswith("gfo-train: ")
     assert "train/bee: none of its 6 pictures could be read" in last
-    assert "mend the folder or leave the class out" in last
+    assert "fix the folder or leave the class out" in last
     for path, content in good.items():
         path.write_bytes(content)
     assert groups_trained(command) == [["bee"], ["cat"]]

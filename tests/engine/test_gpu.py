@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from gfo.engine.data.spec import DataSpec
 from gfo.engine.engines.torch import TorchEngine
 from gfo.engine.training.config import TrainConfig
 from gfo.engine.training.train import train
@@ -52,9 +54,9 @@ def test_training_runs_and_repeats_on_cuda(tmp_path: Path) -> None:
             pixels = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "train" / folder / f"{i}.png")
     (tmp_path / "classes.json").write_text('{"a": 0, "b": 1}')
-    config = TrainConfig(epsilon=8.0, epochs=2, batch_size=8, classes_together=2)
+    config = TrainConfig(epsilon=8.0, epochs=2, batch_size=8, classes_together=2, precision="fp32")
     cpu, first, second = (
-        train(classifier(), tmp_path, tmp_path / f"{i}.st", config, precision="fp32", device=device).occluders
+        train(classifier(), DataSpec(tmp_path), tmp_path / f"{i}.st", replace(config, device=device)).occluders
         for i, device in enumerate(("cpu", "cuda", "cuda"))
     )
     assert torch.equal(first, second)

@@ -50,7 +50,7 @@ def interrupt(words: list[object], at_pass: int, tmp_path: Path) -> tuple[int, s
 
 
 def is_one_line_at_the_end(err: str, name: str) -> bool:
-    line = f"{name}: interrupted; what is finished is kept, the same command resumes\n"
+    line = f"{name}: interrupted; what is finished is kept, and the same command resumes\n"
     return err.endswith(line) and err.count(name) == 1 and "Traceback" not in err
 
 

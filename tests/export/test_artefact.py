@@ -12,13 +12,29 @@ import onnx
 import pytest
 import torch
 
-from gfo.export.artefact import Artefact, export
+from gfo.export.artefact import Artefact, Export, ExportConfig, export
 from gfo.export.bank import OccluderBank
 from gfo.export.classifier import FrozenClassifier
 from gfo.export.errors import EngineUnavailable, InputError
+from gfo.export.formats import FORMATS
+from gfo.export.formats.base import Format, Written
 from gfo.export.manifest import NOT_RUN, file_hash
+from gfo.export.models.spec import ModelSpec
+from gfo.export.subject import Subject
 
 MakeBank = Callable[..., OccluderBank]
+
+
+class Text(Format):
+    """A format of another package: the graph's name."""
+
+    first = "model.txt"
+
+    def write(
+        self, graph: onnx.ModelProto, folder: Path, classifier: FrozenClassifier, config: ExportConfig
+    ) -> Written:
+        (folder / self.first).write_text(graph.graph.name)
+        return Written([self.first], {"alphabet": "26"})
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +90,7 @@ def test_the_graph_says_itself_what_it_is(artefact: Artefact, bank: OccluderBank
 
 
 def test_without_a_bank_inside(tiny_classifier: FrozenClassifier, bank: OccluderBank, tmp_path: Path) -> None:
-    free = export(tiny_classifier, bank, tmp_path / "out", bank_input=True)
+    free = export(tiny_classifier, bank, tmp_path / "out", ExportConfig(bank_input=True))
     assert free.embedded_bank() is None
     assert list(free.manifest.files) == ["model.onnx"]
     assert free.manifest.bank_hash is None
@@ -84,7 +100,7 @@ def test_other_formats_have_their_own_files(
     tiny_classifier: FrozenClassifier, bank: OccluderBank, tmp_path: Path
 ) -> None:
     pytest.importorskip("openvino")
-    made = export(tiny_classifier, bank, tmp_path / "ir", format="openvino", precision="bf16")
+    made = export(tiny_classifier, bank, tmp_path / "ir", ExportConfig("openvino", "bf16"))
     assert sorted(p.name for p in made.folder.iterdir()) == [
         "fit.safetensors",
         "manifest.json",
@@ -99,14 +115,7 @@ def test_a_tensorrt_engine_file_is_built_without_a_gpu(
     bank_input: bool, tiny_classifier: FrozenClassifier, bank: OccluderBank, tmp_path: Path
 ) -> None:
     trt = pytest.importorskip("tensorrt_rtx")
-    made = export(
-        *(tiny_classifier, bank, tmp_path / "plan"),
-        format="trt",
-        precision="fp16",
-        bank_input=bank_input,
-        batch_size=8,
-        compute_capabilities=("8.9",),
-    )
+    made = export(*(tiny_classifier, bank, tmp_path / "plan"), ExportConfig("trt", "fp16", bank_input, 8, ("8.9",)))
     limits = made.manifest.limits
     assert limits is not None
     assert (limits.pairs, limits.pictures) == ((1, 8, 8), (1, 8, 8))
@@ -148,26 +157,30 @@ def test_a_link_out_of_the_folder_is_refused(artefact: Artefact) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "named"),
     [
-        {"schema": 2},
-        {"format": "caffe"},
-        {"format": "openvino"},
-        {"bank": "elsewhere"},
-        {"bank_hash": None},
-        {"files": {}},
-        {"files": ["model.onnx"]},
-        {"files": {"model.onnx": {}, "fit.safetensors": 3}},
-        {"parity": {}},
-        {"parity": "passed"},
-        {"num_classes": "5"},
-        {"limits": {}},
-        {"extra": 1},
-        {"preprocessing": {}},
+        ({"schema": 2, "novel": "field"}, "schema: .*, got 2"),
+        ({"format": "caffe"}, "format 'caffe': expected one of onnx, openvino, trt"),
+        ({"format": "openvino"}, "files: 'model.bin' is missing"),
+        ({"format": "trt"}, "limits: format is 'trt'"),
+        ({"bank": "elsewhere"}, "bank: .*, got 'elsewhere'"),
+        ({"bank_hash": None}, "bank_hash None: bank is 'embedded'"),
+        ({"files": {}}, "files: 'fit.safetensors' is missing"),
+        ({"files": ["model.onnx"]}, "files: "),
+        ({"files": {"model.onnx": {}, "fit.safetensors": 3}}, r"files\.model\.onnx\.sha256: Field required"),
+        ({"parity": {}}, r"parity\.status: Field required"),
+        ({"parity": "passed"}, "parity: .*, got 'passed'"),
+        ({"parity": {"status": "fine", "reason": ""}}, r"parity\.status: .*, got 'fine'"),
+        ({"num_classes": "5"}, "num_classes: .* got '5'"),
+        ({"num_classes": 1}, "num_classes: .*, got 1"),
+        ({"limits": {}}, r"limits\.pairs: Field required"),
+        ({"extra": 1}, "extra: "),
+        ({"preprocessing": {}}, r"preprocessing\.input_size: Field required"),
+        ({"preprocessing": {"input_size": 9, "resize": 8}}, "preprocessing: .*expected 1 ≤ input size"),
     ],
 )
-def test_manifests_of_another_kind_are_refused(changes: dict[str, Any], artefact: Artefact) -> None:
-    with pytest.raises(InputError, match=r"manifest.json: not a manifest of gfo-export"):
+def test_manifests_of_another_kind_are_refused(changes: dict[str, Any], named: str, artefact: Artefact) -> None:
+    with pytest.raises(InputError, match=rf"manifest.json: not a manifest of gfo-export \(.*{named}.*; export again"):
         Artefact.load(spoil(artefact, **changes))
 
 
@@ -205,20 +218,62 @@ def test_bad_exports_leave_nothing(
     bank, out = make_bank(), tmp_path / "out"
     for word, changes in (
         ("--format caffe: expected one of onnx, openvino, trt", {"format": "caffe"}),
-        ("--precision int8: expected one of fp32, fp16, bf16", {"precision": "int8"}),
+        ("--precision int8: expected one of fp32, bf16, fp16", {"precision": "int8"}),
+        ("--batch-size 0: expected at least 1", {"batch_size": 0}),
+        ("--compute-capability 8.9: is for --format trt", {"compute_capabilities": ("8.9",)}),
     ):
         with pytest.raises(InputError) as caught:
-            export(tiny_classifier, bank, out, **changes)  # type: ignore[arg-type]
+            export(tiny_classifier, bank, out, ExportConfig(**changes))  # type: ignore[arg-type]
         assert word in str(caught.value)
     with pytest.raises(InputError, match="bank was made for weights"):
         export(tiny_classifier, make_bank(weights_hash="sha256:0"), out)
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     with pytest.raises(EngineUnavailable, match=r"pip install gfo\[openvino\]"):
-        export(tiny_classifier, bank, out, format="openvino")
+        export(tiny_classifier, bank, out, ExportConfig("openvino"))
     assert list(tmp_path.iterdir()) == []
     out.mkdir()
     with pytest.raises(InputError, match="is there already"):
         export(tiny_classifier, bank, out)
+
+
+def test_an_export_checks_before_it_writes_and_loads_what_is_named(
+    tiny_classifier: FrozenClassifier, tiny_bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, calls = tmp_path / "out", list[str]()
+    check_fits = OccluderBank.check_fits
+    monkeypatch.setattr(OccluderBank, "check_fits", lambda *given: [calls.append("fits"), check_fits(*given)])
+    for bank in (tiny_bank, OccluderBank.load(tiny_bank)):
+        assert Export(tiny_classifier, bank, out).bank.hash == OccluderBank.load(tiny_bank).hash
+    assert calls == ["fits", "fits"]
+    assert not out.exists()
+    zeros = Export(ModelSpec("python:gfo_tiny:network"), "zero:2", out)
+    assert (zeros.classifier.weights_hash, len(zeros.bank.occluders)) == (tiny_classifier.weights_hash, 2)
+    with pytest.raises(InputError, match="zero:9: expected zero:1 to zero:5"):
+        Export(tiny_classifier, Path("zero:9"), out)
+
+
+def test_a_classifier_and_an_artefact_are_read_in_the_same_way(
+    artefact: Artefact, tiny_classifier: FrozenClassifier
+) -> None:
+    subjects: list[Subject] = [tiny_classifier, artefact]
+    assert [subject.name for subject in subjects] == ["python:gfo_tiny:network", str(artefact.folder)]
+    assert [subject.format for subject in subjects] == [None, "onnx"]
+    assert [subject.exported_precision for subject in subjects] == [None, "fp32"]
+    assert [subject.key is None for subject in subjects] == [True, False]
+    assert [subject.parity and subject.parity["status"] for subject in subjects] == [None, NOT_RUN]
+    assert [subject.embedded_bank() is None for subject in subjects] == [True, False]
+    for name in ("model", "weights", "weights_hash", "preprocessing", "num_classes"):
+        assert getattr(artefact, name) == getattr(tiny_classifier, name)
+
+
+def test_another_package_adds_a_format(tiny_classifier: FrozenClassifier, bank: OccluderBank, tmp_path: Path) -> None:
+    with FORMATS.added("text", f"{__name__}:Text"):
+        made = export(tiny_classifier, bank, tmp_path / "out", ExportConfig("text"))
+        assert made.path.read_text() == "occluded_classifier"
+        assert made.manifest.built_with["alphabet"] == "26"
+        assert FORMATS.listed() == "onnx, openvino, trt or text"
+    with pytest.raises(InputError, match="format 'text': expected one of onnx, openvino, trt"):
+        Artefact.load(tmp_path / "out")
 
 
 def test_banks_of_zeros(tiny_classifier: FrozenClassifier) -> None:

@@ -13,10 +13,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from gfo.export.bank import BankHeader, OccluderBank, picture_key
+from gfo.export.bank import OccluderBank, picture_key
+from gfo.export.bank_header import BankHeader
 from gfo.export.classifier import FrozenClassifier
 from gfo.export.errors import InputError
+from gfo.export.files import save_tensors
 from gfo.export.preprocessing import Preprocessing
+from gfo.export.records import read_record
 
 MakeBank = Callable[..., OccluderBank]
 
@@ -40,7 +43,7 @@ def test_the_header_is_json_that_others_can_read(tiny_bank: Path) -> None:
     assert header["schema"] == 1
     assert header["class_ids"] == [3, 0, 4]
     assert header["preprocessing"]["input_size"] == 16
-    assert BankHeader.from_json(json.dumps(header)) == OccluderBank.load(tiny_bank).header
+    assert read_record(BankHeader, json.dumps(header), tiny_bank, "fix") == OccluderBank.load(tiny_bank).header
 
 
 def test_the_hash_is_of_values_and_header(make_bank: MakeBank) -> None:
@@ -74,24 +77,38 @@ SIGNS = torch.ones(3, 16, 16, 3) * 8.0
         ({"folders": ("ant", "bee", "ant")}, "appears twice"),
         ({"occluders": spoiled(SIGNS, float("nan"))}, "the occluder of bee holds NaN"),
         ({"occluders": spoiled(SIGNS, float("-inf"))}, "the occluder of bee holds NaN or infinity"),
-        ({"norm": "l1"}, "norm 'l1' is none of linf, l2"),
+        ({"norm": "l1"}, "norm 'l1': expected one of linf, l2"),
         ({"occluders": spoiled(SIGNS, 8.1)}, "reaches 8.1 but ε is 8"),
         ({"norm": "l2"}, "reaches 221.7"),  # √(16 · 16 · 3) · 8
-        ({"epsilon": float("nan")}, "epsilon nan"),
-        ({"epsilon": 0.0}, r"epsilon 0\.0"),
-        ({"epsilon": "much"}, "much"),
-        ({"schema": 2}, "schema 2, this version reads 1"),
+        ({"epsilon": float("nan")}, "epsilon: .* got nan"),
+        ({"epsilon": 0.0}, r"epsilon: .* got 0\.0"),
+        ({"epsilon": "much"}, "epsilon: .* got 'much'"),
+        ({"schema": 2, "novel": "field"}, "schema: .* got 2"),
+        ({"novel": "field"}, "novel: "),
+        ({"seed": 0.5}, "seed: "),
         ({"fitted": torch.zeros(2)}, "int64"),
     ],
 )
 def test_a_bank_that_does_not_add_up_is_refused(
     changes: dict[str, Any], named: str, make_bank: MakeBank, tmp_path: Path
 ) -> None:
-    make_bank(**changes).save(tmp_path / "bank.safetensors")
+    changes = dict(changes)
+    bank, tensors = make_bank(), {}
+    for name in ("occluders", "fitted", "held_out"):
+        tensors[name] = changes.pop(name, getattr(bank, name))
+    preprocessing = changes.pop("preprocessing", bank.header.preprocessing).to_dict()
+    header = json.dumps({**bank.header.to_dict(), **changes, "preprocessing": preprocessing})
+    save_tensors(tmp_path / "bank.safetensors", tensors, {"gfo": header})
     with pytest.raises(InputError, match=named) as caught:
         OccluderBank.load(tmp_path / "bank.safetensors")
     assert str(tmp_path / "bank.safetensors") in str(caught.value)
     assert "again" in str(caught.value)
+
+
+def test_headers_that_do_not_add_up_cannot_be_made(make_bank: MakeBank) -> None:
+    for changes in ({"class_ids": (1,)}, {"folders": ("ant", "ant", "bee")}, {"norm": "l1"}):
+        with pytest.raises(ValueError, match=r"folders|norm"):
+            make_bank(**changes)
 
 
 def test_a_rounding_beyond_the_ball_is_let_through(make_bank: MakeBank, tmp_path: Path) -> None:
@@ -118,8 +135,8 @@ def with_another_header(header: str) -> Callable[[Path, Path], None]:
 @pytest.mark.parametrize(
     ("write", "named"),
     [
-        (None, "no such bank; gfo-train writes one"),
-        (lambda path, _: path.mkdir(), "no such bank"),
+        (None, "bank not found; create one with gfo-train"),
+        (lambda path, _: path.mkdir(), "bank not found"),
         (lambda path, _: path.write_bytes(b""), "not a readable safetensors file"),
         (lambda path, _: path.write_text("some text that is longer than a header"), "not a readable safetensors file"),
         (cut, "not a readable safetensors file"),

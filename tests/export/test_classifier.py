@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from gfo.export.classifier import FrozenClassifier, load_classifier
 from gfo.export.errors import InputError
-from gfo.export.models.digits import DIGITS_NETWORKS
+from gfo.export.models.digits_networks import DIGITS_NETWORKS
 from gfo.export.models.spec import ModelSpec
+from gfo.export.models.weights import fit_state
 from gfo.export.preprocessing import Preprocessing
-from gfo.export.weights import fit_state
 
 
 def googlenet(num_classes: int = 1000) -> nn.Module:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gfo.export.files import atomic_path, save_tensors
+from gfo.export.files import atomic_folder, atomic_path, save_tensors
 
 
 def test_the_file_appears_at_the_end_and_parents_are_made(tmp_path: Path) -> None:
@@ -77,3 +77,60 @@ def test_another_file_keeps_its_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, atomic_path(tmp_path / "b.txt"):
         (tmp_path / "a.txt").read_text()
     assert caught.value.filename == str(tmp_path / "a.txt")
+
+
+# ---- folders
+
+
+def test_a_folder_appears_at_the_end_with_the_usual_mode(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b"
+    with atomic_folder(target) as partial:
+        (partial / "c.txt").write_text("new")
+        assert not target.exists()
+        assert partial.parent == target.parent
+    assert (target / "c.txt").read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
+    (tmp_path / "plain").mkdir()
+    assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, ValueError])
+def test_an_error_leaves_no_folder(error: type[BaseException], tmp_path: Path) -> None:
+    with pytest.raises(error), atomic_folder(tmp_path / "b") as partial:
+        raise error((partial / "c.txt").write_text("new"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_name_the_folder_and_not_the_temporary_one(tmp_path: Path) -> None:
+    target = tmp_path / "b"
+    with pytest.raises(OSError, match="No space left") as caught, atomic_folder(target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(target)
+    with pytest.raises(FileNotFoundError) as caught, atomic_folder(target) as partial:
+        (partial / "missing" / "c.txt").write_text("new")
+    assert caught.value.filename == str(target)
+    with pytest.raises(FileNotFoundError) as caught, atomic_folder(target):
+        (tmp_path / "a.txt").read_text()
+    assert caught.value.filename == str(tmp_path / "a.txt")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Not a directory") as caught, atomic_folder(tmp_path / "file" / "x" / "b"):
+        pass
+    assert caught.value.filename == str(tmp_path / "file" / "x" / "b")
+
+
+def test_another_process_that_was_faster_is_accepted_or_an_error(tmp_path: Path) -> None:
+    target = tmp_path / "b"
+
+    def race(accept: bool | None) -> None:
+        with atomic_folder(target, accept=None if accept is None else lambda: accept) as partial:
+            (partial / "c.txt").write_text("slower")
+            target.mkdir(exist_ok=True)
+            (target / "c.txt").write_text("faster")
+
+    race(True)
+    for accept in (False, None):
+        with pytest.raises(OSError, match="not empty") as caught:
+            race(accept)
+        assert caught.value.filename == str(target)
+    assert (target / "c.txt").read_text() == "faster"
+    assert list(tmp_path.iterdir()) == [target]

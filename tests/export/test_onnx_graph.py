@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from gfo.export import onnx_graph
 from gfo.export.classifier import FrozenClassifier
 from gfo.export.errors import InputError
-from gfo.export.onnx_graph import bare_network, check_graph, occluded_graph, save_graph
+from gfo.export.onnx_check import check_graph
+from gfo.export.onnx_graph import bare_network, occluded_graph, save_graph
 from gfo.export.preprocessing import Preprocessing
 
 G = torch.Generator().manual_seed(0)
@@ -134,12 +135,12 @@ def graph_file(tiny_classifier: FrozenClassifier, tmp_path: Path) -> Path:
 def test_files_that_are_no_graph_or_another(graph_file: Path) -> None:
     check_graph(graph_file, 16, 5, None, ["model.onnx"])
     for size, classes, rows in ((17, 5, None), (16, 6, None), (16, 5, 3)):
-        with pytest.raises(InputError, match="takes and gives"):
+        with pytest.raises(InputError, match="inputs and outputs are"):
             check_graph(graph_file, size, classes, rows, [])
     whole = graph_file.read_bytes()
     for spoiled in (whole[:-100], b"", b"not a graph at all"):
         graph_file.write_bytes(spoiled)
-        with pytest.raises(InputError, match=r"not a valid ONNX file|takes and gives"):
+        with pytest.raises(InputError, match=r"not a valid ONNX file|inputs and outputs are"):
             check_graph(graph_file, 16, 5, None, ["model.onnx"])
 
 

@@ -21,8 +21,11 @@ from torchvision.datasets.folder import pil_loader
 from torchvision.models import ResNet50_Weights
 
 from gfo.export.errors import InputError
-from gfo.export.preprocessing import Preprocessing, preprocessing_from_timm, preprocessing_from_torchvision
-from gfo.kernels.occlude import occlude
+from gfo.export.models.timm import preprocessing_from_timm
+from gfo.export.models.torchvision import preprocessing_from_torchvision
+from gfo.export.preprocessing import Preprocessing
+from gfo.kernels.occlude import Normalisation, occlude
+from gfo.kernels.pairs import Pairs
 
 LITE0 = "tf_efficientnet_lite0"
 
@@ -79,7 +82,8 @@ def clean_input(pixels: np.ndarray, preprocessing: Preprocessing) -> Tensor:
     """What the network gets: `occlude` with a zero occluder, [3, S, S]."""
     image = torch.from_numpy(pixels.copy())[None]
     zero, one = torch.zeros(1, *image.shape[1:]), torch.tensor([1])
-    return occlude(image, zero, one - 1, one, scale=preprocessing.scale, shift=preprocessing.shift)[0]
+    how = Normalisation(preprocessing.scale, preprocessing.shift)
+    return occlude(Pairs(image, zero, one - 1, one), how)[0]
 
 
 @pytest.mark.parametrize(

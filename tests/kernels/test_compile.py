@@ -1,11 +1,9 @@
-"""`python -m gfo.kernels.compile`, and whether its table tells the truth: every kernel is in it, as the launchers start
-it, and moves the bytes that are said."""
+"""The list of compiled variants: every kernel is in it, as the launchers start it, and moves the bytes it says."""
 
 from __future__ import annotations
 
 import ast
 import inspect
-import json
 import math
 import os
 import subprocess
@@ -19,18 +17,21 @@ import torch
 from torch import Tensor
 
 from gfo.kernels import compile as command
-from gfo.kernels._pixels import ELEMENTS_224, LAYOUTS
+from gfo.kernels._pixels import ELEMENTS_224
 from gfo.kernels._triton import CLASSES_SHOWN, HAVE_TRITON, INTERPRETED, SHORT_NAMES, Variant
+from gfo.kernels.adam_step import adam_step
+from gfo.kernels.ball import NORMS
 from gfo.kernels.margin_loss import margin_loss
-from gfo.kernels.occlude import occlude, occlude_grid
-from gfo.kernels.occluder_step import NORMS, adam_step, occluder_step
+from gfo.kernels.momentum_step import momentum_step
+from gfo.kernels.occlude import Normalisation, occlude
+from gfo.kernels.pairs import Grid, Pairs
 from gfo.kernels.score import score
 
 pytestmark = pytest.mark.skipif(not HAVE_TRITON, reason="needs Triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KERNELS = Path(command.__file__).parent
-NUMBERS: dict[str, Any] = {"scale": (0.017, 0.0175, 0.0174), "shift": (-2.1, -2.0, -1.8)}
+SCALE, SHIFT = (0.017, 0.0175, 0.0174), (-2.1, -2.0, -1.8)
 
 VARIANTS = [variant for file in command.FILES for variant in command.variants(file)] if HAVE_TRITON else []
 
@@ -39,16 +40,16 @@ def named(variant: Variant) -> str:
     return variant.kernel.fn.__name__
 
 
-def compiling() -> dict[str, str]:
-    """The environment without the interpreter that the other tests run the kernels in."""
-    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-
-
-def run(*words: str, code: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command, or `code` with the same words."""
-    python = [sys.executable, *(["-m", "gfo.kernels.compile"] if code is None else ["-c", code])]
+def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` without the interpreter that the other tests run the kernels in."""
+    compiling = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(
-        [*python, *words], capture_output=True, text=True, check=False, timeout=300, env=compiling() | variables
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env=compiling | variables,
     )
 
 
@@ -115,14 +116,13 @@ def test_the_variants_are_what_the_launchers_start(launches: set[tuple[Any, ...]
     index = zeros(5, dtype=torch.int64)
     for size in (224, 223):
         images, bank = zeros(1, size, size, 3, dtype=torch.uint8), zeros(1, size, size, 3).requires_grad_()
-        for put in (occlude, occlude_grid):
+        for kind in (Pairs, Grid):
             for dtype in SHORT_NAMES:
-                for channels in LAYOUTS:
-                    out = put(images, bank, index, index, dtype=dtype, channels=channels, **NUMBERS, impl="triton")
-                    out.sum().backward()
+                pairs, how = kind(images, bank, index, index), Normalisation(SCALE, SHIFT, dtype)
+                occlude(pairs, how, impl="triton").sum().backward()
         tensors = [zeros(1, size, size, 3) for _ in range(4)]
         for norm in NORMS:
-            occluder_step(*tensors[:3], step=1.0, decay=0.9, epsilon=1.0, norm=norm, impl="triton")
+            momentum_step(*tensors[:3], step=1.0, decay=0.9, epsilon=1.0, norm=norm, impl="triton")
             adam_step(*tensors, step=1.0, count=1, epsilon=1.0, norm=norm, impl="triton")
     for classes in CLASSES_SHOWN:
         for dtype in SHORT_NAMES:
@@ -180,23 +180,20 @@ def moved(kernel: str, variant: str) -> float:
     return found
 
 
-@pytest.mark.parametrize("channels", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_occlude_and_its_gradient_move_what_the_table_says(
-    traffic: Callable[..., int], dtype: torch.dtype, channels: int
-) -> None:
+def test_occlude_and_its_gradient_move_what_the_table_says(traffic: Callable[..., int], dtype: torch.dtype) -> None:
     """Two tiles of a grid each way, and a list with the 16 pairs an occluder that the gradient's share counts."""
-    size, name = 9, f"{SHORT_NAMES[dtype]}, {channels} channels"
+    size, name = 9, SHORT_NAMES[dtype]
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (8, size, size, 3), dtype=torch.uint8, generator=generator)
     bank = torch.randn(16, size, size, 3, generator=generator)
-    how: dict[str, Any] = {**NUMBERS, "dtype": dtype, "channels": channels, "impl": "triton"}
+    how = Normalisation(SCALE, SHIFT, dtype)
     share = images[0].numel() / ELEMENTS_224
 
-    occlude_grid(images, bank, torch.arange(8).flip(0), torch.arange(16).flip(0) + 1, **how)
+    occlude(Grid(images, bank, torch.arange(8).flip(0), torch.arange(16).flip(0) + 1), how, impl="triton")
     assert traffic(images, bank) == pytest.approx(8 * 16 * share * moved("occlude_grid", name), rel=1e-12)
     two = bank[:2].clone().requires_grad_()
-    out = occlude(images, two, torch.arange(32) % 8, torch.arange(32) % 2 + 1, **how)
+    out = occlude(Pairs(images, two, torch.arange(32) % 8, torch.arange(32) % 2 + 1), how, impl="triton")
     assert traffic(images, two) == pytest.approx(32 * share * moved("occlude", name), rel=1e-12)
     upstream = torch.ones_like(out)
     out.backward(upstream)
@@ -231,130 +228,14 @@ def test_steps_move_what_the_table_says(
     tensors = [torch.randn(2, 33, 35, 3, generator=torch.Generator().manual_seed(i)).square_() for i in range(4)]
     if step == "momentum":
         tensors = tensors[:3]
-        occluder_step(*tensors, step=1.0, decay=0.9, epsilon=1.0, norm=norm, impl="triton")
+        momentum_step(*tensors, step=1.0, decay=0.9, epsilon=1.0, norm=norm, impl="triton")
     else:
         adam_step(*tensors, step=1.0, count=1, epsilon=1.0, norm=norm, impl="triton")
     expected = sum(moved(kernel, variant) for kernel, variant in kernels.items())
     assert traffic(*tensors) == pytest.approx(expected * 2 * math.prod(tensors[0].shape[1:]) / ELEMENTS_224, rel=1e-12)
 
 
-# ---- the table
-
-
-@pytest.fixture(scope="module")
-def hopper() -> subprocess.CompletedProcess[str]:
-    return run("--targets", "sm_90", "--json")
-
-
-@pytest.mark.slow
-def test_all_variants_compile_without_spills(hopper: subprocess.CompletedProcess[str]) -> None:
-    assert hopper.returncode == 0, hopper.stderr
-    assert hopper.stderr == ""
-    rows = json.loads(hopper.stdout.splitlines()[-1])["rows"]
-    names = [(f"_{row['kernel']}_kernel", row["variant"], row["target"]) for row in rows]
-    assert names == [(named(variant), variant.name, "sm_90") for variant in VARIANTS]
-    for row, variant in zip(rows, VARIANTS, strict=True):
-        assert row["spills"] == 0
-        assert 0 < row["registers"] <= 255
-        assert row["cubin"] > 0
-        assert row["moved"] == round(variant.moved)
-        assert row["minimum"] == round(variant.minimum) <= row["moved"]
-        assert row["error"] is None
-
-
-@pytest.mark.slow
-def test_aligned_pictures_are_loaded_and_stored_16_bytes_at_a_time(hopper: subprocess.CompletedProcess[str]) -> None:
-    rows = json.loads(hopper.stdout.splitlines()[-1])["rows"]
-    aligned = [row for row in rows if row["variant"].endswith("3 channels")]
-    assert {row["kernel"] for row in aligned} == {"occlude", "occlude_grid", "bank_gradient"}
-    for row in aligned:
-        # A thread's 8 halves or 4 floats of the output are 8 or 4 bytes of a picture.
-        pictures = {"occlude": 4, "occlude_grid": 4, "bank_gradient": 16}[row["kernel"]]
-        narrowest = 8 if row["variant"].startswith(("bf16", "fp16")) else 4
-        assert row["stores"] == [16], row
-        assert row["loads"][0] == 16, row
-        assert min(row["loads"]) == max(pictures, narrowest), row
-
-
-@pytest.mark.slow
-def test_the_table_fits_a_page(hopper: subprocess.CompletedProcess[str]) -> None:
-    *lines, _ = hopper.stdout.splitlines()
-    assert max(map(len, lines)) <= 160
-    assert len(lines) > len(VARIANTS)
-    for words in ("kernel", "variant", "registers", "spills", "shared", "cubin", "loads", "stores", "moved", "minimum"):
-        assert words in "\n".join(lines[:4])
-
-
-SPOILED = """
-import sys
-
-import triton
-import triton.language as tl
-
-from gfo.kernels import compile as command
-from gfo.kernels._triton import Variant
-
-
-@triton.jit
-def _part(x):
-    return x + nothing
-
-
-@triton.jit
-def _unknown_name_kernel(x, BLOCK: tl.constexpr):
-    tl.store(x + tl.arange(0, BLOCK), _part(tl.load(x)))
-
-
-@triton.jit
-def _unknown_instruction_kernel(x, BLOCK: tl.constexpr):
-    z = tl.load(x + tl.arange(0, BLOCK))
-    z = tl.inline_asm_elementwise("no.such $0, $1;", "=r,r", [z], dtype=tl.int32, is_pure=True, pack=1)
-    tl.store(x + tl.arange(0, BLOCK), z)
-
-
-@triton.jit
-def _spilling_kernel(x, BLOCK: tl.constexpr):
-    z = tl.load(x + tl.arange(0, BLOCK))
-    tl.store(x + tl.arange(0, BLOCK), z * tl.sum(z, axis=0))  # all must be held until the sum is known
-
-
-@triton.jit
-def _good_kernel(x, BLOCK: tl.constexpr):
-    tl.store(x + tl.arange(0, BLOCK), 0)
-
-
-def spoiled():
-    for kernel, block in {kernels}:
-        yield Variant(kernel, "here", {{"x": "*i32", "BLOCK": block}}, 1, "pair", 1.0, 1.0)
-
-
-command.compile_all = lambda targets: [command.compile_variant(v, t) for v in spoiled() for t in targets]
-sys.exit(command.main())
-"""
-
-
-@pytest.mark.parametrize(
-    ("kernels", "words"),
-    [
-        ("[(_unknown_name_kernel, 128)]", ["unknown_name, here, sm_90: ", "nothing is not defined"]),
-        ("[(_unknown_instruction_kernel, 128)]", ["unknown_instruction, here, sm_90: ptxas ", "'.such'"]),
-        ("[(_spilling_kernel, 16384)]", ["spilling, here, sm_90: spills ", " bytes"]),
-    ],
-)
-def test_a_failure_or_a_spill_is_1_and_the_others_still_run(tmp_path: Path, kernels: str, words: list[str]) -> None:
-    script = tmp_path / "spoiled.py"  # Triton reads the source of a kernel
-    script.write_text(SPOILED.format(kernels=f"{kernels} + [(_good_kernel, 128)]"))
-    ended = run(
-        "--targets", "sm_90", "--json", code=f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
-    )
-    assert ended.returncode == 1
-    (line,) = ended.stderr.splitlines()
-    assert all(word in line for word in words), line
-    rows = json.loads(ended.stdout.splitlines()[-1])["rows"]
-    assert [row["kernel"] for row in rows] == [kernels[3:].split("_kernel")[0], "good"]
-    assert rows[1]["spills"] == 0
-    assert rows[0]["error"] or rows[0]["spills"] > 0
-    assert ".version" not in ended.stdout, "Triton's own print of the program"
+# ---- the compiler
 
 
 ASSEMBLED = """
@@ -369,7 +250,7 @@ for file in command.FILES:
 
 
 def test_what_ptxas_reports_on_is_what_triton_launches(tmp_path: Path) -> None:
-    ended = run(code=ASSEMBLED, TRITON_CACHE_DIR=str(tmp_path))  # a cubin holds the time at which its source was saved
+    ended = run(ASSEMBLED, TRITON_CACHE_DIR=str(tmp_path))  # a cubin holds the time at which its source was saved
     assert ended.stdout.split() == ["True"] * len(command.FILES), ended.stderr
 
 
@@ -389,45 +270,3 @@ def test_what_ptxas_reports_on_is_what_triton_launches(tmp_path: Path) -> None:
 )
 def test_widths_are_read_from_the_ptx(instruction: str, widths: list[int]) -> None:
     assert command.access_widths(f"\t{instruction}\n", "ld") == widths
-
-
-# ---- the command line
-
-
-@pytest.mark.parametrize("text", ["sm_70x", "sm_10", "sm_90,,sm_80", "", "90", "sm_90a"])
-def test_bad_targets_are_one_line_and_2(text: str) -> None:
-    ended = run(f"--targets={text}")
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
-    wrong = "" if ",," in text else text
-    assert f"--targets: {wrong!r}: expected some of sm_80,sm_89,sm_90,sm_100,sm_120" in line
-
-
-def test_interpreted_there_is_nothing_to_compile() -> None:
-    ended = run(TRITON_INTERPRET="1")
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
-    assert "unset it" in line
-
-
-def test_without_triton_is_3() -> None:
-    code = "import sys; sys.modules['triton'] = None; from gfo.kernels.compile import main; sys.exit(main())"
-    ended = run(code=code)
-    assert ended.returncode == 3
-    (line,) = ended.stderr.splitlines()
-    assert "Triton is not installed" in line
-
-
-def test_help_loads_nothing_heavy() -> None:
-    code = """
-import sys
-from gfo.kernels.compile import main
-try:
-    main()
-finally:
-    print("LOADED", *sorted({"torch", "triton", "numpy", "rich"} & set(sys.modules)))
-"""
-    ended = run("--help", code=code)
-    assert ended.returncode == 0, ended.stderr
-    assert "--targets" in ended.stdout
-    assert ended.stdout.splitlines()[-1] == "LOADED"

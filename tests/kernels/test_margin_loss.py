@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -13,27 +11,6 @@ from hypothesis import strategies as st
 from gfo.kernels.margin_loss import margin_loss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, float], torch.Tensor]
-
-
-def called(impl: str) -> Way:
-    """The public function."""
-    return lambda logits, labels, weight, kappa: margin_loss(logits, labels, kappa, weight=weight, impl=impl)
-
-
-def dispatched(impl: str) -> Way:
-    """The registered operation, as compiled and exported code calls it."""
-    return lambda logits, labels, weight, kappa: torch.ops.gfo.margin_loss(logits, labels, weight, kappa, impl, True)[0]
-
-
-WAYS = pytest.mark.parametrize(
-    "way",
-    [
-        pytest.param(way(impl), id=f"{way.__name__} {impl}")
-        for way in (called, dispatched)
-        for impl in ("reference", "triton")
-    ],
-)
 IMPLS = pytest.mark.parametrize("impl", ["reference", "triton"])
 
 
@@ -51,11 +28,11 @@ def truth(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray, kappa: flo
 
 
 @pytest.mark.usefixtures("poisoned")
-@WAYS
+@IMPLS
 @pytest.mark.parametrize("weighted", [False, True])
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(p=st.integers(0, 8), c=st.integers(2, 40), kappa=st.sampled_from([0.0, 0.5, 3.0]), seed=st.integers(0, 999))
-def test_equals_the_loop_on_ties_too(way: Way, weighted: bool, p: int, c: int, kappa: float, seed: int) -> None:
+def test_equals_the_loop_on_ties_too(impl: str, weighted: bool, p: int, c: int, kappa: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.integers(-4, 5, (p, c)) / 2.0  # few values: many ties, exact in float32
     labels = rng.integers(0, c, p)
@@ -64,7 +41,7 @@ def test_equals_the_loop_on_ties_too(way: Way, weighted: bool, p: int, c: int, k
     wanted, grad = truth(logits, labels, weight, kappa)
     leaf = torch.tensor(logits, dtype=torch.float32, device=DEVICE, requires_grad=True)
     weights = torch.tensor(weight, dtype=torch.float32, device=DEVICE) if weighted else None
-    losses = way(leaf, torch.tensor(labels, device=DEVICE), weights, kappa)
+    losses = margin_loss(leaf, torch.tensor(labels, device=DEVICE), kappa, weight=weights, impl=impl)
     losses.backward(torch.tensor(upstream, dtype=torch.float32, device=DEVICE))
     assert leaf.grad is not None
     np.testing.assert_array_equal(losses.detach().cpu().numpy(), wanted)
@@ -114,41 +91,30 @@ def test_rows_longer_than_a_block(impl: str) -> None:
     assert leaf.grad.nonzero().tolist() == [[0, 0], [0, 4096], [1, 0], [1, 8999]]
 
 
-@WAYS
+@IMPLS
 @pytest.mark.parametrize("place", [0, 1])
-def test_nan_gives_a_nan_loss_and_no_gradient(way: Way, place: int) -> None:
+def test_nan_gives_a_nan_loss_and_no_gradient(impl: str, place: int) -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]], device=DEVICE)
     logits[0, place] = float("nan")
     leaf = logits.requires_grad_()
-    loss = way(leaf, torch.zeros(2, dtype=torch.int64, device=DEVICE), None, 5.0)
+    loss = margin_loss(leaf, torch.zeros(2, dtype=torch.int64, device=DEVICE), 5.0, impl=impl)
     loss[1].backward()
     assert [v != v for v in loss.tolist()] == [True, False]
     assert leaf.grad is not None
     assert leaf.grad.tolist() == [[0.0, 0.0, 0.0], [1.0, -1.0, 0.0]]
 
 
-@WAYS
+@IMPLS
 @pytest.mark.parametrize(("label", "wanted"), [(0, [1.0, -1.0, 0.0, 0.0]), (2, [-1.0, 0.0, 1.0, 0.0])])
 def test_where_all_others_are_minus_infinity_the_first_of_them_is_the_rival(
-    way: Way, label: int, wanted: list[float]
+    impl: str, label: int, wanted: list[float]
 ) -> None:
     logits = torch.full((1, 4), float("-inf"))
     logits[0, label] = 1.0
     leaf = logits.to(DEVICE).requires_grad_()
-    way(leaf, torch.tensor([label], device=DEVICE), None, 5.0).sum().backward()
+    margin_loss(leaf, torch.tensor([label], device=DEVICE), 5.0, impl=impl).sum().backward()
     assert leaf.grad is not None
     assert leaf.grad.tolist() == [wanted]
-
-
-# opcheck reads .grad of a clone that it made itself.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@IMPLS
-@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, -1.0, 0.5, 0.0])])
-def test_opcheck(impl: str, weight: torch.Tensor | None) -> None:
-    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).to(DEVICE).requires_grad_()
-    weight = None if weight is None else weight.to(DEVICE)
-    labels = torch.tensor([0, 5, 2, 2], device=DEVICE)
-    torch.library.opcheck(torch.ops.gfo.margin_loss.default, (logits, labels, weight, 1.0, impl, True))
 
 
 @IMPLS
@@ -189,3 +155,11 @@ def test_bad_weights(weight: torch.Tensor, error: type[Exception], word: str) ->
 def test_an_unknown_implementation_is_named() -> None:
     with pytest.raises(ValueError, match="impl: expected one of auto, reference, triton, got 'cuda'"):
         margin_loss(torch.zeros(2, 3), torch.tensor([0, 1]), 1.0, impl="cuda")
+
+
+def test_the_kernels_refuse_a_second_derivative() -> None:
+    leaf = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).to(DEVICE).requires_grad_()
+    loss = margin_loss(leaf, torch.tensor([0, 1], device=DEVICE), 9.0, impl="triton")
+    (gradient,) = torch.autograd.grad(loss.square().sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

@@ -1,6 +1,6 @@
 """A TensorRT plan at work on this GPU: loaded, bound to PyTorch's memory, captured in a CUDA graph.
 
-TensorRT tells of a failure by what a call returns, so every result is looked at.
+TensorRT reports a failure by the value that a call returns, so every result is checked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ....export.errors import EngineUnavailable, InputError
 from ....export.files import atomic_path
-from ....export.manifest import Limits
+from ....export.formats.base import Limits
 from ....export.tensorrt.library import LIBRARIES, RTX, tensorrt_library, tensorrt_log
 from ....export.tensorrt.plan import PLAN_VERSION
 
@@ -28,31 +28,31 @@ _DTYPES = {
 }
 
 
-# ---- what is known before anything native is loaded
+# ---- checks before anything native is loaded
 
 
 def plan_stem(library: str, version: str, gpu: str, capability: str) -> str:
-    """What names of files begin with that only this library on this GPU can use."""
+    """Return the beginning of the names of files that only this library on this GPU can use."""
     return f"{library}-{version}-{re.sub('[^A-Za-z0-9]+', '_', gpu)}-sm{capability}-v{PLAN_VERSION}"
 
 
 def preferred(limits: Limits | None) -> tuple[str, ...]:
-    """The libraries in the order in which to look for them: first the one that an artefact's plan is for."""
+    """Return the libraries in the order in which to look for them: first the one of an artefact's plan."""
     return tuple(sorted(LIBRARIES, key=lambda name: limits is None or name != limits.library))
 
 
 def check_built_for(folder: Path, limits: Limits | None, library: str, version: str, capability: str) -> Limits:
-    """Raise unless an artefact's plan is for this library and this GPU; a plan runs on no other.
+    """Return the limits of an artefact's plan if it was built for this library and GPU; a plan runs on no other.
 
     Raises
     ------
     InputError
-        The manifest does not say what the plan is for.
+        The manifest does not say what the plan was built for.
     EngineUnavailable
-        It is for another library, version or GPU.
+        The plan was built for another library, version or GPU.
     """
     if limits is None:
-        raise InputError(f"{folder}: its manifest does not say what the plan is for; export again")
+        raise InputError(f"{folder}: its manifest does not say what the plan was built for; export again")
     if (limits.library, limits.library_version) != (library, version):
         raise EngineUnavailable(
             f"{folder}: built by {limits.library} {limits.library_version}, and {library} {version} is installed here; "
@@ -67,9 +67,10 @@ def check_built_for(folder: Path, limits: Limits | None, library: str, version: 
 
 
 def pairs_within(folder: Path, limits: Limits, asked: int | None) -> int:
-    """How many pairs a pass has: as many as asked for, at most the plan's most; raises `InputError` for too few.
+    """Return the number of pairs in a pass: as many as asked for, up to the plan's maximum.
 
-    Each pair brings its own picture, so the plan's pictures limit it, too.
+    Each pair brings its own picture, so the plan's maximum of pictures counts too. Raises `InputError` for fewer pairs
+    than the plan's minimum.
     """
     fewest = max(limits.pairs[0], limits.pictures[0])
     most = min(limits.pairs[2], limits.pictures[2])
@@ -82,7 +83,7 @@ def pairs_within(folder: Path, limits: Limits, asked: int | None) -> int:
 def check_rows(folder: Path, limits: Limits, occluders: int) -> None:
     """Raise `InputError` for a bank with fewer or more occluders than the plan takes."""
     if limits.rows is None:
-        raise InputError(f"{folder}: has its bank inside, and takes no other; export with the bank as an input")
+        raise InputError(f"{folder}: embeds its bank, and takes no other; export with --bank-input")
     fewest, _, most = limits.rows
     if not fewest <= occluders + 1 <= most:  # the clean row is one
         raise InputError(f"{folder}: takes banks of {fewest - 1} to {most - 1} occluders, and this one has {occluders}")
@@ -94,13 +95,19 @@ def check_rows(folder: Path, limits: Limits, occluders: int) -> None:
 class Plan:
     """A loaded plan with its one output, on PyTorch's current GPU; for one stream and one thread at a time.
 
-    `library` is one of `LIBRARIES`, `device` that GPU with its number, and `jit` a file in which TensorRT for RTX keeps
-    the kernels that it compiles on this machine.
+    Parameters
+    ----------
+    library
+        One of `LIBRARIES`.
+    device
+        The current GPU, with its number.
+    jit
+        File in which TensorRT for RTX keeps the kernels that it compiles on this machine; None keeps none.
 
     Raises
     ------
     EngineUnavailable
-        The plan does not load here, or there is no room for it; with TensorRT's words.
+        The plan does not load here, or does not fit into the memory; with TensorRT's message.
     """
 
     _runtime: Any
@@ -116,7 +123,7 @@ class Plan:
         self._runtime = self._trt.Runtime(self._log.native)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
-            raise EngineUnavailable(f"{path}: {library} {version} does not load it ({self._log.taken()}); remove it")
+            raise EngineUnavailable(f"{path}: {library} {version} cannot load it ({self._log.taken()}); remove it")
         self._device, self._jit, self._compiled, self._kept = device, jit, None, b""
         self._config = self._rtx_config() if library == RTX else None
         make = self._engine.create_execution_context
@@ -141,36 +148,36 @@ class Plan:
 
     def _rtx_config(self) -> Any:
         config = self._engine.create_runtime_config()
-        # Else the first passes run other kernels than the later ones, and a captured graph keeps those for good.
+        # Otherwise the first passes run other kernels than later ones, and a captured graph keeps the first.
         strategies = self._trt.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         if self._jit is not None:
             self._compiled = config.create_runtime_cache()
             if self._jit.is_file():
                 self._kept = self._jit.read_bytes()
-                self._compiled.deserialize(self._kept)  # False for another driver's: then it begins empty
+                self._compiled.deserialize(self._kept)  # False: another driver's, the cache starts empty
             self._log.must(config.set_runtime_cache(self._compiled), "set_runtime_cache")
         return config
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Start a pass on PyTorch's current stream; its inputs must stay alive until that has come so far.
+        """Start a pass on PyTorch's current stream; its inputs must stay alive until the stream has reached its end.
 
         Parameters
         ----------
         inputs
-            Of every name, contiguous: TensorRT reads memory and knows no strides.
+            Contiguous tensors by name: TensorRT reads memory and ignores strides.
 
         Returns
         -------
         Tensor
-            The same memory each time, while shapes stay the same.
+            In the same memory each time, as long as the shapes stay the same.
 
         Raises
         ------
         ValueError
-            Other names or dtypes than the plan has, or memory that is not contiguous.
+            Names or dtypes differ from the plan's, or memory is not contiguous.
         RuntimeError
-            A call of TensorRT failed; which, and its words.
+            A call of TensorRT failed; the message names it.
         """
         if set(inputs) != self._inputs:
             raise ValueError(f"the plan takes {sorted(self._inputs)}, got {sorted(inputs)}")
@@ -188,7 +195,7 @@ class Plan:
         return self._result
 
     def _shape(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Tell the shapes of the inputs where they are new, and make the output."""
+        """Set the shapes of the inputs where they changed, and allocate the output."""
         if shapes == self._shapes:
             return
         for name, shape in shapes.items():
@@ -200,39 +207,39 @@ class Plan:
         self._shapes = shapes
 
     def capturable(self) -> bool:
-        """Whether a CUDA graph can be made of a pass, at the shapes of the last one."""
-        ask = getattr(self._context, "is_stream_capturable", None)  # TensorRT for RTX has it
+        """Return whether a pass can be captured as a CUDA graph, at the shapes of the last pass."""
+        ask = getattr(self._context, "is_stream_capturable", None)  # only TensorRT for RTX has it
         return ask is None or bool(ask(self._stream()))
 
     def _stream(self) -> int:
         return torch.cuda.current_stream(self._device).cuda_stream
 
     def layers(self) -> str:
-        """What TensorRT's inspector says of the layers that run, their types among it, as JSON."""
+        """Return what TensorRT's inspector reports about the layers that run, types included, as JSON."""
         inspector = self._engine.create_engine_inspector()
         inspector.execution_context = self._context
         return inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
 
     def close(self) -> None:
-        """Keep what was compiled, and give the memory back."""
+        """Keep compiled kernels, and release the memory."""
         if self._compiled is not None and self._jit is not None:
             compiled = self._compiled.serialize()
             if compiled is not None and bytes(memoryview(compiled)) != self._kept:
                 with atomic_path(self._jit) as partial:
                     partial.write_bytes(memoryview(compiled))
-        # In the order in which they hold on to each other.
+        # In the order in which they hold references to each other.
         self._context = self._config = self._compiled = self._engine = self._runtime = self._result = None
 
 
 def captured(step: Callable[[], Tensor], stream: torch.cuda.Stream) -> Callable[[], Tensor]:
-    """One CUDA graph of a step that has run before: the same work on the same memory, started by one call.
+    """Capture a step that has run before as one CUDA graph, which replays the same work on the same memory.
 
-    Must be called, and what it returns too, with `stream` as the current stream. The result has the same memory each
-    time.
+    Call this function, and the function that it returns, with `stream` as the current stream. The result lies in the
+    same memory each time.
     """
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
-    # Other threads, those of a loader say, may go on allocating.
+    # Other threads, such as those of a loader, may continue to allocate.
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         logits = step()
 

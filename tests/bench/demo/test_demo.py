@@ -14,7 +14,7 @@ from rich.console import Console
 from gfo.bench.commands.demo import main, summary_table
 from gfo.bench.demo import run as demo_module
 from gfo.bench.demo.run import EPSILONS, DemoResult, demo, demo_rows
-from gfo.bench.suites.pairs import STAGES
+from gfo.bench.stages import STAGES
 from gfo.export.bank import OccluderBank
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ def result(out: Path) -> DemoResult:
 
 @pytest.mark.parametrize("name", EPSILONS)
 def test_floors(result: DemoResult, name: str):
-    test = result.summaries[name]["val"]
+    test = result.summaries[name]["val"].to_dict()
     assert test["clean"]["accuracy"] >= 0.95
     assert test["matched"]["accuracy"] <= 0.25
     assert test["unmatched"]["accuracy"] >= 0.75
@@ -44,17 +44,17 @@ def test_floors(result: DemoResult, name: str):
 @pytest.mark.parametrize("name", EPSILONS)
 def test_files_hold_the_same_as_the_result(result: DemoResult, out: Path, name: str):
     for split, run in (("val", out / name), ("train", out / name / "train")):
-        assert json.loads((run / "summary.json").read_text()) == result.summaries[name][split]
-    assert OccluderBank.load(out / f"{name}.safetensors").hash == result.summaries[name]["val"]["bank_hash"]
+        assert json.loads((run / "summary.json").read_text()) == result.summaries[name][split].to_dict()
+    assert OccluderBank.load(out / f"{name}.safetensors").hash == result.summaries[name]["val"].bank_hash
     page = (out / "report.html").read_text()
     for cell in ("clean", "matched", "unmatched"):
-        assert f"{result.summaries[name]['val'][cell]['accuracy']:.4f}" in page
+        assert f"{result.summaries[name]['val'].to_dict()[cell]['accuracy']:.4f}" in page
 
 
 def test_splits_are_what_they_say(result: DemoResult):
     for summaries in result.summaries.values():
-        assert summaries["val"]["fit"] == {"unseen": 500, "fitted": 0, "held_out": 0}
-        assert summaries["train"]["fit"] == {"unseen": 0, "fitted": 1297, "held_out": 0}
+        assert summaries["val"].to_dict()["fit"] == {"unseen": 500, "fitted": 0, "held_out": 0}
+        assert summaries["train"].to_dict()["fit"] == {"unseen": 0, "fitted": 1297, "held_out": 0}
 
 
 def test_summary_table_shows_the_summaries(result: DemoResult):
@@ -64,7 +64,7 @@ def test_summary_table_shows_the_summaries(result: DemoResult):
     for name, summaries in result.summaries.items():
         row = next(line for line in lines if name in line)
         for cell in ("clean", "matched", "unmatched"):
-            assert f"{summaries['val'][cell]['accuracy']:.4f}" in row
+            assert f"{summaries['val'].to_dict()[cell]['accuracy']:.4f}" in row
 
 
 @pytest.mark.usefixtures("result")

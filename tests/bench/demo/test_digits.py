@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from gfo.bench.demo import digits
-from gfo.export.models.digits import DIGITS_NETWORKS, DIGITS_RECIPES, digits_weights_path
+from gfo.export.models.digits_networks import DIGITS_NETWORKS
+from gfo.export.models.digits_recipe import DIGITS_RECIPES, digits_weights_path
 
 NAMES = tuple(DIGITS_NETWORKS)
 FIRST_VAL = [48, 1, 2, 45, 4, 5, 6, 17, 18, 9]

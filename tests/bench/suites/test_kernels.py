@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from gfo.bench import kernel_cases
-from gfo.bench.kernel_cases import CASES, Sizes
+from gfo.bench.commands.bench import main
+from gfo.bench.kernel_cases import CASES
+from gfo.bench.kernel_data import Sizes
 from gfo.bench.suites import kernels
-from gfo.bench.suites.kernels import ENGINES, NO_GPU, difference, kernel_rows, main
+from gfo.bench.suites.kernels import ENGINES, NO_GPU, difference, kernel_rows
 from gfo.kernels.score import Score, score
 
 HAVE_GPU = torch.cuda.is_available()
@@ -25,7 +27,7 @@ OPERATIONS = {
     "occlude_grid",
     "occlude + gradient",
     "margin_loss + gradient",
-    "occluder_step",
+    "momentum_step",
     "adam_step",
     "score",
 }
@@ -33,12 +35,12 @@ OPERATIONS = {
 
 @pytest.fixture(autouse=True)
 def no_large_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gfo.bench.measure.bandwidth", lambda device: 1e9)
+    monkeypatch.setattr("gfo.bench.ceilings.bandwidth", lambda device: 1e9)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> Any:
     """The exit code."""
-    monkeypatch.setattr("sys.argv", ["gfo.bench.suites.kernels", *options])
+    monkeypatch.setattr("sys.argv", ["gfo-bench", "kernels", *options])
     with pytest.raises(SystemExit) as left:
         main()
     return left.value.code
@@ -71,7 +73,7 @@ def test_minimum_counts_every_input_and_result_once():
     by_name = {(case.kernel, case.precision): case.minimum for case in (make(TINY, "cpu") for make in CASES)}
     assert by_name["occlude", "fp32"] == pixels + 3 * picture * 4 + pixels * 4
     assert by_name["occlude_grid", "bf16"] == 2 * picture + 3 * picture * 4 + pixels * 2
-    assert by_name["occluder_step", "fp32"] == 5 * 3 * picture * 4
+    assert by_name["momentum_step", "fp32"] == 5 * 3 * picture * 4
     assert by_name["adam_step", "fp32"] == 7 * 3 * picture * 4
     assert by_name["score", "fp32"] == 6 * 7 * 4
 
@@ -104,12 +106,12 @@ def test_rows_are_complete():
     assert {row.stage for row in rows} == {"kernel"}
     for row in rows:
         assert row.data == "synthetic"
-        assert row.kernel
+        assert row.facts.kernel
         assert row.sizes
     for row in (row for row in rows if row.device == "cpu"):
         assert row.available, row.reason
         assert row.passed
-        assert None not in (row.rounds, row.bandwidth_share, row.extra_mb)
+        assert None not in (row.rounds, row.facts.bandwidth_share, row.facts.extra_mb)
         assert row.p20 is not None
         assert row.p50 is not None
         assert row.p80 is not None
@@ -122,10 +124,10 @@ def test_rows_are_complete():
 def test_without_a_gpu_its_rows_say_so():
     rows = [row for row in kernel_rows(TINY, seconds=1e-3)[0] if row.device == "cuda"]
     assert {row.engine for row in rows} == {"eager", "compile", "triton"}
-    assert {row.kernel for row in rows} == OPERATIONS
+    assert {row.facts.kernel for row in rows} == OPERATIONS
     for row in rows:
         assert (row.available, row.reason, row.passed) == (False, NO_GPU, None)
-        assert (row.p20, row.p50, row.p80, row.ratio, row.bandwidth_share) == (None,) * 5
+        assert (row.p20, row.p50, row.p80, row.ratio, row.facts.bandwidth_share) == (None,) * 5
 
 
 @pytest.mark.gpu
@@ -134,7 +136,7 @@ def test_without_a_gpu_its_rows_say_so():
 def test_on_a_gpu_the_kernels_equal_the_formulas():
     rows = [row for row in kernel_rows(TINY, seconds=1e-2)[0] if row.device == "cuda"]
     for row in rows:
-        assert row.passed, f"{row.kernel} {row.precision} {row.engine}: {row.reason}"
+        assert row.passed, f"{row.facts.kernel} {row.precision} {row.engine}: {row.reason}"
         assert row.p50
 
 
@@ -145,22 +147,26 @@ def test_a_wrong_result_has_no_speed(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(kernel_cases, "score", one_rank_off)
     rows = {
-        row.engine: row for row in kernel_rows(TINY, seconds=1e-3)[0] if (row.kernel, row.device) == ("score", "cpu")
+        row.engine: row
+        for row in kernel_rows(TINY, seconds=1e-3)[0]
+        if (row.facts.kernel, row.device) == ("score", "cpu")
     }
     wrong = rows["reference"]
     assert (wrong.available, wrong.passed) == (False, False)
     assert "differs from the formula by up to 1" in wrong.reason
-    assert (wrong.p20, wrong.p50, wrong.p80, wrong.ratio, wrong.bandwidth_share, wrong.rounds) == (None,) * 6
+    assert (wrong.p20, wrong.p50, wrong.p80, wrong.ratio, wrong.facts.bandwidth_share, wrong.rounds) == (None,) * 6
     assert rows["eager"].p50
 
 
 def test_the_gate_would_notice_one_occluder_swapped(monkeypatch: pytest.MonkeyPatch):
     right = kernel_cases.occlude
     monkeypatch.setattr(
-        kernel_cases, "occlude", lambda images, bank, *rest, **options: right(images, bank.flip(0), *rest, **options)
+        kernel_cases,
+        "occlude",
+        lambda pairs, how, **options: right(pairs._replace(bank=pairs.bank.flip(0)), how, **options),
     )
     rows = [row for row in kernel_rows(TINY, seconds=1e-3)[0] if (row.device, row.engine) == ("cpu", "reference")]
-    assert {row.kernel for row in rows if not row.available} == {"occlude", "occlude + gradient"}
+    assert {row.facts.kernel for row in rows if not row.available} == {"occlude", "occlude_grid", "occlude + gradient"}
 
 
 def test_a_failed_check_exits_with_4_and_still_tells(
@@ -186,7 +192,7 @@ def test_json_is_the_last_line_and_the_file(
     assert file.read_text() == out.splitlines()[-1] + "\n"
     facts = json.loads(file.read_text())
     assert facts["schema"] == 1
-    assert facts["environment"]["copy_bytes_per_second"]["cpu"] == 1e9
+    assert facts["environment"]["copy_bytes_per_second_cpu"] == 1e9
     assert facts["environment"]["threads"] == torch.get_num_threads()
     assert "load_average" in facts["environment"]
     assert {row["kernel"] for row in facts["rows"]} == OPERATIONS
@@ -238,14 +244,14 @@ def test_what_does_not_fit_into_memory_is_bad_input(
 def test_help_loads_neither_torch_nor_numpy():
     code = """
 import sys
-sys.argv = ["kernels", "--help"]
+sys.argv = ["gfo-bench", "kernels", "--help"]
 try:
-    import gfo.bench.suites.kernels
-    gfo.bench.suites.kernels.main()
+    import gfo.bench.commands.bench
+    gfo.bench.commands.bench.main()
 finally:
     print("LOADED", *sorted({"torch", "numpy", "scipy", "triton"} & set(sys.modules)))
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert ended.returncode == 0, ended.stderr
-    assert "python -m gfo.bench.suites.kernels" in ended.stdout
+    assert "gfo-bench kernels" in ended.stdout
     assert ended.stdout.splitlines()[-1] == "LOADED"

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gfo.engine.engines import ENGINES, engine_class, open_engine
-from gfo.engine.engines.base import Engine, Subject
-from gfo.engine.engines.openvino import OpenVinoEngine
-from gfo.export.artefact import Artefact, export
+from gfo.engine.engines import ENGINES
+from gfo.engine.engines.base import Engine
+from gfo.engine.engines.choice import EngineChoice, choose_engine, open_engine
+from gfo.engine.engines.openvino import OpenVinoEngine, OpenVinoOptions
+from gfo.export.artefact import Artefact, ExportConfig, export
 from gfo.export.bank import OccluderBank
 from gfo.export.classifier import FrozenClassifier, load_classifier
 from gfo.export.errors import EngineUnavailable, InputError
@@ -54,12 +55,12 @@ class Case:
     engine: str
     precision: str
     form: str
-    subject: Subject
+    subject: FrozenClassifier | Artefact
 
     def made(self) -> Engine:
-        if self.precision not in engine_class(self.engine).precisions("cpu"):
+        if self.precision not in ENGINES[self.engine].precisions("cpu"):
             pytest.skip(f"{self.engine} has no {self.precision} on this CPU")
-        return engine_class(self.engine)(self.subject, self.precision, "cpu")
+        return ENGINES[self.engine](self.subject, self.precision, "cpu")
 
     @property
     def embedded(self) -> bool:
@@ -77,8 +78,8 @@ def artefact(
         if (form, precision) not in made:
             out = tmp_path_factory.mktemp("artefact") / "out"
             kind, _, rest = form.partition(",")
-            how = {"format": kind, "precision": precision, "bank_input": bool(rest)}
-            made[form, precision] = export(tiny_classifier, make_bank(), out, **how)
+            config = ExportConfig(kind, precision, bank_input=bool(rest))
+            made[form, precision] = export(tiny_classifier, make_bank(), out, config)
         return made[form, precision]
 
     return artefact
@@ -171,7 +172,7 @@ def test_another_bank_takes_the_place_of_the_first(
     case: Case, engine: Engine, truth: Callable[..., Tensor], bank: Tensor
 ) -> None:
     if case.embedded:
-        with pytest.raises(ValueError, match="has its bank inside"):
+        with pytest.raises(ValueError, match="embeds its bank"):
             engine.load_bank(bank)
         return
     larger = torch.cat([bank.flip(0) * 2, bank])
@@ -217,12 +218,21 @@ def test_an_engine_opens_again_after_it_was_closed(case: Case, bank: Tensor) -> 
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("hint", ["latency", "throughput"])
-def test_openvinos_hints_compute_the_same(hint: str, tiny_classifier: FrozenClassifier, bank: Tensor) -> None:
-    with OpenVinoEngine(tiny_classifier, "fp32", hint=hint) as engine:
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        (OpenVinoOptions(hint="latency"), "latency, 1 streams (requested)"),
+        (OpenVinoOptions(hint="throughput"), "throughput, "),
+        (OpenVinoOptions(streams=2), "throughput, 2 streams (requested)"),
+    ],
+)
+def test_openvinos_options_compute_the_same(
+    options: OpenVinoOptions, how: str, tiny_classifier: FrozenClassifier, bank: Tensor
+) -> None:
+    with OpenVinoEngine(tiny_classifier, "fp32", options=options) as engine:
         engine.load_bank(bank)
         logits = engine.infer(IMAGES, *PAIRS)
-        assert engine.how.startswith(hint)
+        assert engine.how.startswith(how)
     wanted = OccludedClassifier(tiny_classifier)(IMAGES, *PAIRS, bank)
     torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-5)
 
@@ -249,7 +259,7 @@ def test_the_fields_networks_give_pytorchs_logits(name: str, model: str) -> None
     images = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8, generator=g)
     bank = torch.randn(2, 64, 64, 3, generator=g) * 20
     pairs = torch.tensor([[2, 0, 1, 1], [0, 2, 1, 2]])
-    with open_engine(name, classifier, "fp32", "cpu")[0] as engine:
+    with open_engine(EngineChoice(name, "fp32", "cpu"), classifier) as engine:
         engine.load_bank(bank)
         logits = engine.infer(images, *pairs)
     with torch.no_grad():
@@ -267,47 +277,60 @@ def test_auto_passes_over_what_does_not_come_up(tiny_classifier: FrozenClassifie
             return x.flatten(1)[:, : 2 + int(x.sum() > 1e9)]
 
     untraceable = FrozenClassifier.from_module(Counts(), tiny_classifier.preprocessing, model="counts")
-    engine, why = open_engine("auto", untraceable, "fp32", "cpu")
-    with engine:
+    with open_engine(EngineChoice("auto", "fp32", "cpu"), untraceable) as engine:
         assert engine.name == "torch"
-        assert "not openvino: counts: cannot be exported to ONNX" in why
+        assert "not openvino: counts: cannot be exported to ONNX" in engine.reason
         engine.load_bank(bank)
         assert engine.infer(IMAGES, *PAIRS).shape == (11, 2)
-    with pytest.raises(InputError, match="cannot be exported"), open_engine("openvino", untraceable, "fp32")[0]:
+    choice = EngineChoice("openvino", "fp32")
+    with pytest.raises(InputError, match="cannot be exported"), open_engine(choice, untraceable):
         pass
 
 
 def test_auto_takes_the_fastest_that_there_is_and_says_why(tiny_classifier: FrozenClassifier) -> None:
     found = {}
-    for precision, impl in (("fp32", "auto"), ("fp16", "auto"), ("fp32", "reference")):
-        engine, found[precision, impl] = open_engine("auto", tiny_classifier, precision, "cpu", impl=impl)
-        with engine:
-            found[precision, impl] += f", {engine.name}"
-    assert found["fp32", "auto"] == "the first here of those found fastest, openvino"
-    assert found["fp16", "auto"].endswith("torch") or "fp16" in OpenVinoEngine.precisions()
-    assert "openvino has no such choice" in found["fp32", "reference"]
-    assert found["fp32", "reference"].endswith("torch")
+    for precision, options in (("fp32", {}), ("fp16", {}), ("fp32", {"impl": "reference"})):
+        choice = choose_engine(EngineChoice("auto", precision, "cpu", options), tiny_classifier)
+        found[precision, *options] = choice
+        with open_engine(choice, tiny_classifier) as engine:
+            assert (engine.name, engine.reason) == (choice.name, choice.reason)
+    assert (found["fp32",].name, found["fp32",].reason) == ("openvino", "the fastest available engine")
+    assert [other.name for other in found["fp32",].alternatives] == ["onnxruntime", "torch"]
+    assert found["fp16",].name == "torch" or "fp16" in OpenVinoEngine.precisions()
+    assert "not openvino: --impl reference: engine openvino has no such option" in found["fp32", "impl"].reason
+    assert found["fp32", "impl"].name == "torch"
 
 
 @pytest.mark.parametrize(
     ("name", "precision", "device", "options", "word"),
     [
-        ("fast", "fp32", "auto", {}, "--engine fast: expected auto or one of torch, onnxruntime, openvino, trt"),
+        ("fast", "fp32", "auto", {}, "--engine fast: expected one of auto, torch, onnxruntime, openvino, trt"),
         ("torch", "int4", "auto", {}, "--precision int4: expected one of fp32"),
         ("onnxruntime", "bf16", "cpu", {}, "--precision bf16: engine onnxruntime has fp32"),
         ("openvino", "fp32", "cuda", {}, "--device cuda: engine openvino runs on the CPU"),
-        ("openvino", "fp32", "auto", {"impl": "reference"}, "--impl reference: engine openvino has no such choice"),
-        ("auto", "fp32", "cpu", {"provider": "rocm"}, "--provider rocm: expected auto or one of"),
-        ("auto", "fp32", "cpu", {"impl": "fast"}, "--impl fast: expected auto or one of"),
-        ("onnxruntime", "fp32", "cpu", {"provider": "rocm"}, "--provider rocm: expected auto or one of"),
-        ("onnxruntime", "fp32", "cpu", {"provider": "cuda"}, "--provider cuda: does not go with --device cpu"),
+        (
+            "openvino",
+            "fp32",
+            "auto",
+            {"impl": "reference"},
+            "--impl reference: engine openvino has no such option",
+        ),
+        ("auto", "fp32", "cpu", {"provider": "rocm"}, "--provider rocm: engine onnxruntime expects 'auto', 'cpu'"),
+        ("auto", "fp32", "cpu", {"impl": "fast"}, "--impl fast: engine torch expects 'auto', 'reference' or 'triton'"),
+        ("onnxruntime", "fp32", "cpu", {"provider": "rocm"}, "--provider rocm: engine onnxruntime expects"),
+        ("openvino", "fp32", "cpu", {"hint": "fast"}, "--engine-option hint=fast: engine openvino expects 'auto'"),
+        ("openvino", "fp32", "cpu", {"streams": "two"}, "--engine-option streams=two: engine openvino expects a valid"),
+        ("openvino", "fp32", "cpu", {"streams": "0"}, "--engine-option streams=0: engine openvino expects streams ≥ 1"),
+        ("openvino", "fp32", "cpu", {"pace": "1"}, "--engine-option pace=1: engine openvino has no such option"),
+        ("trt", "fp32", "auto", {"pace": "1"}, "--engine-option pace=1: engine trt has no such option, it has none"),
+        ("onnxruntime", "fp32", "cpu", {"provider": "cuda"}, "--provider cuda: cannot run on --device cpu"),
     ],
 )
 def test_choices_that_there_are_not(
     name: str, precision: str, device: str, options: dict[str, str], word: str, tiny_classifier: FrozenClassifier
 ) -> None:
     with pytest.raises(InputError) as caught:
-        open_engine(name, tiny_classifier, precision, device, **options)
+        choose_engine(EngineChoice(name, precision, device, options), tiny_classifier)
     assert word in str(caught.value)
 
 
@@ -317,21 +340,21 @@ def test_a_provider_without_its_gpu_is_unavailable_never_the_cpu(
     provider: str, tiny_classifier: FrozenClassifier
 ) -> None:
     with pytest.raises(EngineUnavailable, match="CUDA"):
-        open_engine("onnxruntime", tiny_classifier, "fp32", provider=provider)
+        choose_engine(EngineChoice("onnxruntime", "fp32", options={"provider": provider}), tiny_classifier)
 
 
 def test_an_artefact_runs_on_engines_of_its_format_at_its_precision(artefact: Callable[[str, str], Artefact]) -> None:
     onnx, ir = artefact("onnx", "fp32"), artefact("openvino", "fp32")
     for name, subject, word in (
-        ("torch", onnx, "runs models, no artefacts"),
+        ("torch", onnx, "runs models, not artefacts"),
         ("onnxruntime", ir, "runs onnx, and"),
         ("trt", onnx, "runs trt, and"),
     ):
         with pytest.raises(InputError) as caught:
-            open_engine(name, subject, "fp32", "cpu")
+            choose_engine(EngineChoice(name, "fp32", "cpu"), subject)
         assert word in str(caught.value)
     with pytest.raises(InputError, match="was exported at fp32"):
-        open_engine("openvino", onnx, "bf16")
+        choose_engine(EngineChoice("openvino", "bf16"), onnx)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "trt"])
@@ -341,7 +364,7 @@ def test_a_library_that_is_not_installed_is_named(
     for module in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(EngineUnavailable, match=r"not installed.*pip install gfo"):
-        open_engine(name, tiny_classifier, "fp32")
+        choose_engine(EngineChoice(name, "fp32"), tiny_classifier)
 
 
 # ---- caches
@@ -356,19 +379,19 @@ def library_classifier() -> FrozenClassifier:
 def test_graphs_are_cached_by_what_makes_them_and_never_by_the_bank(
     library_classifier: FrozenClassifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from gfo.engine.engines import onnxruntime as onnxruntime_engine
+    from gfo.engine.engines import graphs
 
-    original, made = onnxruntime_engine.occluded_graph, []
+    original, made = graphs.occluded_graph, []
 
     def counted(classifier: FrozenClassifier, precision: str, *rest: object, **how: object) -> object:
         made.append((classifier.weights_hash, precision))
         return original(classifier, precision, *rest, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(onnxruntime_engine, "occluded_graph", counted)
+    monkeypatch.setattr(graphs, "occluded_graph", counted)
     monkeypatch.setenv("GFO_CACHE", str(tmp_path))
 
     def logits(classifier: FrozenClassifier, scale: float) -> Tensor:
-        with open_engine("onnxruntime", classifier, "fp32")[0] as engine:
+        with open_engine(EngineChoice("onnxruntime", "fp32"), classifier) as engine:
             engine.load_bank(torch.full((1, 32, 32, 3), scale))
             images = torch.full((1, 32, 32, 3), 100, dtype=torch.uint8)
             return engine.infer(images, torch.tensor([0]), torch.tensor([1]))
@@ -390,14 +413,14 @@ def test_a_damaged_graph_in_the_cache_is_made_again(
     spoil: str, library_classifier: FrozenClassifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("GFO_CACHE", str(tmp_path))
-    with open_engine("onnxruntime", library_classifier, "fp32")[0]:
+    with open_engine(EngineChoice("onnxruntime", "fp32"), library_classifier):
         (graph,) = tmp_path.rglob("model.onnx")
     whole = graph.read_bytes()
     if spoil == "gone":
         graph.unlink()
     else:
         graph.write_bytes(whole[:-100] if spoil == "cut" else whole[:-100] + bytes(100))
-    with open_engine("onnxruntime", library_classifier, "fp32")[0]:
+    with open_engine(EngineChoice("onnxruntime", "fp32"), library_classifier):
         assert len(graph.read_bytes()) == len(whole)
     assert graph.parent.stat().st_mode & 0o777 == 0o755
 
@@ -408,15 +431,15 @@ def test_a_graph_with_another_bank_than_its_manifest_says_is_refused(
     """Rows that are not there would read as other memory, or as clean."""
     one = make_bank(occluders=make_bank().occluders[:1], class_ids=(3,), folders=("ant",))
     for form, names in (("onnx", ("onnxruntime", "openvino")), ("openvino", ("openvino",))):
-        large = export(tiny_classifier, make_bank(), tmp_path / form, format=form)
-        small = export(tiny_classifier, one, tmp_path / f"{form}-small", format=form)
+        large = export(tiny_classifier, make_bank(), tmp_path / form, ExportConfig(form))
+        small = export(tiny_classifier, one, tmp_path / f"{form}-small", ExportConfig(form))
         for name in small.manifest.files:
             (large.folder / name).write_bytes((small.folder / name).read_bytes())
         replace(large.manifest, files=file_facts(large.folder, list(large.manifest.files))).write(large.folder)
         for name in names:
             with (
-                pytest.raises(InputError, match="takes and gives"),
-                open_engine(name, Artefact.load(large.folder), "fp32")[0],
+                pytest.raises(InputError, match="inputs and outputs are"),
+                open_engine(EngineChoice(name, "fp32"), Artefact.load(large.folder)),
             ):
                 pass
 
@@ -425,7 +448,7 @@ def test_a_users_own_network_is_never_cached(
     tiny_classifier: FrozenClassifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("GFO_CACHE", str(tmp_path))
-    with open_engine("onnxruntime", tiny_classifier, "fp32")[0]:
+    with open_engine(EngineChoice("onnxruntime", "fp32"), tiny_classifier):
         pass
     assert list(tmp_path.rglob("*")) == []
 
@@ -436,7 +459,7 @@ def test_openvino_remembers_what_it_compiled_and_which_hint_was_faster(
     monkeypatch.setenv("GFO_CACHE", str(tmp_path))
     said = []
     for _ in range(2):
-        with open_engine("openvino", library_classifier, "fp32")[0] as engine:
+        with open_engine(EngineChoice("openvino", "fp32"), library_classifier) as engine:
             said.append(engine.how)
     assert "pairs/s" in said[0]
     assert "measured before" in said[1]
@@ -444,11 +467,13 @@ def test_openvino_remembers_what_it_compiled_and_which_hint_was_faster(
     assert list(tmp_path.rglob("*.blob"))
     blob = next(tmp_path.rglob("*.blob"))
     blob.write_bytes(blob.read_bytes()[:-9] + b"123456789")  # damaged: compiled and measured again
-    with open_engine("openvino", library_classifier, "fp32")[0] as engine:
+    with open_engine(EngineChoice("openvino", "fp32"), library_classifier) as engine:
         assert "pairs/s" in engine.how
 
 
 def test_every_engine_has_a_home_and_a_name() -> None:
-    for name in ENGINES:
-        assert engine_class(name).name == name
-        assert engine_class(name).devices
+    for name in ENGINES.names:
+        assert ENGINES[name].name == name
+        assert ENGINES[name].devices
+        assert ENGINES[name].packages
+        ENGINES[name].Options()  # every option has a default

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from gfo.engine.engines.torch import TorchEngine
+from gfo.engine.engines.torch import TorchEngine, TorchOptions
 from gfo.export import occluded
 from gfo.export.classifier import FrozenClassifier
+from gfo.kernels.impl import Impl
+from gfo.kernels.pairs import Grid, Pairs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 G = torch.Generator().manual_seed(0)
@@ -17,8 +21,8 @@ BANK = torch.randn(2, 16, 16, 3, generator=G) * 20
 GRID = torch.tensor([[0, 0, 0, 2, 2, 2], [0, 1, 2, 0, 1, 2]])
 
 
-def logits(classifier: FrozenClassifier, impl: str, pairs: Tensor) -> Tensor:
-    with TorchEngine(classifier, "fp32", DEVICE, impl=impl) as engine:
+def logits(classifier: FrozenClassifier, impl: Impl, pairs: Tensor) -> Tensor:
+    with TorchEngine(classifier, "fp32", DEVICE, TorchOptions(impl=impl)) as engine:
         engine.load_bank(BANK)
         return engine.infer(IMAGES, pairs[0].contiguous(), pairs[1].contiguous()).cpu()
 
@@ -27,13 +31,13 @@ def logits(classifier: FrozenClassifier, impl: str, pairs: Tensor) -> Tensor:
 def test_kernels_and_references_agree_and_a_grid_goes_as_a_grid(
     tiny_classifier: FrozenClassifier, monkeypatch: pytest.MonkeyPatch, pairs: Tensor, grids: int
 ) -> None:
-    original, calls = occluded.occlude_grid, []
+    original, calls = occluded.occlude, []
 
-    def counted(*tensors: Tensor, **how: object) -> Tensor:
-        calls.append(how["impl"])
-        return original(*tensors, **how)
+    def counted(pairs: Pairs | Grid, *rest: Any, **how: Any) -> Tensor:
+        calls.extend([how["impl"]] * isinstance(pairs, Grid))
+        return original(pairs, *rest, **how)
 
-    monkeypatch.setattr(occluded, "occlude_grid", counted)
+    monkeypatch.setattr(occluded, "occlude", counted)
     wanted = logits(tiny_classifier, "reference", pairs)
     assert calls == []
     found = logits(tiny_classifier, "triton", pairs)
@@ -44,7 +48,7 @@ def test_kernels_and_references_agree_and_a_grid_goes_as_a_grid(
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 @pytest.mark.parametrize(("pair", "word"), [((3, 0), "image_index: entries"), ((0, 3), "occluder_index: entries")])
 def test_indices_out_of_range_are_an_error(
-    tiny_classifier: FrozenClassifier, impl: str, pair: tuple[int, int], word: str
+    tiny_classifier: FrozenClassifier, impl: Impl, pair: tuple[int, int], word: str
 ) -> None:
     with pytest.raises(ValueError, match=word):
         logits(tiny_classifier, impl, torch.tensor(pair)[:, None])
@@ -54,7 +58,7 @@ def test_indices_out_of_range_are_an_error(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_compiled_network_gives_the_same_logits(tiny_classifier: FrozenClassifier) -> None:
     wanted = logits(tiny_classifier, "reference", GRID)
-    with TorchEngine(tiny_classifier, "fp32", DEVICE, compiled=True) as engine:
+    with TorchEngine(tiny_classifier, "fp32", DEVICE, TorchOptions(compiled=True)) as engine:
         engine.load_bank(BANK)
         for pairs in (GRID, GRID[:, :4]):
             found = engine.infer(IMAGES, pairs[0].contiguous(), pairs[1].contiguous()).cpu()

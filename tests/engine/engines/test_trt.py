@@ -20,15 +20,17 @@ import torch
 from torch import Tensor
 
 from gfo.engine.engines.torch import TorchEngine
+from gfo.engine.engines.trt import compositions
 from gfo.engine.engines.trt import engine as trt_engine
 from gfo.engine.engines.trt import runtime as trt_runtime
-from gfo.engine.engines.trt.engine import FixedPairs, TrtEngine, around_network
+from gfo.engine.engines.trt.compositions import FixedPairs, around_network
+from gfo.engine.engines.trt.engine import TrtEngine
 from gfo.engine.engines.trt.runtime import Plan, check_built_for, check_rows, pairs_within, plan_stem, preferred
-from gfo.export.artefact import Artefact, export
+from gfo.export.artefact import Artefact, ExportConfig, export
 from gfo.export.bank import OccluderBank
 from gfo.export.classifier import DTYPES, FrozenClassifier, load_classifier
 from gfo.export.errors import EngineUnavailable, InputError
-from gfo.export.manifest import Limits
+from gfo.export.formats.base import Limits
 from gfo.export.models.spec import ModelSpec
 from gfo.export.occluded import OccludedClassifier
 from gfo.export.onnx_graph import NETWORK_INPUT, save_graph
@@ -311,8 +313,9 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Stand:
     def no_stream(engine: TrtEngine) -> Iterator[None]:
         yield
 
-    for module in (trt_engine, tensorrt_plan):
+    for module in (compositions, tensorrt_plan):
         monkeypatch.setattr(module, "tensorrt_from_onnx", building)
+    for module in (trt_engine, tensorrt_plan):
         monkeypatch.setattr(module, "capability_here", lambda: "8.9")
     monkeypatch.setattr(trt_runtime, "tensorrt_library", lambda wanted: (made, RTX, made.__version__))
     monkeypatch.setattr(trt_engine, "_gpu", lambda device: CPU)
@@ -374,8 +377,8 @@ def test_a_plan_is_built_once_for_a_network_precision_and_number_of_pairs(stand:
 
 
 def exported(classifier: FrozenClassifier, bank: OccluderBank, folder: Path, bank_input: bool) -> Artefact:
-    how: dict[str, Any] = {"format": "trt", "bank_input": bank_input, "batch_size": PAIRS}
-    return export(classifier, bank, folder, **how)
+    config = ExportConfig("trt", bank_input=bank_input, batch_size=PAIRS)
+    return export(classifier, bank, folder, config)
 
 
 @pytest.mark.parametrize("bank_input", [False, True])
@@ -432,7 +435,7 @@ def test_whatever_call_fails_is_an_error(stand: Stand, tiny_classifier: FrozenCl
     stand.fails = call
     classifier = replace(tiny_classifier, origin=f"{call}: compiled kernels are kept only beside what is cached")
     unloaded = call in ("deserialize_cuda_engine", "create_execution_context")
-    words = r"tensorrt_rtx [\d.]+ (does not load it|cannot run it here)" if unloaded else f"TensorRT: {call}.* failed"
+    words = r"tensorrt_rtx [\d.]+ (cannot load it|cannot run it here)" if unloaded else f"TensorRT: {call}.* failed"
     with pytest.raises(EngineUnavailable if unloaded else RuntimeError, match=words):
         run_once(classifier)
 

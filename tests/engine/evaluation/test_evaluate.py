@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,16 @@ import zarr
 from PIL import Image
 from torch import nn
 
+from gfo.engine.data.spec import DataSpec
+from gfo.engine.engines.choice import EngineChoice
 from gfo.engine.evaluation import all_pairs
 from gfo.engine.evaluation.all_pairs import noise_row
-from gfo.engine.evaluation.evaluate import evaluate as evaluate_anywhere
+from gfo.engine.evaluation.config import EvaluationConfig
+from gfo.engine.evaluation.evaluate import evaluate as evaluate_pairs
 from gfo.engine.evaluation.store import RunStore
-from gfo.export.bank import BankHeader, OccluderBank, picture_key
+from gfo.engine.evaluation.summary import Summary, read_summary
+from gfo.export.bank import OccluderBank, picture_key
+from gfo.export.bank_header import BankHeader
 from gfo.export.classifier import FrozenClassifier
 from gfo.export.errors import InputError
 from gfo.export.preprocessing import Preprocessing
@@ -27,8 +32,21 @@ from gfo.export.preprocessing import Preprocessing
 SIZE, EPSILON = 12, 30.0
 IDS = {"ant": 0, "bee": 3, "cat": 1, "dog": 2}
 PREPROCESSING = Preprocessing(SIZE, SIZE, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-# The other engines export their graph in every call, and have tests of their own.
-evaluate = functools.partial(evaluate_anywhere, engine="torch")
+
+
+def evaluated(model: FrozenClassifier, bank: Path, root: Path, out: Path, engine: str = "torch", **how: Any) -> Summary:
+    """Evaluate val; `how` holds fields of DataSpec and EvaluationConfig, and the precision.
+
+    The other engines export their graph in every call, and have tests of their own.
+    """
+    data = {name: how.pop(name) for name in ("classes", "class_map", "loader") if name in how}
+    choice = EngineChoice(engine, how.pop("precision", None))
+    return evaluate_pairs(model, bank, DataSpec(root, **data), out, EvaluationConfig(choice, **how))
+
+
+def evaluate(*arguments: Any, **options: Any) -> dict[str, Any]:
+    """Return what `summary.json` holds."""
+    return evaluated(*arguments, **options).to_dict()
 
 
 def network() -> nn.Module:
@@ -103,7 +121,8 @@ def brute_force(root: Path, paths: list[str], bank: OccluderBank, seed: int) -> 
 def test_every_pair_equals_brute_force(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, batch_size: int
 ) -> None:
-    summary = evaluate_anywhere(classifier, bank, pictures, "val", tmp_path / "run", batch_size=batch_size, seed=5)
+    found = evaluated(classifier, bank, pictures, tmp_path / "run", "auto", batch_size=batch_size, seed=5)
+    summary = found.to_dict()
     store = RunStore.open(tmp_path / "run")
     assert store.paths == sorted(
         f"val/{f}/{p.name}" for f in ("ant", "bee", "cat") for p in (pictures / "val" / f).iterdir()
@@ -118,13 +137,14 @@ def test_every_pair_equals_brute_force(
     by_class = [right[store.labels == i].mean() for i in (0, 3, 1)]
     assert summary["clean"]["accuracy"] == pytest.approx(np.mean(by_class), abs=1e-6)
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert read_summary(tmp_path / "run" / "summary.json") == found
 
 
 def test_classes_beyond_the_bank_go_into_cells_of_their_own(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path
 ) -> None:
-    own = evaluate(classifier, bank, pictures, "val", tmp_path / "own")
-    every = evaluate(classifier, bank, pictures, "val", tmp_path / "all", classes="all")
+    own = evaluate(classifier, bank, pictures, tmp_path / "own")
+    every = evaluate(classifier, bank, pictures, tmp_path / "all", classes="all")
     assert own["clean_other"] is own["unmatched_other"] is None
     assert every["clean_other"]["pictures"] == 5
     for cell in ("clean", "matched", "unmatched", "noise"):
@@ -136,7 +156,7 @@ def test_pictures_by_what_the_bank_used_them_for(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, selection: str, count: int
 ) -> None:
     classes = {"fitted": "bee", "held-out": "ant,bee"}.get(selection)
-    summary = evaluate(classifier, bank, pictures, "val", tmp_path / "run", pictures=selection, classes=classes)
+    summary = evaluate(classifier, bank, pictures, tmp_path / "run", pictures=selection, classes=classes)
     assert summary["read"] == count
     assert sum(summary["fit"].values()) == count
     if selection != "all":
@@ -146,7 +166,7 @@ def test_pictures_by_what_the_bank_used_them_for(
 def test_per_class_is_a_seeded_draw(classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path) -> None:
     paths = []
     for i, seed in enumerate((0, 0, 1)):
-        evaluate(classifier, bank, pictures, "val", tmp_path / str(i), per_class=3, seed=seed)
+        evaluate(classifier, bank, pictures, tmp_path / str(i), per_class=3, seed=seed)
         paths.append(RunStore.open(tmp_path / str(i)).paths)
     assert paths[0] == paths[1] != paths[2]
     assert len(paths[0]) == 9
@@ -159,7 +179,7 @@ class _Stopped(BaseException):
 def test_a_stopped_run_keeps_its_blocks_and_resumes(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate(classifier, bank, pictures, "val", tmp_path / "whole")
+    evaluate(classifier, bank, pictures, tmp_path / "whole")
     original, blocks = all_pairs.score_block, []
 
     def stop_at_third(*args: object) -> object:
@@ -171,27 +191,27 @@ def test_a_stopped_run_keeps_its_blocks_and_resumes(
     with monkeypatch.context() as patch:
         patch.setattr(all_pairs, "score_block", stop_at_third)
         with pytest.raises(_Stopped):
-            evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+            evaluate(classifier, bank, pictures, tmp_path / "run")
     assert RunStore.open(tmp_path / "run").pending() == [16, 24]
     assert not (tmp_path / "run" / "summary.json").exists()
-    summary = evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    summary = evaluate(classifier, bank, pictures, tmp_path / "run")
     assert summary["pairs"] == 13 * 5  # what was left
     whole, run = RunStore.open(tmp_path / "whole"), RunStore.open(tmp_path / "run")
     np.testing.assert_array_equal(run.predictions(0, 29), whole.predictions(0, 29))
-    again = evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    again = evaluate(classifier, bank, pictures, tmp_path / "run")
     assert again == summary  # nothing left to do: the same numbers, and the speed that was measured
 
 
 def test_blocks_that_are_read_in_parts_are_the_same(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate(classifier, bank, pictures, "val", tmp_path / "whole")
+    evaluate(classifier, bank, pictures, tmp_path / "whole")
     broken = tmp_path / "broken"
     shutil.copytree(pictures, broken)
     (broken / "val/bee/03.png").write_text("no picture")
     monkeypatch.setattr(all_pairs, "READ_TOGETHER", 2)
-    evaluate(classifier, bank, pictures, "val", tmp_path / "parts")
-    summary = evaluate(classifier, bank, broken, "val", tmp_path / "broken parts")
+    evaluate(classifier, bank, pictures, tmp_path / "parts")
+    summary = evaluate(classifier, bank, broken, tmp_path / "broken parts")
     assert [entry["path"] for entry in summary["quarantined"]] == ["val/bee/03.png"]
     whole, parts, rest = (
         np.asarray(zarr.open_array(tmp_path / out / "predictions.zarr" / "margin", mode="r")[:])
@@ -207,28 +227,31 @@ def test_blocks_that_are_read_in_parts_are_the_same(
 def test_workers_fill_one_run_together(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, shards: int
 ) -> None:
-    whole = evaluate(classifier, bank, pictures, "val", tmp_path / "whole")
-    left, pairs, answer = 29, 0, dict[str, Any]()
+    whole = evaluated(classifier, bank, pictures, tmp_path / "whole")
+    left, pairs, answer = 29, 0, None
     for i in reversed(range(shards)):  # 4 blocks, of 8, 8, 8 and 5 pictures
-        answer = evaluate(classifier, bank, pictures, "val", tmp_path / "run", shard=(i, shards))
+        answer = evaluated(classifier, bank, pictures, tmp_path / "run", shard=(i, shards))
         own = sum((8, 8, 8, 5)[i::shards])
-        left, pairs = left - own, pairs + answer["pairs"]
-        assert answer["complete"] == (left == 0)
-        assert answer.get("remaining", 0) == left
+        left, pairs = left - own, pairs + answer.pairs
+        assert answer.complete == (left == 0)
+        assert answer.remaining == left
+        assert answer.read == 29 - left
+        assert (answer.clean is None) == bool(left)
         assert (tmp_path / "run" / "summary.json").exists() == (left == 0)
     assert pairs == 29 * 5
-    speed = {"pairs", "seconds", "pairs_per_second", "peak_rss_mb"}
-    assert {k: v for k, v in answer.items() if k not in speed} == {k: v for k, v in whole.items() if k not in speed}
+    assert answer
+    speed = ("pairs", "seconds", "pairs_per_second", "peak_rss_mb")
+    assert answer == replace(whole, **{key: getattr(answer, key) for key in speed})
 
 
 def test_auto_resumes_with_the_loader_that_a_run_has(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("nvidia.dali")
-    evaluate(classifier, bank, pictures, "val", tmp_path / "run", loader="dali", shard=(0, 2))
-    assert evaluate(classifier, bank, pictures, "val", tmp_path / "run")["loader"] == "dali"
+    evaluate(classifier, bank, pictures, tmp_path / "run", loader="dali", shard=(0, 2))
+    assert evaluate(classifier, bank, pictures, tmp_path / "run")["loader"] == "dali"
     with pytest.raises(InputError, match="loader dali, not pillow"):
-        evaluate(classifier, bank, pictures, "val", tmp_path / "run", loader="pillow")
+        evaluate(classifier, bank, pictures, tmp_path / "run", loader="pillow")
 
 
 @pytest.mark.parametrize(
@@ -242,9 +265,9 @@ def test_auto_resumes_with_the_loader_that_a_run_has(
 def test_another_configuration_into_the_same_run_is_refused(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, change: dict[str, Any], named: str
 ) -> None:
-    before = evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    before = evaluate(classifier, bank, pictures, tmp_path / "run")
     with pytest.raises(InputError, match=named):
-        evaluate(classifier, bank, pictures, "val", tmp_path / "run", **change)
+        evaluate(classifier, bank, pictures, tmp_path / "run", **change)
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == before
 
 
@@ -253,18 +276,18 @@ def test_a_store_that_lost_a_coordinate_is_refused(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, array: str
 ) -> None:
     """A chunk that is gone reads as its fill value: without a look the summary would be of other classes."""
-    before = evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    before = evaluate(classifier, bank, pictures, tmp_path / "run")
     (chunk,) = (p for p in (tmp_path / "run" / "predictions.zarr" / array / "c").rglob("*") if p.is_file())
     chunk.unlink()
     with pytest.raises(InputError, match="other pictures, labels or classes"):
-        evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+        evaluate(classifier, bank, pictures, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == before
 
 
 def test_classes_are_called_as_their_folders(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path
 ) -> None:
-    summary = evaluate(classifier, bank, pictures, "val", tmp_path / "run")
+    summary = evaluate(classifier, bank, pictures, tmp_path / "run")
     assert summary["class_names"] == {"0": "ant", "3": "bee", "1": "cat"}
     assert {row["name"] for row in summary["classes"]} == {"ant", "bee", "cat"}
     wrong = {row["top_wrong_label"]["name"] for row in summary["classes"] if row["top_wrong_label"]}
@@ -285,7 +308,7 @@ def test_nan_logits_are_an_error_not_an_answer(pictures: Path, tmp_path: Path, b
     OccluderBank(stored.occluders, header).save(bank)
     frozen.network.broken = True  # type: ignore[assignment]
     with pytest.raises(InputError, match="NaN"):
-        evaluate(frozen, bank, pictures, "val", tmp_path / "run")
+        evaluate(frozen, bank, pictures, tmp_path / "run")
 
 
 @pytest.mark.parametrize(("epsilon", "norm"), [(4.0, "linf"), (90.0, "l2")])

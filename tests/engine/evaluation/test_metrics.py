@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,27 +13,44 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gfo.engine.evaluation.metrics import accuracy_matrix, derangement, summarize
+from gfo.engine.evaluation.results import Accuracy, Results
 from gfo.engine.evaluation.store import RunStore
+from gfo.engine.evaluation.summary import Run
 from gfo.kernels.score import Score
 
+Make = Callable[..., RunStore]
 
-def make(
-    folder: Path, predictions: np.ndarray, labels: list[int], bank: list[int], quarantined: dict[int, str] | None = None
-) -> RunStore:
-    ids = sorted({*labels, *bank})
-    run: dict[str, Any] = {
-        "data_root": "/data",
-        "num_classes": 10,
-        "folders": {str(i): f"f{i}" for i in ids},
-        "class_names": {str(i): f"name {i}" for i in ids},
-    }
-    paths = [f"val/f{label}/{i}.png" for i, label in enumerate(labels)]
-    store = RunStore.create(folder, run, paths=paths, labels=labels, fit=[0] * len(labels), occluders=[-1, *bank, -2])
-    flat = torch.from_numpy(predictions).flatten()
-    whole = Score(flat, flat, torch.zeros(len(flat)))
-    assert len(labels) <= store.block
-    store.write(0, whole, quarantined or {})
-    return store
+
+@pytest.fixture
+def make(run_record: Run) -> Make:
+    """Write a store: `make(folder, predictions, labels, bank, quarantined)`."""
+
+    def make(
+        folder: Path,
+        predictions: np.ndarray,
+        labels: list[int],
+        bank: list[int],
+        quarantined: dict[int, str] | None = None,
+    ) -> RunStore:
+        ids = sorted({*labels, *bank})
+        names, folders = ({str(i): f"{word}{i}" for i in ids} for word in ("name ", "f"))
+        run = replace(run_record, class_ids=tuple(bank), class_names=names, folders=folders)
+        paths = [f"val/f{label}/{i}.png" for i, label in enumerate(labels)]
+        fit, occluders = [0] * len(labels), [-1, *bank, -2]
+        store = RunStore.create(folder, run, paths=paths, labels=labels, fit=fit, occluders=occluders)
+        flat = torch.from_numpy(predictions).flatten()
+        whole = Score(flat, flat, torch.zeros(len(flat)))
+        assert len(labels) <= store.block
+        store.write(0, whole, quarantined or {})
+        return store
+
+    return make
+
+
+def cell(results: Results, name: str) -> Accuracy:
+    found = getattr(results, name)
+    assert isinstance(found, Accuracy)
+    return found
 
 
 BANK = [4, 2, 9]
@@ -44,7 +62,7 @@ def predictions() -> np.ndarray:
     return np.random.default_rng(0).choice([2, 4, 7, 9], (len(LABELS), len(BANK) + 2))
 
 
-def test_cells_equal_their_definitions(tmp_path: Path, predictions: np.ndarray) -> None:
+def test_cells_equal_their_definitions(make: Make, tmp_path: Path, predictions: np.ndarray) -> None:
     store = make(tmp_path, predictions, LABELS, BANK)
     summary = summarize(store, replicates=50)
     labels = np.array(LABELS)
@@ -63,61 +81,65 @@ def test_cells_equal_their_definitions(tmp_path: Path, predictions: np.ndarray) 
         "permuted": np.mean([accuracy(rows[BANK[j]], c) for c, j in zip(BANK, derangement(3, 0), strict=True)]),
     }
     for name, value in wanted.items():
-        assert summary[name]["accuracy"] == pytest.approx(value, abs=1e-6), name
-    assert {name: summary[name]["pictures"] for name in wanted} == {
+        assert cell(summary, name).accuracy == pytest.approx(value, abs=1e-6), name
+    assert {name: cell(summary, name).pictures for name in wanted} == {
         **dict.fromkeys(("clean", "matched", "unmatched", "noise", "permuted"), 12),
         **dict.fromkeys(("clean_other", "unmatched_other"), 6),
     }
-    ratios = summary["ratios"]
-    assert ratios["matched/clean"]["value"] == pytest.approx(wanted["matched"] / wanted["clean"], abs=1e-6)
-    assert ratios["unmatched/clean"]["value"] == pytest.approx(wanted["unmatched"] / wanted["clean"], abs=1e-6)
+    for name, ratio in (("matched", summary.ratios["matched/clean"]), ("unmatched", summary.ratios["unmatched/clean"])):
+        assert ratio
+        assert ratio.value == pytest.approx(wanted[name] / wanted["clean"], abs=1e-6)
     matrix, columns = accuracy_matrix(store)
     assert columns == [*BANK, 7]
     np.testing.assert_allclose(matrix, [[accuracy(r, c) for c in columns] for r in range(5)], atol=1e-6)
 
 
-def test_fooling_rate_and_wrong_labels(tmp_path: Path, predictions: np.ndarray) -> None:
+def test_fooling_rate_and_wrong_labels(make: Make, tmp_path: Path, predictions: np.ndarray) -> None:
     summary = summarize(make(tmp_path, predictions, LABELS, BANK), replicates=20)
     labels, rows = np.array(LABELS), {c: k + 1 for k, c in enumerate(BANK)}
     own = np.array([predictions[i, rows[c]] if c in rows else -1 for i, c in enumerate(LABELS)])
     had = (predictions[:, 0] == labels) & (own >= 0)
-    assert summary["fooling_rate"]["value"] == pytest.approx((own[had] != labels[had]).mean())
-    assert summary["fooling_rate"]["pictures"] == had.sum()
+    assert summary.fooling_rate
+    assert summary.fooling_rate.value == pytest.approx((own[had] != labels[had]).mean())
+    assert summary.fooling_rate.pictures == had.sum()
     shares = []
-    for row in summary["classes"]:
-        wrong = own[(labels == row["class_id"]) & (own != labels)]
+    for row in summary.classes:
+        wrong = own[(labels == row.class_id) & (own != labels)]
         values, counts = np.unique(wrong, return_counts=True)
         if len(wrong):
             shares.append(counts.max() / len(wrong))
-            assert row["top_wrong_label"]["share"] == pytest.approx(shares[-1])
-            assert row["top_wrong_label"]["class_id"] in values[counts == counts.max()]
-        others = [c for c in BANK if c != row["class_id"]]
-        by_occluder = np.mean([(predictions[labels == c, rows[row["class_id"]]] == c).mean() for c in others])
-        assert row["unmatched_by_occluder"] == pytest.approx(by_occluder, abs=1e-6)
-    assert summary["largest_wrong_label_share"] == {"value": pytest.approx(np.mean(shares)), "classes": len(shares)}
+            assert row.top_wrong_label
+            assert row.top_wrong_label.share == pytest.approx(shares[-1])
+            assert row.top_wrong_label.class_id in values[counts == counts.max()]
+        others = [c for c in BANK if c != row.class_id]
+        by_occluder = np.mean([(predictions[labels == c, rows[row.class_id]] == c).mean() for c in others])
+        assert row.unmatched_by_occluder == pytest.approx(by_occluder, abs=1e-6)
+    assert summary.largest_wrong_label_share
+    assert summary.largest_wrong_label_share.value == pytest.approx(np.mean(shares))
+    assert summary.largest_wrong_label_share.classes == len(shares)
 
 
-def test_quarantined_pictures_count_nowhere(tmp_path: Path, predictions: np.ndarray) -> None:
+def test_quarantined_pictures_count_nowhere(make: Make, tmp_path: Path, predictions: np.ndarray) -> None:
     kept = [i for i in range(len(LABELS)) if i not in (0, 5, 6, 7)]  # one of class 2, all of class 4
     reduced = make(tmp_path / "a", predictions[kept], [LABELS[i] for i in kept], BANK)
     whole = make(tmp_path / "b", predictions, LABELS, BANK, dict.fromkeys((0, 5, 6, 7), "broken"))
     a, b = summarize(reduced, replicates=50), summarize(whole, replicates=50)
     for name in ("clean", "matched", "unmatched", "unmatched_other", "permuted", "fooling_rate"):
-        assert a[name] == b[name], name
+        assert getattr(a, name) == getattr(b, name), name
     assert np.isnan(accuracy_matrix(whole)[0][:, 0]).all()
 
 
-def test_cells_without_pictures_are_null(tmp_path: Path) -> None:
+def test_cells_without_pictures_are_null(make: Make, tmp_path: Path) -> None:
     only_other = summarize(make(tmp_path / "a", np.full((3, 3), 7), [7] * 3, [4]), replicates=5)
-    assert only_other["clean"] is only_other["matched"] is only_other["fooling_rate"] is None
-    assert only_other["ratios"] == {"matched/clean": None, "unmatched/clean": None}
-    assert only_other["clean_other"]["accuracy"] == 1.0
+    assert only_other.clean is only_other.matched is only_other.fooling_rate is None
+    assert only_other.ratios == {"matched/clean": None, "unmatched/clean": None}
+    assert cell(only_other, "clean_other").accuracy == 1.0
     one_class = summarize(make(tmp_path / "b", np.full((3, 3), 4), [4] * 3, [4]), replicates=5)
-    assert one_class["unmatched"] is one_class["permuted"] is one_class["clean_other"] is None
-    assert one_class["matched"]["accuracy"] == 1.0
+    assert one_class.unmatched is one_class.permuted is one_class.clean_other is None
+    assert cell(one_class, "matched").accuracy == 1.0
 
 
-def test_the_class_bootstrap_is_the_resampled_matrix(tmp_path: Path) -> None:
+def test_the_class_bootstrap_is_the_resampled_matrix(make: Make, tmp_path: Path) -> None:
     """With one picture a class nothing is left to resample in it: the replicates follow from the class draws alone."""
     bank = [0, 1, 2, 3]
     right = np.random.default_rng(1).random((4, 6)) < 0.5
@@ -130,22 +152,26 @@ def test_the_class_bootstrap_is_the_resampled_matrix(tmp_path: Path) -> None:
     with np.errstate(invalid="ignore"):
         unmatched = (weights * matrix).sum((1, 2)) / weights.sum((1, 2))
     low, high = np.nanpercentile(unmatched, [2.5, 97.5])
-    assert summary["unmatched"]["ci95_classes"] == pytest.approx([low, high], abs=0.06)
+    assert cell(summary, "unmatched").ci95_classes == pytest.approx([low, high], abs=0.06)
     matched = draws @ np.diag(matrix) / 4
-    assert summary["matched"]["ci95_classes"] == pytest.approx(np.percentile(matched, [2.5, 97.5]).tolist(), abs=0.01)
-    accuracy = summary["unmatched"]["accuracy"]
-    assert summary["unmatched"]["ci95_pictures"] == pytest.approx([accuracy, accuracy])
+    assert cell(summary, "matched").ci95_classes == pytest.approx(
+        np.percentile(matched, [2.5, 97.5]).tolist(), abs=0.01
+    )
+    accuracy = cell(summary, "unmatched").accuracy
+    assert cell(summary, "unmatched").ci95_pictures == pytest.approx([accuracy, accuracy])
 
 
-def test_picture_interval_is_the_binomial_one_for_a_single_cell(tmp_path: Path) -> None:
+def test_picture_interval_is_the_binomial_one_for_a_single_cell(make: Make, tmp_path: Path) -> None:
     n = 200
     predictions = np.where(np.arange(n)[:, None] < 60, 4, 9) * np.ones((1, 3), dtype=int)
     summary = summarize(make(tmp_path, predictions, [4] * n, [4]), replicates=4000)
     half = 1.96 * np.sqrt(0.3 * 0.7 / n)
-    assert summary["clean"]["ci95_pictures"] == pytest.approx([0.3 - half, 0.3 + half], abs=0.01)
-    low, high = summary["classes"][0]["matched_wilson95"]
+    assert cell(summary, "clean").ci95_pictures == pytest.approx([0.3 - half, 0.3 + half], abs=0.01)
+    low, high = summary.classes[0].matched_wilson95 or (0, 0)
     assert (low, high) == pytest.approx((0.2406, 0.3667), abs=1e-3)  # Wilson for 60 of 200
-    assert summary["ratios"]["matched/clean"]["ci95_pictures"] == [1.0, 1.0]  # paired: the same pictures
+    ratio = summary.ratios["matched/clean"]
+    assert ratio
+    assert ratio.ci95_pictures == (1.0, 1.0)  # paired: the same pictures
 
 
 @given(count=st.integers(2, 60), seed=st.integers(0, 999))

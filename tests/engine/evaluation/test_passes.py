@@ -1,4 +1,4 @@
-"""Passes through the network: every pair once whatever the split, and what was measured is remembered."""
+"""Passes through the network: every pair once however they are cut, and what was measured is remembered."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfo.engine.engines import ENGINES, open_engine
-from gfo.engine.evaluation import passes as split_module
-from gfo.engine.evaluation.passes import Split, choose_split, default_pairs, default_split, splits_to_try
+from gfo.engine.engines import ENGINES
+from gfo.engine.engines.choice import EngineChoice, open_engine
+from gfo.engine.evaluation import passes as passes_module
+from gfo.engine.evaluation.passes import Passes, choose_passes, default_pairs, default_passes, passes_to_try
 from gfo.export.classifier import FrozenClassifier
 
 
@@ -22,7 +23,7 @@ from gfo.export.classifier import FrozenClassifier
     square=st.booleans(),
 )
 def test_every_pair_once(pictures: list[int], rows: int, pairs: int, square: bool) -> None:
-    pieces = list(Split(pairs, square).pieces(torch.tensor(pictures, dtype=torch.int64), rows))
+    pieces = list(Passes(pairs, square).pieces(torch.tensor(pictures, dtype=torch.int64), rows))
     assert all(len(piece) <= pairs for piece in pieces)
     assert sorted(torch.cat(pieces).tolist()) == sorted(p * rows + r for p in pictures for r in range(rows))
 
@@ -37,24 +38,24 @@ def test_what_is_measured_is_remembered(
     tiny_classifier: FrozenClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GFO_CACHE", str(tmp_path))
-    with open_engine("torch", tiny_classifier, "fp32", "cpu")[0] as engine:
+    with open_engine(EngineChoice("torch", "fp32", "cpu"), tiny_classifier) as engine:
         engine.load_bank(torch.zeros(3, 16, 16, 3))
-        assert choose_split(engine, 4, 10**6, 7) == (Split(7, False), "asked for")
-        assert choose_split(engine, 4, 10, None)[0] == default_split(engine) == Split(64, False)
+        assert choose_passes(engine, 4, 10**6, 7) == (Passes(7, False), "requested")
+        assert choose_passes(engine, 4, 10, None)[0] == default_passes(engine) == Passes(64, False)
         assert not list(tmp_path.rglob("*.json"))
-        chosen, why = choose_split(engine, 4, 10**6, None)
-        assert chosen in splits_to_try(engine)
+        chosen, why = choose_passes(engine, 4, 10**6, None)
+        assert chosen in passes_to_try(engine)
         assert why.endswith("pairs/s")
-        monkeypatch.setattr(split_module, "measured_splits", None)
-        assert choose_split(engine, 4, 10, None) == (chosen, "measured before")
+        monkeypatch.setattr(passes_module, "measured_passes", None)
+        assert choose_passes(engine, 4, 10, None) == (chosen, "measured before")
         (noted,) = tmp_path.rglob("*.json")
         noted.write_text("{")
-        assert choose_split(engine, 4, 10, None)[0] == default_split(engine)
+        assert choose_passes(engine, 4, 10, None)[0] == default_passes(engine)
 
 
-@pytest.mark.parametrize("name", [name for name in ENGINES if name != "trt"])
+@pytest.mark.parametrize("name", [name for name in ENGINES.names if name != "trt"])
 def test_the_bare_network_runs_in_both_layouts(tiny_classifier: FrozenClassifier, name: str) -> None:
-    with open_engine(name, tiny_classifier, "fp32", "cpu")[0] as engine:
+    with open_engine(EngineChoice(name, "fp32", "cpu"), tiny_classifier) as engine:
         calls = engine.bare(3)
         assert sorted(calls) == ["NCHW", "NHWC"]
         for call in calls.values():
@@ -64,7 +65,7 @@ def test_the_bare_network_runs_in_both_layouts(tiny_classifier: FrozenClassifier
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 def test_the_bare_network_runs_on_trt(tiny_classifier: FrozenClassifier) -> None:
-    with open_engine("trt", tiny_classifier, "fp16")[0] as engine:
+    with open_engine(EngineChoice("trt", "fp16"), tiny_classifier) as engine:
         assert engine.fixed_pairs
         assert engine.bare(engine.fixed_pairs + 1) == {}
         engine.bare(engine.fixed_pairs)["NHWC"]()

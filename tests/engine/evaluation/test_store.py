@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 import torch
 import xarray
+import zarr
 
 from gfo.engine.evaluation.store import NOT_DONE, QUARANTINED, RunStore, block_size
+from gfo.engine.evaluation.summary import Quarantined, Run, plain
 from gfo.export.errors import InputError
 from gfo.kernels.score import Score
 
-RUN: dict[str, Any] = {"data_root": "/data", "model": "m"}
 COUNT, IDS = 20, [7, 0, 3]
 
 
-def make(folder: Path) -> RunStore:
+def make(folder: Path, run: Run) -> RunStore:
     labels = np.repeat(IDS, [8, 8, 4])
     paths = [f"val/{label}/{i}.png" for i, label in enumerate(labels)]
-    return RunStore.create(folder, RUN, paths=paths, labels=labels.tolist(), fit=[0, 1] * 10, occluders=[-1, *IDS, -2])
+    return RunStore.create(folder, run, paths=paths, labels=labels.tolist(), fit=[0, 1] * 10, occluders=[-1, *IDS, -2])
 
 
 def scores(n: int, rows: int, seed: int) -> Score:
@@ -39,8 +40,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_xarray_reads_what_was_written_and_what_was_not(tmp_path: Path) -> None:
-    store = make(tmp_path)
+def test_xarray_reads_what_was_written_and_what_was_not(tmp_path: Path, run_record: Run) -> None:
+    store = make(tmp_path, run_record)
     assert store.pending() == [0, 8, 16]
     first, last = scores(8, 5, 0), scores(4, 5, 1)
     store.write(0, first, {2: "OSError: broken"})
@@ -60,21 +61,21 @@ def test_xarray_reads_what_was_written_and_what_was_not(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data["rank"].values[16:], last.rank.view(4, 5))
     again = RunStore.open(tmp_path)
     assert again.pending() == [8]
-    assert again.quarantined() == [{"path": "val/7/2.png", "reason": "OSError: broken"}]
+    assert again.quarantined() == [Quarantined("val/7/2.png", "OSError: broken")]
     assert again.readable().tolist() == [i != 2 for i in range(COUNT)]
-    assert again.run == RUN
+    assert again.run == run_record
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_a_block_of_class_0_is_done(tmp_path: Path) -> None:
-    store = make(tmp_path)
+def test_a_block_of_class_0_is_done(tmp_path: Path, run_record: Run) -> None:
+    store = make(tmp_path, run_record)
     store.write(8, Score(*(torch.zeros(40, dtype=t) for t in (torch.int64, torch.int64, torch.float32))), {})
     assert store.pending() == [0, 16]
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_a_flipped_byte_is_noticed_and_computed_again(tmp_path: Path) -> None:
-    store = make(tmp_path)
+def test_a_flipped_byte_is_noticed_and_computed_again(tmp_path: Path, run_record: Run) -> None:
+    store = make(tmp_path, run_record)
     for start, n in ((0, 8), (8, 8), (16, 4)):
         store.write(start, scores(n, 5, start), {})
     assert store.pending() == []
@@ -96,6 +97,30 @@ def test_what_is_no_store_is_named(tmp_path: Path) -> None:
     (tmp_path / "predictions.zarr").mkdir()
     with pytest.raises(InputError, match="not a store"):
         RunStore.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("facts", "named"),
+    [({"model": 3}, "model: Input should be a valid string, got 3"), ({"split": "test"}, "split: Input should be")],
+)
+def test_a_run_attribute_that_is_not_valid_is_named(
+    tmp_path: Path, run_record: Run, facts: dict[str, Any], named: str
+) -> None:
+    make(tmp_path, run_record)
+    group = zarr.open_group(tmp_path / "predictions.zarr", mode="r+")
+    group.attrs.update({"run": {**plain(run_record), **facts}})
+    with pytest.raises(InputError, match=f"predictions.zarr: {named}"):
+        RunStore.open(tmp_path)
+
+
+def test_an_older_store_has_defaults_for_what_it_lacks(tmp_path: Path, run_record: Run) -> None:
+    make(tmp_path, run_record)
+    group = zarr.open_group(tmp_path / "predictions.zarr", mode="r+")
+    facts = {
+        key: value for key, value in plain(run_record).items() if key not in ("artefact", "engine_variant", "impl")
+    }
+    group.attrs.update({"run": {**facts, "of another version": 1}})
+    assert RunStore.open(tmp_path).run == run_record
 
 
 @pytest.mark.parametrize(("rows", "pictures"), [(3, 256), (12, 256), (22, 160), (1002, 32)])

@@ -14,10 +14,14 @@ import torch
 import zarr
 from torch import Tensor
 
+from gfo.engine.data.spec import DataSpec
+from gfo.engine.engines.choice import EngineChoice
 from gfo.engine.engines.onnxruntime import OnnxRuntimeEngine
+from gfo.engine.evaluation.config import EvaluationConfig
 from gfo.engine.evaluation.evaluate import evaluate as evaluate_pairs
-from gfo.engine.parity.checked_export import export_checked
+from gfo.engine.parity.checked_export import ParityConfig, export_checked
 from gfo.engine.reporting import report
+from gfo.export.artefact import ExportConfig
 from gfo.export.bank import OccluderBank
 from gfo.export.models.spec import ModelSpec
 
@@ -41,7 +45,8 @@ def parity_of(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def artefact(tiny_data: Path, tiny_bank: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """fp32 ONNX with the bank inside, checked on real files; don't write to it."""
     out = tmp_path_factory.mktemp("artefact") / "out"
-    export_checked(ModelSpec("python:gfo_tiny:network"), tiny_bank, out, data=tiny_data)
+    check = ParityConfig(DataSpec(tiny_data))
+    export_checked(ModelSpec("python:gfo_tiny:network"), tiny_bank, out, check=check)
     return out
 
 
@@ -82,7 +87,7 @@ def test_the_command_says_what_it_made(
 def test_zeros_without_parity(tmp_path: Path, run: Run) -> None:
     code, out, _ = run(*EXPORT, "--occluders", "zero:2", "--out", tmp_path / "out", "--no-parity")
     assert code == 0
-    assert out.splitlines()[-1] == "parity: not run: asked for without it"
+    assert out.splitlines()[-1] == "parity: not run: the check was skipped"
     assert parity_of(tmp_path / "out")[0]["status"] == "not run"
 
 
@@ -136,12 +141,12 @@ def test_bad_exports_are_refused(tiny_data: Path, tiny_bank: Path, tmp_path: Pat
     refused([*words, "--data", tmp_path / "none"], tmp_path / "none", "no such folder")
     refused([*words, "--data", tiny_data, "--split", "test"], "--split test: expected one of")
     refused([*words, "--parity-pairs", 2], "--parity-pairs 2")
-    refused([*words, "--no-parity", "--data", tiny_data], "--no-parity: then --data")
+    refused([*words, "--no-parity", "--data", tiny_data], "--no-parity: does not read --data")
     refused([*words, "--batch-size", 0], "--batch-size 0")
     refused([*words, "--compute-capability", "8.9"], "--compute-capability 8.9: is for --format trt")
-    refused([*EXPORT, "--occluders", "zero:²", "--out", tmp_path / "out"], "zero:²", "no such bank")
+    refused([*EXPORT, "--occluders", "zero:²", "--out", tmp_path / "out"], "zero:²", "bank not found")
     refused([*EXPORT, "--occluders", "zero:9", "--out", tmp_path / "out"], "zero:9: expected zero:1 to zero:5")
-    refused([*EXPORT, "--occluders", tmp_path / "x.st", "--out", tmp_path / "out"], tmp_path / "x.st", "no such bank")
+    refused([*EXPORT, "--occluders", tmp_path / "x.st", "--out", tmp_path / "out"], tmp_path / "x.st", "bank not found")
     assert list(tmp_path.iterdir()) == []
     refused([*words[:-1], tmp_path], tmp_path, "is there already")
 
@@ -201,7 +206,7 @@ def test_an_artefact_that_takes_its_bank_with_the_call(
     tiny_data: Path, tiny_bank: Path, tmp_path: Path, run: Run, refused: Refused, make_bank: Callable[..., OccluderBank]
 ) -> None:
     out = tmp_path / "out"
-    export_checked(ModelSpec("python:gfo_tiny:network"), tiny_bank, out, bank_input=True, parity=False)
+    export_checked(ModelSpec("python:gfo_tiny:network"), tiny_bank, out, ExportConfig(bank_input=True), None)
     words = ["gfo-eval", "--artefact", out, "--data", tiny_data, "--split", "val", "--out", tmp_path / "run"]
     refused(words, "--occluders: a bank is needed")
     foreign = tmp_path / "foreign.safetensors"
@@ -209,7 +214,7 @@ def test_an_artefact_that_takes_its_bank_with_the_call(
     refused([*words, "--occluders", foreign], foreign, "bank was made for weights")
     code, _, err = run(*words, "--occluders", tiny_bank, "--engine", "onnxruntime")
     assert code == 0
-    assert "was never checked against PyTorch (asked for without it)" in err
+    assert "was never checked against PyTorch (the check was skipped)" in err
     assert columns_of(tmp_path / "run")[0][-1] == -2  # the noise row is there
 
 
@@ -218,13 +223,13 @@ def test_what_does_not_go_with_an_artefact(
 ) -> None:
     words = ["gfo-eval", "--data", tiny_data, "--split", "val", "--out", tmp_path / "run"]
     inside = [*words, "--artefact", artefact]
-    refused(words, "--model, --artefact: give one of them")
-    refused([*inside, "--model", "python:gfo_tiny:network"], "--model, --artefact: give one of them")
+    refused(words, "--model, --artefact: pass exactly one of them")
+    refused([*inside, "--model", "python:gfo_tiny:network"], "--model, --artefact: pass exactly one of them")
     refused([*inside, "--weights", "random"], artefact, "leave their options out")
     refused([*inside, "--input-size", 32], artefact, "leave their options out")
     refused([*inside, "--occluders", tiny_bank], tiny_bank, "leave --occluders out")
     refused([*inside, "--precision", "bf16"], "--precision bf16", "was exported at fp32")
-    refused([*inside, "--engine", "torch"], "--engine torch: runs models, no artefacts")
+    refused([*inside, "--engine", "torch"], "--engine torch: runs models, not artefacts")
     refused([*words, "--artefact", tmp_path], tmp_path / "manifest.json", "no such file")
     assert not (tmp_path / "run").exists()
 
@@ -257,16 +262,16 @@ def test_real_weights_and_pictures(tmp_path: Path) -> None:
     from gfo.engine.training.config import TrainConfig
     from gfo.engine.training.train import train
 
-    config = TrainConfig(epsilon=8.0, epochs=1, batch_size=16, pictures_per_class=16)
-    train(model, data, bank, config, classes="n01443537,n01855672,n02099601", precision="fp32")
-    made = export_checked(model, bank, tmp_path / "artefact", data=data)
+    config = TrainConfig(epsilon=8.0, epochs=1, batch_size=16, pictures_per_class=16, precision="fp32")
+    train(model, DataSpec(data, classes="n01443537,n01855672,n02099601"), bank, config)
+    made = export_checked(model, bank, tmp_path / "artefact", check=ParityConfig(DataSpec(data)))
     engines = parity_of(made.folder)[1]["engines"]
     assert made.manifest.parity["status"] == "passed"
     assert {engine["engine"]: engine["pairs"] for engine in engines} == {"onnxruntime": 300, "openvino": 300}
     assert all(engine["enough"] for engine in engines)
-    summaries = {
-        "torch": evaluate_pairs(model, bank, data, "val", tmp_path / "torch", engine="torch"),
-        **{name: evaluate_pairs(made, None, data, "val", tmp_path / name, engine=name) for name in ENGINES},
-    }
+    summaries = [
+        evaluate_pairs(what, rows, DataSpec(data), tmp_path / name, EvaluationConfig(EngineChoice(name)))
+        for name, what, rows in (("torch", model, bank), *((name, made, None) for name in ENGINES))
+    ]
     for cell in ("clean", "matched", "unmatched"):
-        assert len({summary[cell]["accuracy"] for summary in summaries.values()}) == 1
+        assert len({getattr(summary, cell).accuracy for summary in summaries}) == 1

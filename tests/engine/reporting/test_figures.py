@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,15 +13,35 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from gfo.engine.reporting import Run
+from gfo.engine.evaluation.results import PENDING, Ratio, Ratios
+from gfo.engine.evaluation.summary import SCHEMA, Fit, Run, Summary
 from gfo.engine.reporting.figure_s1 import magnified, occluded, short_name
 from gfo.engine.reporting.figures import curve_figure, matrix_figure
-from gfo.engine.reporting.tables import join
+from gfo.engine.reporting.rows import join
+from gfo.engine.reporting.runs import RunFolder
 
 
-def named_run(classes: int, others: int = 0) -> Run:
+@pytest.fixture
+def summary(run_record: Run) -> Summary:
+    """Without a number, to be changed with `replace`."""
+    return Summary(
+        schema=SCHEMA,
+        complete=True,
+        **vars(run_record),
+        read=0,
+        quarantined_count=0,
+        quarantined=(),
+        fit=Fit(unseen=0, fitted=0, held_out=0),
+        **vars(PENDING),
+        pairs=0,
+        seconds=0.0,
+        pairs_per_second=None,
+    )
+
+
+def named_run(summary: Summary, classes: int, others: int = 0) -> RunFolder:
     names = {str(i): f"class {i}, synonym" for i in range(classes + others)}
-    return Run(Path("run"), {"class_ids": list(range(classes)), "class_names": names})
+    return RunFolder(Path("run"), replace(summary, class_ids=tuple(range(classes)), class_names=names))
 
 
 def draw(figure: Figure) -> np.ndarray:
@@ -52,9 +73,9 @@ def test_occluded_is_the_clamped_sum() -> None:
 
 
 @pytest.mark.parametrize(("classes", "others"), [(1, 0), (10, 0), (60, 0), (61, 0), (1000, 0), (20, 980)])
-def test_matrix_names_no_more_classes_than_fit(classes: int, others: int) -> None:
+def test_matrix_names_no_more_classes_than_fit(summary: Summary, classes: int, others: int) -> None:
     matrix = np.full((classes + 2, classes + others), 0.5)
-    figure = matrix_figure(named_run(classes, others), matrix, range(classes + others), "title")
+    figure = matrix_figure(named_run(summary, classes, others), matrix, range(classes + others), "title")
     clean, middle, noise = figure.axes[:3]
     for axis, count in ((middle.yaxis, classes), (noise.xaxis, classes + others)):
         labels = [label.get_text() for label in axis.get_ticklabels()]
@@ -65,11 +86,11 @@ def test_matrix_names_no_more_classes_than_fit(classes: int, others: int) -> Non
     assert max(figure.get_size_inches()) <= 15
 
 
-def test_matrix_shows_every_cell_at_its_place() -> None:
+def test_matrix_shows_every_cell_at_its_place(summary: Summary) -> None:
     rng = np.random.default_rng(1)
     matrix = rng.uniform(size=(5, 4))
     matrix[2, 3] = np.nan
-    figure = matrix_figure(named_run(3, 1), matrix, range(4), "title")
+    figure = matrix_figure(named_run(summary, 3, 1), matrix, range(4), "title")
     shown = np.concatenate(
         [np.ma.filled(np.ma.asarray(axis.images[0].get_array()), np.nan) for axis in figure.axes[:3]]
     )
@@ -86,18 +107,19 @@ def test_names_are_safe_and_short() -> None:
     assert len(short_name("x" * 99)) == 22
 
 
-def ratio_run(folder: str, epsilon: float, split: str, matched: float | None) -> Run:
-    estimate = {"value": matched, "ci95_pictures": [0.1, 0.6], "ci95_classes": [0.05, 0.7]}
-    summary: dict[str, Any] = {"model": "m", "weights_hash": "w", "bank_hash": f"b{epsilon}", "epsilon": epsilon}
-    summary |= {"norm": "linf", "precision": "fp32", "engine": "torch", "split": split}
-    unmatched = {**estimate, "value": 0.9, "ci95_classes": None}
-    summary["ratios"] = {"matched/clean": estimate if matched is not None else None, "unmatched/clean": unmatched}
-    return Run(Path(folder), summary)
+def ratio_run(
+    summary: Summary, folder: str, epsilon: float, split: Literal["train", "val"], matched: float | None
+) -> RunFolder:
+    found = None if matched is None else Ratio(matched, (0.1, 0.6), (0.05, 0.7))
+    ratios: Ratios = {"matched/clean": found, "unmatched/clean": Ratio(0.9, (0.1, 0.6), None)}
+    changed = replace(summary, bank_hash=f"b{epsilon}", epsilon=epsilon, split=split, ratios=ratios)
+    return RunFolder(Path(folder), changed)
 
 
-def test_curve_goes_through_the_ratios_in_order_of_epsilon() -> None:
-    runs = [ratio_run("c", 6, "val", 0.2), ratio_run("a", 2, "val", 0.5), ratio_run("d", 6, "train", 0.1)]
-    rows = join([*runs, ratio_run("b", 4, "val", None)])
+def test_curve_goes_through_the_ratios_in_order_of_epsilon(summary: Summary) -> None:
+    runs = [ratio_run(summary, "c", 6, "val", 0.2), ratio_run(summary, "a", 2, "val", 0.5)]
+    runs += [ratio_run(summary, "d", 6, "train", 0.1), ratio_run(summary, "b", 4, "val", None)]
+    rows = join(runs)
     figure = curve_figure(rows)
     axis = figure.axes[0]
     lines = {str(line.get_label()): line for line in axis.get_lines()}

@@ -24,7 +24,9 @@ from rich.console import Console
 from gfo.engine.commands import report as command
 from gfo.engine.reporting import ReportFiles, page, read_run, report, tables
 from gfo.engine.reporting.figure_s1 import figure_blocks
-from gfo.export.bank import BankHeader, OccluderBank
+from gfo.engine.reporting.rows import join
+from gfo.export.bank import OccluderBank
+from gfo.export.bank_header import BankHeader
 from gfo.export.errors import InputError
 from gfo.export.preprocessing import Preprocessing
 
@@ -67,12 +69,13 @@ def write_store(run: Path, attributes: dict[str, Any], paths: list[str]) -> None
     group.attrs.update({"run": attributes, "data_root": attributes["data_root"]})
 
 
-def estimate(rng: np.random.Generator, key: str) -> dict[str, Any]:
+def estimate(rng: np.random.Generator, key: str, *, pictured: bool = True) -> dict[str, Any]:
     """Numbers that nothing can guess: what is shown must come from here."""
     value = rng.uniform(0.1, 0.9)
     spread = rng.uniform(0.01, 0.09, size=4)
     pictures, classes = [value - spread[0], value + spread[1]], [value - spread[2], value + spread[3]]
-    return {key: value, "pictures": int(rng.integers(9, 999)), "ci95_pictures": pictures, "ci95_classes": classes}
+    counted = {key: value, "pictures": int(rng.integers(9, 999)), "ci95_pictures": pictures, "ci95_classes": classes}
+    return {name: value for name, value in counted.items() if pictured or name != "pictures"}
 
 
 def make_run(folder: Path, seed: int, split: str = "val", epsilon: float = 8.0, **changes: Any) -> Path:
@@ -95,7 +98,9 @@ def make_run(folder: Path, seed: int, split: str = "val", epsilon: float = 8.0, 
     summary = {"schema": 1, "complete": True, **facts, "read": 16, "quarantined_count": 0, "quarantined": []}
     summary |= {"fit": {"unseen": 16, "fitted": 0, "held_out": 0}, "clean_other": None, "unmatched_other": None}
     summary |= {name: estimate(rng, "accuracy") for name in MEASURES}
-    summary |= {"ratios": {f"{name}/clean": estimate(rng, "value") for name in ("matched", "unmatched")}}
+    summary |= {
+        "ratios": {f"{name}/clean": estimate(rng, "value", pictured=False) for name in ("matched", "unmatched")}
+    }
     summary |= {"fooling_rate": estimate(rng, "value"), "largest_wrong_label_share": {"value": 0.5, "classes": 4}}
     shared = {"pictures": PER_CLASS, "matched": 0.25, "unmatched_by_occluder": 1.0, "matched_wilson95": [0.1, 0.7]}
     shared |= {"top_wrong_label": {"class_id": 3, "name": "three", "share": 1.0}}
@@ -178,7 +183,8 @@ def test_csv_holds_every_digit_of_the_summaries(joined: Any, table: str, measure
     cells[f"{measure}_over_clean_test"] = sources["test"]["ratios"][f"{measure}/clean"]
     for name, cell in cells.items():
         assert row[name] == cell.get("accuracy", cell.get("value"))
-        assert row[f"{name}_pictures"] == cell["pictures"]
+        if "pictures" in cell:  # not in a ratio
+            assert row[f"{name}_pictures"] == cell["pictures"]
         for interval in ("ci95_pictures", "ci95_classes"):
             assert [row[f"{name}_{interval}_low"], row[f"{name}_{interval}_high"]] == cell[interval]
     assert (row["train_fitted"], row["train_held_out"]) == (12, 4)
@@ -244,7 +250,7 @@ def test_figures_are_pictures_of_a_sensible_size(joined: Any) -> None:
 def test_figure_blocks_are_what_the_store_the_bank_and_the_pictures_say(joined: Any) -> None:
     val, _, _ = joined
     run = read_run(val)
-    bank = OccluderBank.load(run.summary["bank"])
+    bank = OccluderBank.load(run.summary.bank)
     blocks = figure_blocks(run, classes=2, pictures=2)
     assert [block.name for block in blocks] == ["tabby, cat", "owl"]  # the ends of (5, 2, 0): class 7 is never right
     for block, row in zip(blocks, (0, 3), strict=True):
@@ -255,7 +261,7 @@ def test_figure_blocks_are_what_the_store_the_bank_and_the_pictures_say(joined: 
             (NAMES[str(IDS[row])], "3", False),
         ]
         for n, picture in enumerate(block.pictures, start=1):  # picture 0 is wrong when clean
-            with Image.open(Path(run.summary["data_root"]) / f"val/f{IDS[row]}/{n}.png") as file:
+            with Image.open(Path(run.summary.data_root) / f"val/f{IDS[row]}/{n}.png") as file:
                 clean = np.asarray(file)
             np.testing.assert_array_equal(picture.clean, clean)
             wanted = np.clip(clean.astype(float) + bank.occluders[row].numpy(), 0, 255)
@@ -296,7 +302,7 @@ def test_the_source_stands_beside_comparable_rows_only(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"r{n}", n, model=model, weights="IMAGENET1K_V1") for n, model in enumerate(SOURCE)]
     runs.append(make_run(tmp_path / "v2", 9, model="torchvision/resnet50", weights="IMAGENET1K_V2", weights_hash="x:2"))
     runs.append(make_run(tmp_path / "mine", 10, model="mine"))
-    rows = tables.join([read_run(run) for run in runs])
+    rows = join([read_run(run) for run in runs])
     for table, which in zip(tables.build(rows), (0, 1), strict=False):
         shown, csv = table.shown(), table.csv()
         theirs = shown[shown["model"].str.contains("Wu et al.")]
@@ -324,7 +330,7 @@ def test_rows_that_would_read_the_same_are_told_apart(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, n, precision=name) for n, name in enumerate(("fp32", "bf16"))]
     runs.append(make_run(tmp_path / "l2", 5, norm="l2"))
     runs.append(make_run(tmp_path / "slug", 6, model="m (bf16)", weights_hash="sha256:other"))
-    rows = tables.join([read_run(run) for run in runs])
+    rows = join([read_run(run) for run in runs])
     shown = [(row.label, row.epsilon) for row in rows]
     assert shown == [("m", "8 (l2)"), ("m (fp32)", "8"), ("m (bf16)", "8"), ("m (bf16)", "8")]
     assert len({row.slug for row in rows}) == 4  # or one row's figures would lie over another's
@@ -358,7 +364,7 @@ def never_right(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (moved_bank, "no such bank"),
+        (moved_bank, "bank not found"),
         (other_bank, "is another bank by now"),
         (moved_picture, "1.png cannot be read any more"),
         (never_right, "gets no clean picture"),
@@ -404,17 +410,23 @@ def edited(run: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda run: run.rename(run.parent / "gone"), "no such RUN folder"),
+        (lambda run: run.rename(run.parent / "gone"), "RUN folder not found"),
         (lambda run: (run / "summary.json").unlink(), "the evaluation did not end; rerun the same gfo-eval"),
-        (lambda run: (run / "summary.json").write_text('{"schema": 1,'), "summary.json: unreadable"),
-        (lambda run: (run / "summary.json").write_bytes(b"\xff\xfe"), "summary.json: unreadable"),
-        (lambda run: (run / "summary.json").write_text("[1]"), "expected schema 1, got 'list'"),
-        (lambda run: edited(run, schema=2), "expected schema 1, got 2"),
+        (lambda run: (run / "summary.json").write_text('{"schema": 1,'), "summary.json: Invalid JSON"),
+        (lambda run: (run / "summary.json").write_bytes(b"\xff\xfe"), "summary.json: Invalid JSON"),
+        (lambda run: (run / "summary.json").write_text("[1]"), "summary.json: Input should be an object"),
+        (lambda run: edited(run, schema=2), "schema: Input should be 1, got 2"),
         (lambda run: edited(run, complete=False), "complete is False; rerun the same gfo-eval"),
-        (lambda run: edited(run, matched={"accuracy": "0.5"}), "matched is not valid"),
-        (lambda run: edited(run, clean={"accuracy": float("nan")}), "NaN is no JSON number"),
-        (lambda run: edited(run, split="test"), "split is not valid, got 'test'"),
-        (lambda run: edited(run, classes=[{"class_id": 1}]), "classes is not valid"),
+        (lambda run: edited(run, matched={"accuracy": "0.5"}), "matched.accuracy: Input should be a valid number"),
+        (lambda run: edited(run, clean={"accuracy": float("nan")}), "clean.accuracy: Input should be a finite number"),
+        (lambda run: edited(run, split="test"), "split: Input should be 'train' or 'val', got 'test'"),
+        (lambda run: edited(run, read=-1), "read: Input should be greater than or equal to 0, got -1"),
+        (lambda run: edited(run, bank=""), "bank: "),
+        (
+            lambda run: edited(run, preprocessing={"input_size": 9, "resize": 8}),
+            "preprocessing: expected 1 ≤ input size",
+        ),
+        (lambda run: edited(run, classes=[{"class_id": 1}]), "classes.0.folder: Field required"),
         (lambda run: (run / "predictions.zarr").rename(run / "moved"), "predictions.zarr: no such store"),
     ],
 )
@@ -436,7 +448,7 @@ def test_a_summary_that_lacks_a_field_is_refused_by_its_name(tmp_path: Path, key
     summary = summary_of(run)
     del summary[key]
     (run / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(InputError, match=f"{key} is not valid, got nothing"):
+    with pytest.raises(InputError, match=f"summary.json: {key}: Field required; rerun"):
         read_run(run)
 
 
@@ -446,7 +458,7 @@ def test_a_folder_that_is_no_run_and_bad_options(
     (tmp_path / "file").write_text("in the way")
     run = make_run(tmp_path / "run", 1)
     for arguments, message in (
-        ([str(tmp_path)], "no RUN, it has no summary.json"),
+        ([str(tmp_path)], "not a RUN, it has no summary.json"),
         ([str(run), "--figure-classes", "0"], "figure-classes"),
         ([], "RUN"),
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,31 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from gfo.engine.data.spec import DataSpec
 from gfo.engine.progress import no_progress
 from gfo.engine.training import train as training
+from gfo.engine.training.batches import ClassPictures
 from gfo.engine.training.config import TrainConfig, split_pictures
+from gfo.engine.training.objectives.pure import Pure
+from gfo.engine.training.optimizers import OPTIMIZERS
 from gfo.engine.training.train import train
 from gfo.export.bank import OccluderBank, picture_key
 from gfo.export.classifier import FrozenClassifier
 from gfo.export.errors import InputError
-from gfo.export.occluded import OccludedClassifier
 from gfo.export.preprocessing import Preprocessing
 
 SIZE, FOLDERS, PICTURES = 12, ("ant", "bee", "cat"), 6
 PREPROCESSING = Preprocessing(SIZE, SIZE, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-CONFIG = TrainConfig(epsilon=6.0, kappa=5.0, epochs=3, batch_size=6, classes_together=2)
-OPTIMIZERS = pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+KAPPA = 5.0
+CONFIG = TrainConfig(
+    epsilon=6.0,
+    epochs=3,
+    batch_size=6,
+    classes_together=2,
+    objective_options={"kappa": KAPPA},
+    precision="fp32",
+)
+BOTH_OPTIMIZERS = pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 
 
 def network() -> nn.Module:
@@ -86,7 +97,7 @@ def plain_loop(root: Path, folder: str, label: int, config: TrainConfig) -> Tens
         logits = model(inputs.permute(0, 3, 1, 2))
         others = logits.clone()
         others[:, label] = -math.inf
-        loss = (logits[:, label] - others.amax(1)).clamp(min=-config.kappa).sum()
+        loss = (logits[:, label] - others.amax(1)).clamp(min=-KAPPA).sum()
         (gradient,) = torch.autograd.grad(loss, d)
         if config.optimizer == "adam":
             v = config.momentum * v + (1 - config.momentum) * gradient
@@ -111,10 +122,10 @@ def assert_trained_alike(one: Tensor, other: Tensor, optimizer: str) -> None:
     assert torch.isclose(one, other, rtol=0, atol=tolerance).double().mean() > share
 
 
-@OPTIMIZERS
+@BOTH_OPTIMIZERS
 def test_equals_the_plain_loop(optimizer: str, classifier: FrozenClassifier, pictures: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, optimizer=optimizer)
-    bank = train(classifier, pictures, tmp_path / "bank.safetensors", config, classes="ant,bee", precision="fp32")
+    bank = train(classifier, DataSpec(pictures, classes="ant,bee"), tmp_path / "bank.safetensors", config)
     assert bank.class_ids == (0, 3)
     for row, (folder, label) in enumerate((("ant", 0), ("bee", 3))):
         wanted = plain_loop(pictures, folder, label, config)
@@ -125,7 +136,7 @@ def test_equals_the_plain_loop(optimizer: str, classifier: FrozenClassifier, pic
 
 def test_it_takes_the_evidence_away(classifier: FrozenClassifier, pictures: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, epsilon=40.0, epochs=20, norm="linf")
-    bank = train(classifier, pictures, tmp_path / "bank.safetensors", config, precision="fp32")
+    bank = train(classifier, DataSpec(pictures), tmp_path / "bank.safetensors", config)
     for row, folder in enumerate(bank.header.folders):
         files = sorted((pictures / "train" / folder).iterdir())
         x = torch.stack([torch.from_numpy(PREPROCESSING.load_uint8(f).copy()) for f in files]).float()
@@ -149,7 +160,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(
 ) -> None:
     config = replace(CONFIG, norm=norm, epsilon=6.0 if norm == "linf" else 60.0)
     banks = [
-        train(classifier, pictures, tmp_path / f"{i}.safetensors", replace(config, seed=seed), precision="fp32")
+        train(classifier, DataSpec(pictures), tmp_path / f"{i}.safetensors", replace(config, seed=seed))
         for i, seed in enumerate((0, 0, 1))
     ]
     assert torch.equal(banks[0].occluders, banks[1].occluders)
@@ -162,20 +173,23 @@ class _Stopped(BaseException):
 
 
 def stop_after(steps: int, patch: pytest.MonkeyPatch) -> None:
-    """Let training be killed in the step that follows so many."""
-    original = training._update
+    """Let training be killed in the step after the next `steps`."""
 
-    def counted(*args: Any) -> None:
-        nonlocal steps
-        steps -= 1
-        if steps < 0:
-            raise _Stopped
-        original(*args)
+    def counted(original: Callable[..., None]) -> Callable[..., None]:
+        def step(*args: Any) -> None:
+            nonlocal steps
+            steps -= 1
+            if steps < 0:
+                raise _Stopped
+            original(*args)
 
-    patch.setattr(training, "_update", counted)
+        return step
+
+    for optimizer in OPTIMIZERS.classes():
+        patch.setattr(optimizer, "step", counted(optimizer.step))
 
 
-@OPTIMIZERS
+@BOTH_OPTIMIZERS
 @pytest.mark.parametrize("steps", [1, 5, 6, 7, 10])
 def test_a_stopped_run_resumes_to_the_same_bytes(
     classifier: FrozenClassifier,
@@ -187,13 +201,14 @@ def test_a_stopped_run_resumes_to_the_same_bytes(
 ) -> None:
     config = replace(CONFIG, optimizer=optimizer)
     whole, out = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
-    train(classifier, pictures, whole, config, precision="fp32")
+    train(classifier, DataSpec(pictures), whole, config)
     with monkeypatch.context() as patch:
         stop_after(steps, patch)
         with pytest.raises(_Stopped):
-            train(classifier, pictures, out, config, precision="fp32")
+            train(classifier, DataSpec(pictures), out, config)
     assert not out.exists()
-    train(classifier, pictures, out, config, precision="auto")  # keeps the precision that it was started with
+    config = replace(config, precision="auto")  # keeps the precision that it was started with
+    train(classifier, DataSpec(pictures), out, config)
     assert out.read_bytes() == whole.read_bytes()
     assert not out.with_name(out.name + ".parts").exists()
 
@@ -202,26 +217,26 @@ def test_what_was_begun_before_there_was_a_choice_of_optimizer_goes_on_with_mome
     classifier: FrozenClassifier, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, adam = tmp_path / "bank.safetensors", replace(CONFIG, optimizer="adam")
-    whole = train(classifier, pictures, tmp_path / "whole.safetensors", CONFIG, precision="fp32")
+    whole = train(classifier, DataSpec(pictures), tmp_path / "whole.safetensors", CONFIG)
     with monkeypatch.context() as patch:
         stop_after(5, patch)
         with pytest.raises(_Stopped):
-            train(classifier, pictures, out, CONFIG, precision="fp32")
+            train(classifier, DataSpec(pictures), out, CONFIG)
     begun = tmp_path / "bank.safetensors.parts" / "config.json"
     stored = json.loads(begun.read_text())
     del stored["header"]["objective"]["optimizer"]
     begun.write_text(json.dumps(stored))
     with pytest.raises(InputError, match="optimizer momentum, not adam"):
-        train(classifier, pictures, out, adam, precision="fp32")
-    bank = train(classifier, pictures, out, CONFIG, precision="fp32")
+        train(classifier, DataSpec(pictures), out, adam)
+    bank = train(classifier, DataSpec(pictures), out, CONFIG)
     assert bank.hash == whole.hash
 
     objective = {key: value for key, value in bank.header.objective.items() if key != "optimizer"}
     old = replace(bank, header=replace(bank.header, objective=objective))
     old.save(out)
     with pytest.raises(InputError, match="optimizer momentum, not adam"):
-        train(classifier, pictures, out, adam, precision="fp32")
-    assert train(classifier, pictures, out, CONFIG, precision="fp32").hash == old.hash
+        train(classifier, DataSpec(pictures), out, adam)
+    assert train(classifier, DataSpec(pictures), out, CONFIG).hash == old.hash
 
 
 @pytest.mark.parametrize("lost", ["header", "precision", "fitted", "held_out"])
@@ -231,29 +246,29 @@ def test_a_damaged_record_of_what_was_begun_is_named(
     with monkeypatch.context() as patch:
         stop_after(1, patch)
         with pytest.raises(_Stopped):
-            train(classifier, pictures, tmp_path / "bank.st", CONFIG, precision="fp32")
+            train(classifier, DataSpec(pictures), tmp_path / "bank.st", CONFIG)
     begun = tmp_path / "bank.st.parts" / "config.json"
     begun.write_text(json.dumps({k: v for k, v in json.loads(begun.read_text()).items() if k != lost}))
-    with pytest.raises(InputError, match=f"not readable .*{lost}.*to start over"):
-        train(classifier, pictures, tmp_path / "bank.st", CONFIG, precision="fp32")
+    with pytest.raises(InputError, match=f"config.json: {lost}: Field required; remove .*bank.st.parts to start over"):
+        train(classifier, DataSpec(pictures), tmp_path / "bank.st", CONFIG)
 
 
 def test_finished_classes_are_not_trained_again(
     classifier: FrozenClassifier, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "bank.safetensors"
-    first = train(classifier, pictures, out, CONFIG, precision="fp32")
+    first = train(classifier, DataSpec(pictures), out, CONFIG)
 
     def fail(*_: object) -> None:
         raise AssertionError("trained again")
 
     monkeypatch.setattr(training, "_train_group", fail)
-    assert train(classifier, pictures, out, CONFIG, precision="fp32").hash == first.hash
+    assert train(classifier, DataSpec(pictures), out, CONFIG).hash == first.hash
 
 
 def test_pictures_are_split_and_remembered(classifier: FrozenClassifier, pictures: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, held_out=2, pictures_per_class=3, epochs=1)
-    bank = train(classifier, pictures, tmp_path / "bank.safetensors", config, precision="fp32")
+    bank = train(classifier, DataSpec(pictures), tmp_path / "bank.safetensors", config)
     loaded = OccluderBank.load(tmp_path / "bank.safetensors")
     assert torch.equal(loaded.fitted, bank.fitted)
     assert len(bank.fitted) == 3 * len(FOLDERS)
@@ -269,7 +284,7 @@ def test_pictures_are_split_and_remembered(classifier: FrozenClassifier, picture
     ("change", "named"),
     [
         ({"epsilon": 7.0}, "epsilon 6.0, not 7.0"),
-        ({"kappa": 1.0}, "kappa 5.0, not 1.0"),
+        ({"objective_options": {"kappa": 1.0}}, "kappa 5.0, not 1.0"),
         ({"optimizer": "adam"}, "optimizer momentum, not adam"),
         ({"seed": 4}, "seed 0, not 4"),
     ],
@@ -278,9 +293,9 @@ def test_another_configuration_is_refused_by_name(
     classifier: FrozenClassifier, pictures: Path, tmp_path: Path, change: dict[str, Any], named: str
 ) -> None:
     out = tmp_path / "bank.safetensors"
-    before = train(classifier, pictures, out, replace(CONFIG, epochs=1), precision="fp32")
+    before = train(classifier, DataSpec(pictures), out, replace(CONFIG, epochs=1))
     with pytest.raises(InputError, match=named):
-        train(classifier, pictures, out, replace(CONFIG, epochs=1, **change), precision="fp32")
+        train(classifier, DataSpec(pictures), out, replace(CONFIG, epochs=1, **change))
     assert OccluderBank.load(out).hash == before.hash
 
 
@@ -291,7 +306,7 @@ def test_logits_that_are_not_finite_stop_the_training(pictures: Path, tmp_path: 
     with torch.no_grad():
         frozen.network[5].bias[2] = broken  # type: ignore[index]
     with pytest.raises(InputError, match="not finite; check the weights"):
-        train(frozen, pictures, tmp_path / "bank.safetensors", CONFIG, precision="fp32")
+        train(frozen, DataSpec(pictures), tmp_path / "bank.safetensors", CONFIG)
     assert not (tmp_path / "bank.safetensors").exists()
 
 
@@ -299,19 +314,20 @@ def test_a_finished_bank_of_another_precision_is_refused(
     classifier: FrozenClassifier, pictures: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "bank.safetensors"
-    bank = train(classifier, pictures, out, replace(CONFIG, epochs=1), precision="bf16")
+    config = replace(CONFIG, epochs=1, precision="bf16")
+    bank = train(classifier, DataSpec(pictures), out, config)
     assert bank.header.objective["precision"] == "bf16"
     assert bank.header.objective["device"] == "cpu"
     with pytest.raises(InputError, match="precision bf16, not fp32"):
-        train(classifier, pictures, out, replace(CONFIG, epochs=1), precision="fp32")
-    assert train(classifier, pictures, out, replace(CONFIG, epochs=1), precision="auto").hash == bank.hash
+        train(classifier, DataSpec(pictures), out, replace(config, precision="fp32"))
+    assert train(classifier, DataSpec(pictures), out, replace(config, precision="auto")).hash == bank.hash
 
 
 def test_an_occluder_depends_on_its_own_class_alone(
     classifier: FrozenClassifier, pictures: Path, tmp_path: Path
 ) -> None:
-    every = train(classifier, pictures, tmp_path / "all.st", CONFIG, precision="fp32")
-    pairs = train(classifier, pictures, tmp_path / "pair.st", CONFIG, classes="bee,cat", precision="fp32")
+    every = train(classifier, DataSpec(pictures), tmp_path / "all.st", CONFIG)
+    pairs = train(classifier, DataSpec(pictures, classes="bee,cat"), tmp_path / "pair.st", CONFIG)
     for class_id in pairs.class_ids:
         one = every.occluders[every.class_ids.index(class_id)]
         other = pairs.occluders[pairs.class_ids.index(class_id)]
@@ -322,15 +338,15 @@ def test_an_occluder_depends_on_its_own_class_alone(
 def test_batches_are_never_larger_than_asked(
     classifier: FrozenClassifier, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, sizes = training._gradient, []
+    original, sizes = Pure.loss, []
 
-    def watch(network: OccludedClassifier, images: Tensor, *rest: Any) -> tuple[Tensor, int]:
-        sizes.append(len(images))
-        return original(network, images, *rest)
+    def watch(objective: Pure, logits: Tensor, labels: Tensor, *, impl: str) -> Tensor:
+        sizes.append(len(logits))
+        return original(objective, logits, labels, impl=impl)
 
-    monkeypatch.setattr(training, "_gradient", watch)
+    monkeypatch.setattr(Pure, "loss", watch)
     config = replace(CONFIG, batch_size=2, classes_together=3, epochs=1)
-    train(classifier, pictures, tmp_path / "bank.safetensors", config, precision="fp32")
+    train(classifier, DataSpec(pictures), tmp_path / "bank.safetensors", config)
     assert max(sizes) == 2
 
 
@@ -339,26 +355,25 @@ def test_classes_in_work_are_all_that_is_in_memory(
 ) -> None:
     original, sizes = training._train_group, []
 
-    def watch(network: object, work: list[training._ClassInWork], *rest: object) -> None:
+    def watch(run: Any, work: list[ClassPictures], *rest: Any) -> None:
         sizes.append([c.folder.folder for c in work])
-        original(network, work, *rest)  # type: ignore[arg-type]
+        original(run, work, *rest)
 
     monkeypatch.setattr(training, "_train_group", watch)
-    train(classifier, pictures, tmp_path / "bank.safetensors", CONFIG, precision="fp32", progress=no_progress)
+    train(classifier, DataSpec(pictures), tmp_path / "bank.safetensors", CONFIG, no_progress)
     assert sizes == [["ant", "bee"], ["cat"]]
 
 
-@OPTIMIZERS
+@BOTH_OPTIMIZERS
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_references_and_kernels_train_the_same_occluders(
     norm: str, optimizer: str, classifier: FrozenClassifier, pictures: Path, tmp_path: Path
 ) -> None:
-    config = replace(CONFIG, epochs=2, norm=norm, epsilon=8.0 if norm == "linf" else 80.0, optimizer=optimizer)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    epsilon = 8.0 if norm == "linf" else 80.0
+    config = replace(CONFIG, epochs=2, norm=norm, epsilon=epsilon, optimizer=optimizer, device=device)
     first, second = (
-        train(
-            classifier, pictures, tmp_path / f"{impl}.st", config, precision="fp32", device=device, impl=impl
-        ).occluders
+        train(classifier, DataSpec(pictures), tmp_path / f"{impl}.st", replace(config, impl=impl)).occluders
         for impl in ("reference", "triton")
     )
     assert first.abs().max() > 1
@@ -366,7 +381,7 @@ def test_references_and_kernels_train_the_same_occluders(
 
 
 class _Lines:
-    """A progress that keeps what it is told."""
+    """A progress that keeps its lines."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -380,12 +395,11 @@ def test_it_says_once_which_implementation_runs_and_why(
     classifier: FrozenClassifier, pictures: Path, tmp_path: Path
 ) -> None:
     for impl, said in (
-        ("auto", "kernels reference: the kernels are for CUDA, this is cpu"),
-        ("reference", "asked for"),
+        ("auto", "kernels reference: the kernels require CUDA, the device is cpu"),
+        ("reference", "as requested"),
     ):
-        lines, config = _Lines(), replace(CONFIG, epochs=1)
-        how: dict[str, Any] = {"precision": "fp32", "device": "cpu", "impl": impl, "progress": lines}
-        bank = train(classifier, pictures, tmp_path / f"{impl}.st", config, **how)
+        lines, config = _Lines(), replace(CONFIG, epochs=1, device="cpu", impl=impl)
+        bank = train(classifier, DataSpec(pictures), tmp_path / f"{impl}.st", config, lines)
         assert [said in line for line in lines.said].count(True) == 1
         assert "impl" not in bank.header.objective
 
@@ -395,4 +409,4 @@ def test_an_unknown_implementation_is_bad_input(
     impl: str, word: str, classifier: FrozenClassifier, pictures: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=word):
-        train(classifier, pictures, tmp_path / "bank.st", TrainConfig(epsilon=8.0), impl=impl)
+        train(classifier, DataSpec(pictures), tmp_path / "bank.st", replace(CONFIG, impl=impl))

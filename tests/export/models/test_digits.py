@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from gfo.export.cache import cache_dir
-from gfo.export.models.digits import DIGITS_NETWORKS, DIGITS_RECIPES, digits_weights_path
+from gfo.export.models.digits_networks import DIGITS_NETWORKS
+from gfo.export.models.digits_recipe import DIGITS_RECIPES, digits_weights_path
 
 
 @pytest.mark.parametrize("name", DIGITS_NETWORKS)

@@ -1,4 +1,4 @@
-"""Weights: from a library's own store or a file, never unpickled; a clear word if they do not fit the model."""
+"""Weights from a library's own store or a file, never unpickled, and their fit to a model."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
-from .models.spec import ModelSpec
+from ..errors import InputError
+from .spec import ModelSpec
 
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
 def fetch_state(spec: ModelSpec, download: Callable[[], Mapping[str, Tensor]] | None) -> dict[str, Tensor] | None:
-    """The state dict that `spec.weights` names; None for `random`.
+    """Return the state dict that `spec.weights` names; None for `random`.
 
-    `download` gets the library's own weights where `spec.weights` names such; None where it names none.
+    Parameters
+    ----------
+    spec
+        Its `weights` name a file where `download` is None.
+    download
+        Returns the library's own weights, where `spec.weights` names some.
 
     Raises
     ------
@@ -44,10 +49,12 @@ def fetch_state(spec: ModelSpec, download: Callable[[], Mapping[str, Tensor]] | 
 def read_state(path: Path, model: str) -> dict[str, Tensor]:
     """Read a state dict from a `.safetensors` or `.pth` file without running any code in it.
 
+    `model` is for the message.
+
     Raises
     ------
     InputError
-        Not a file, not a state dict, or a pickle with more in it than tensors.
+        No file, no state dict, or a pickle that holds more than tensors.
     """
     if path.suffix not in _SUFFIXES:
         raise InputError(
@@ -66,7 +73,7 @@ def read_state(path: Path, model: str) -> dict[str, Tensor]:
         raise InputError(
             f"--weights {path}: holds more than tensors and is not loaded; save its state_dict()"
         ) from error
-    except Exception as error:  # safetensors and torch each raise their own kinds for a broken file
+    except Exception as error:  # safetensors and torch raise many kinds for a broken file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"--weights {path}: unreadable ({reason}); copy or convert it again") from error
     for key in ("state_dict", "model"):
@@ -82,12 +89,21 @@ def fit_state(
 ) -> nn.Module:
     """Build the model and load the weights strictly.
 
-    With `any_outputs`, `build(num_classes=n)` is asked for as many outputs as fine-tuned weights have.
+    Parameters
+    ----------
+    build
+        Builds the network with its usual outputs, or with `num_classes=n`.
+    state
+        The weights.
+    spec
+        Names model and weights in messages.
+    any_outputs
+        Build with as many outputs as fine-tuned weights have.
 
     Raises
     ------
     InputError
-        Keys or shapes that differ; the first three are named.
+        Keys or shapes differ; the first three are named.
     """
     network = build()
     outputs = _other_output_count(network.state_dict(), state) if any_outputs else None
@@ -105,7 +121,7 @@ def fit_state(
 
 
 def _other_output_count(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> int | None:
-    """The number of outputs of fine-tuned weights: all that differs is the first size of the last layer."""
+    """Return the number of outputs of weights that differ in nothing but the first size of the last layer."""
     if set(wanted) != set(state):
         return None
     differing = [key for key in wanted if wanted[key].shape != state[key].shape]

@@ -1,0 +1,260 @@
+"""What a benchmark reports: a `BenchRow` for each thing measured, and the JSON document that holds the rows.
+
+In Python a row is the fields common to all suites plus a typed `facts` of its suite. In JSON it is flat: every row has
+the same keys in the same order, null where it lacks them.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Generic, Literal, TypeVar
+
+from .environment import commit, environment
+
+SCHEMA: Final = 1
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median rate over the median rate of `to`, with a 95% interval; above 1 is faster."""
+
+    to: str
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Facts that only one suite knows of its rows: none, unless it has a class of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsFacts(Facts):
+    """Facts of the suites `pairs` and `scaling`.
+
+    Attributes
+    ----------
+    to_plain
+        Ratio to the plain loop, timed in the same rounds.
+    ceiling_share
+        For `bare`: FLOP a second of the network's convolutions and products over what a large convolution reaches in
+        PyTorch at that precision on that device, in the same rounds (`ceilings.convolution`).
+    workers
+        For `end-to-end`: threads that decode pictures.
+    """
+
+    to_plain: Ratio | None = None
+    ceiling_share: float | None = None
+    workers: int | None = None
+
+
+DECODED_CACHE = "decoded-cache"
+"""What rows call Pillow with `--decoded-cache`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderFacts(Facts):
+    """Facts of the suite `loaders`.
+
+    Attributes
+    ----------
+    cores
+        CPU cores that the loader may use.
+    max_difference, mean_difference
+        Distance of its pictures from torchvision's on Pillow, in grey levels.
+    """
+
+    cores: int | None = None
+    max_difference: int | None = None
+    mean_difference: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelFacts(Facts):
+    """Facts of the suite `kernels`.
+
+    Attributes
+    ----------
+    kernel
+        The operation.
+    bandwidth_share
+        Bytes a second, with each input read and each result written once, over what a large copy moves here.
+    extra_mb
+        Most memory that one call holds beyond what was there before, its result included, MiB.
+    """
+
+    kernel: str
+    bandwidth_share: float | None = None
+    extra_mb: float | None = None
+
+
+F_co = TypeVar("F_co", bound=Facts, covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRow(Generic[F_co]):
+    """One thing that was measured, or could not be. None is unknown, or does not apply.
+
+    Attributes
+    ----------
+    stage
+        `bare`, `pairs`, `end-to-end`, `baseline`, `loader`, `train`, `train-baseline` or `kernel`.
+    engine
+        What did the work; for a kernel `reference`, `triton`, or the straightforward formula in `eager` PyTorch or
+        through torch's `compile`.
+    precision, model, weights
+        `fp32`, `bf16`, …; the model's name; the source of its weights, `random` among them.
+    pictures, occluders
+        How many of each the work consists of.
+    unit
+        Unit of the rates: `pairs/s`, `pictures/s`, …; higher is better.
+    p20, p50, p80
+        Rates that 20%, 50% and 80% of the rounds stay below.
+    ratio
+        Ratio to another row of the same set.
+    peak_rss_mb
+        Largest resident memory of the process so far, MiB.
+    available, reason
+        False where there is no speed, and why.
+    device
+        `cpu` or `cuda`.
+    sizes, data
+        What one call takes, and where it comes from.
+    passed
+        Whether the result is right: a kernel's equals the formula's within rounding, a loader's pictures torchvision's
+        within a grey level, an engine's logits PyTorch's (`engine.parity`). A row that is False has no speed.
+    rounds
+        How often it was timed.
+    facts
+        What only this row's suite knows.
+    """
+
+    stage: str
+    engine: str
+    precision: str | None = None
+    model: str | None = None
+    weights: str | None = None
+    pictures: int | None = None
+    occluders: int | None = None
+    unit: str
+    p20: float | None = None
+    p50: float | None = None
+    p80: float | None = None
+    ratio: Ratio | None = None
+    peak_rss_mb: float | None = None
+    available: bool = True
+    reason: str = ""
+    device: str | None = None
+    sizes: str | None = None
+    data: str | None = None
+    passed: bool | None = None
+    rounds: int | None = None
+    facts: F_co
+
+
+FACTS: Final[Mapping[str, type[Facts]]] = {
+    **dict.fromkeys(("bare", "pairs", "end-to-end", "baseline"), PairsFacts),
+    "loader": LoaderFacts,
+    "kernel": KernelFacts,
+}
+"""The facts of a stage's rows; a stage that is not listed has none."""
+
+KEYS: Final = (
+    *("stage", "engine", "precision", "model", "weights", "pictures", "occluders"),
+    *("unit", "p20", "p50", "p80", "ratio", "to_plain", "peak_rss_mb", "available", "reason"),
+    *("device", "kernel", "sizes", "data", "passed", "rounds", "ceiling_share", "bandwidth_share", "extra_mb"),
+    *("workers", "cores", "max_difference", "mean_difference"),
+)
+"""Keys of every row in JSON, in order."""
+
+
+def flat(row: BenchRow[Facts]) -> dict[str, Any]:
+    """Return the row as JSON has it: all of `KEYS`, then what else its facts hold."""
+    known = asdict(row)
+    known |= known.pop("facts")
+    return {key: known.pop(key, None) for key in KEYS} | known
+
+
+@cache
+def flat_record() -> type[Any]:
+    """Return the dataclass of a flat row, from the types of `BenchRow` and `FACTS`: for reading, and for the schema."""
+    kinds = typing.get_type_hints(BenchRow)
+    for facts in set(FACTS.values()):
+        kinds |= {name: kind | None for name, kind in typing.get_type_hints(facts).items()}
+    defaults = {one.name: one.default for one in fields(BenchRow)}
+    columns = [(key, kinds[key], field(default=defaults.get(key))) for key in KEYS]
+    return make_dataclass("BenchRow", columns, frozen=True, kw_only=True)
+
+
+# ---- the document
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Document(Generic[R]):
+    """What `gfo-bench` prints as its last line: rows, and the machine that they are from."""
+
+    schema: Literal[1]
+    environment: dict[str, Any]
+    rows: list[R]
+
+
+def document(rows: Sequence[Any], **facts: Any) -> dict[str, Any]:
+    """Return everything as plain JSON types.
+
+    Parameters
+    ----------
+    rows
+        `BenchRow`s, or other dataclasses of plain types.
+    facts
+        Facts that join the environment.
+    """
+    import torch
+
+    known = {**environment(), "commit": commit(), "threads": torch.get_num_threads(), **facts}
+    plain = [flat(row) if isinstance(row, BenchRow) else asdict(row) for row in rows]
+    return {"schema": SCHEMA, "environment": known, "rows": plain}
+
+
+def read_document(path: Path) -> Document[BenchRow[Facts]]:
+    """Read what a suite wrote to its `--json` file; keys that rows did not have yet are None.
+
+    Raises
+    ------
+    InputError
+        Not such a document.
+    """
+    kind = make_dataclass("Document", [("schema", Literal[1]), ("environment", dict), ("rows", list[flat_record()])])
+    read = _read(kind, path)
+    return Document(read.schema, read.environment, [_with_facts(row) for row in read.rows])
+
+
+def read_rows(kind: type[R], path: Path) -> list[R]:
+    """Read the rows of a suite whose rows are a dataclass of its own, as `CompileRow`.
+
+    Raises
+    ------
+    InputError
+        Not such a document.
+    """
+    return _read(make_dataclass("Document", [("schema", Literal[1]), ("rows", list[kind])]), path).rows
+
+
+def _read(kind: type[Any], path: Path) -> Any:
+    from ..export.records import read_record
+
+    return read_record(kind, path.read_text(), path, "measure again")
+
+
+def _with_facts(record: Any) -> BenchRow[Facts]:
+    def part(kind: type[Any]) -> dict[str, Any]:
+        return {one.name: getattr(record, one.name) for one in fields(kind) if one.name != "facts"}
+
+    kind = FACTS.get(record.stage, Facts)
+    return BenchRow(**part(BenchRow), facts=kind(**part(kind)))

@@ -1,0 +1,54 @@
+"""How an evaluation runs: `EvaluationConfig`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ...export.errors import InputError
+from ..engines.choice import EngineChoice
+
+PICTURES = ("all", "fitted", "held-out", "unseen")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Engine and selection of pictures of an evaluation, checked when it is made.
+
+    Attributes
+    ----------
+    engine
+        Which engine runs, at which precision.
+    pictures
+        Which pictures, by the bank's use of them: `all`, those that it was `fitted` on, those `held-out`, or `unseen`
+        ones.
+    per_class
+        Maximum number of pictures per class, a seeded draw; None means all.
+    batch_size
+        Maximum number of pairs in a pass through the network; None measures what is fastest where the run is long
+        enough, and remembers it (`passes`).
+    shard
+        (i, n) evaluates every n-th block from the i-th (0 … n − 1), for n workers that fill one RUN together.
+    seed
+        Seed of the noise row, the permutation, the draws and the bootstrap.
+
+    Raises
+    ------
+    InputError
+        A number out of range, or an unknown selection.
+    """
+
+    engine: EngineChoice = field(default_factory=EngineChoice)
+    pictures: str = "all"
+    per_class: int | None = None
+    batch_size: int | None = None
+    shard: tuple[int, int] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
+            raise InputError(f"--shard {self.shard[0]}/{self.shard[1]}: expected I/N with I from 0 to N - 1")
+        if self.pictures not in PICTURES:
+            raise InputError(f"--pictures {self.pictures}: expected one of {', '.join(PICTURES)}")
+        for option, value in (("--per-class", self.per_class), ("--batch-size", self.batch_size)):
+            if value is not None and value < 1:
+                raise InputError(f"{option} {value}: must be at least 1")

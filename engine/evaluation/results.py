@@ -1,0 +1,162 @@
+"""Numbers that an evaluation yields: accuracies with their intervals, ratios, rates and a row for each class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
+
+from annotated_types import Ge, MinLen
+from typing_extensions import TypedDict  # pydantic takes typing's own only from Python 3.12 on
+
+Text = Annotated[str, MinLen(1)]
+Count = Annotated[int, Ge(0)]
+Interval = tuple[float, float]
+"""Lower and upper bound of a 95 % interval."""
+
+
+class Record:
+    """Settings with which pydantic reads these records and takes their descriptions into the schema."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "extra": "ignore",
+        "allow_inf_nan": False,
+        "use_attribute_docstrings": True,
+    }
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy, the mean over classes."""
+
+    accuracy: float
+    """Share of right answers, 0 … 1."""
+    ci95_pictures: Interval | None
+    """95 % interval over pictures of the same classes."""
+    ci95_classes: Interval | None
+    """95 % interval over classes and their occluders; null for a single class."""
+    pictures: Count
+    """How many pictures it rests on."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One accuracy over another, from the same pictures (paired bootstrap)."""
+
+    value: float
+    """The ratio, 0 or more."""
+    ci95_pictures: Interval | None
+    """95 % interval over pictures of the same classes."""
+    ci95_classes: Interval | None
+    """95 % interval over classes and their occluders; null for a single class."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of pictures, the mean over classes weighted by their pictures."""
+
+    value: float
+    """The share, 0 … 1."""
+    ci95_pictures: Interval | None
+    """95 % interval over pictures of the same classes."""
+    ci95_classes: Interval | None
+    """95 % interval over classes and their occluders; null for a single class."""
+    pictures: Count
+    """How many pictures it rests on."""
+
+
+@dataclass(frozen=True)
+class LabelShare:
+    """Share of a class's wrong matched answers that its most frequent wrong label has, the mean over classes."""
+
+    value: float
+    """The share, 0 … 1."""
+    classes: Count
+    """Classes with a wrong matched answer."""
+
+
+@dataclass(frozen=True)
+class WrongLabel:
+    """The most frequent wrong answer to the pictures of a class under its own occluder."""
+
+    class_id: Count
+    """Model output."""
+    name: Text
+    """Name of that output, its index where it has none."""
+    share: float
+    """Share of the class's wrong matched answers, 0 … 1."""
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class of the bank."""
+
+    class_id: Count
+    """Model output."""
+    folder: Text
+    """Its data folder."""
+    name: Text
+    """Its name."""
+    pictures: Count
+    """Readable pictures of it."""
+    clean: float
+    """Accuracy without an occluder, 0 … 1."""
+    matched: float
+    """Accuracy under its own occluder, 0 … 1."""
+    matched_wilson95: Interval | None
+    """Wilson's 95 % interval of `matched`: the pictures of one cell are independent."""
+    top_wrong_label: WrongLabel | None
+    """Null where every matched answer is right."""
+    unmatched_by_occluder: float | None
+    """Mean accuracy of its occluder on pictures of the bank's other classes, 0 … 1; null without such pictures."""
+
+
+RatioName = Literal["matched/clean", "unmatched/clean"]
+RATIOS: Final[tuple[RatioName, ...]] = get_args(RatioName)
+Ratios = TypedDict("Ratios", {"matched/clean": Ratio | None, "unmatched/clean": Ratio | None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results(Record):
+    """The numbers of a run, from all its answers. A cell without pictures is null.
+
+    `clean`, `matched`, `unmatched`, `permuted` and `noise` are over the bank's classes, so that they divide.
+    """
+
+    clean: Accuracy | None
+    """Pictures without an occluder."""
+    matched: Accuracy | None
+    """Each occluder on pictures of its own class."""
+    unmatched: Accuracy | None
+    """Each occluder on pictures of the bank's other classes."""
+    clean_other: Accuracy | None
+    """Pictures of classes beyond the bank, without an occluder."""
+    unmatched_other: Accuracy | None
+    """Every occluder on pictures of classes beyond the bank."""
+    permuted: Accuracy | None
+    """Control: each class under the occluder of another, by one seeded permutation."""
+    noise: Accuracy | None
+    """Control: every class under one seeded row of random signs on the ball's surface."""
+    ratios: Ratios
+    """`matched/clean` and `unmatched/clean`."""
+    fooling_rate: Rate | None
+    """Of the pictures that are right when clean, the share that is wrong under its class's occluder."""
+    largest_wrong_label_share: LabelShare | None
+    """How alike the wrong matched answers are."""
+    classes: tuple[ClassRow, ...]
+    """Classes of the bank that have pictures, in row order."""
+
+
+PENDING: Final = Results(
+    clean=None,
+    matched=None,
+    unmatched=None,
+    clean_other=None,
+    unmatched_other=None,
+    permuted=None,
+    noise=None,
+    ratios={"matched/clean": None, "unmatched/clean": None},
+    fooling_rate=None,
+    largest_wrong_label_share=None,
+    classes=(),
+)
+"""Results of a run that is not complete."""

@@ -1,0 +1,157 @@
+"""Rows of the tables: RUNs of one bank joined over their splits, and the numbers read from their summaries."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, Final
+
+from ...export.errors import InputError
+from ..evaluation.results import Accuracy, LabelShare, Rate, Ratio
+from ..evaluation.summary import Summary
+from .runs import RunFolder
+
+DASH: Final = "–"
+SPLITS: Final = ("train", "val")
+_ROW_KEY: Final = ("model", "weights_hash", "bank_hash", "epsilon", "norm", "precision", "engine")
+_TELLS_APART: Final = ("weights_hash", "engine", "precision", "bank_hash")
+
+Cell = Accuracy | Ratio | Rate | LabelShare
+Measure = Callable[[Summary], Cell | None]
+"""Picks a number out of a summary; None where it rests on no picture."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A rate in 0 … 1 (a ratio in 0 … ∞), how many pictures it rests on, and its two 95% intervals."""
+
+    value: float
+    pictures: int | None = None
+    ci95_pictures: tuple[float, float] | None = None
+    ci95_classes: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, cell: Cell) -> Estimate:
+        """Read a cell of a summary."""
+        match cell:
+            case Accuracy():
+                return cls(cell.accuracy, cell.pictures, cell.ci95_pictures, cell.ci95_classes)
+            case Rate():
+                return cls(cell.value, cell.pictures, cell.ci95_pictures, cell.ci95_classes)
+            case Ratio():
+                return cls(cell.value, None, cell.ci95_pictures, cell.ci95_classes)
+            case LabelShare():
+                return cls(cell.value)
+
+    @property
+    def text(self) -> str:
+        """Four decimals, as the source prints."""
+        return f"{self.value:.4f}"
+
+    @property
+    def interval(self) -> str:
+        """Interval over classes in brackets, empty where there is none."""
+        return "[{:.3f}, {:.3f}]".format(*self.ci95_classes) if self.ci95_classes else ""
+
+    def columns(self) -> dict[str, float | int | None]:
+        """Return the CSV's columns of this number by suffix, with every digit."""
+        pictures, classes = self.ci95_pictures or (None, None), self.ci95_classes or (None, None)
+        return {
+            "": self.value,
+            "_pictures": self.pictures,
+            **{f"_ci95_pictures_{end}": bound for end, bound in zip(("low", "high"), pictures, strict=True)},
+            **{f"_ci95_classes_{end}": bound for end, bound in zip(("low", "high"), classes, strict=True)},
+        }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model, weights, bank, norm, precision and engine, with its RUNs by split ("train", "val"; at least one)."""
+
+    label: str
+    slug: str
+    runs: Mapping[str, RunFolder]
+
+    @property
+    def facts(self) -> Summary:
+        """A summary whose key fields hold for every RUN of the row; the val RUN's where there is one."""
+        return self.preferred.summary
+
+    @property
+    def preferred(self) -> RunFolder:
+        """The val RUN, else the train RUN."""
+        return self.runs.get("val") or self.runs["train"]
+
+    @property
+    def epsilon(self) -> str:
+        """The occluders' bound as shown, pixel units; the norm is named where it is not the l∞ of the source."""
+        norm = self.facts.norm
+        return f"{self.facts.epsilon:g}" + ("" if norm == "linf" else f" ({norm})")
+
+    def estimate(self, split: str, measure: Measure) -> Estimate | None:
+        """Return a number of the split's summary; None where there is no such RUN or no picture for it."""
+        run = self.runs.get(split)
+        cell = measure(run.summary) if run else None
+        return Estimate.of(cell) if cell else None
+
+    def covers(self, split: str) -> str:
+        """Describe the pictures of the split, counted by what they were used for before."""
+        names = {"fitted": "fitted", "held_out": "held out", "unseen": "unseen"}
+        counts = self.fit(split)
+        used = [f"{counts[f'{split}_{key}']} {name}" for key, name in names.items() if counts.get(f"{split}_{key}")]
+        return ", ".join(used) or DASH
+
+    def fit(self, split: str) -> dict[str, int]:
+        """Return counts of pictures under `train_fitted` and the like; empty where there is no such RUN."""
+        run = self.runs.get(split)
+        return {f"{split}_{key}": count for key, count in vars(run.summary.fit).items()} if run else {}
+
+
+def join(runs: Sequence[RunFolder]) -> tuple[Row, ...]:
+    """Put the RUNs of one bank under one engine and precision into one row; models in the order given, then by ε.
+
+    Raises
+    ------
+    InputError
+        Two RUNs for the same row and split.
+    """
+    groups: dict[tuple[Any, ...], dict[str, RunFolder]] = {}
+    for run in runs:
+        row = groups.setdefault(attrgetter(*_ROW_KEY)(run.summary), {})
+        other = row.setdefault(run.summary.split, run)
+        if other is not run:
+            raise InputError(
+                f"{other.directory} and {run.directory}: both hold the {run.summary.split} split of one model, "
+                "bank, engine and precision; give one of them"
+            )
+    rows = [Row(next(iter(row.values())).summary.model, "", row) for row in groups.values()]
+    models = list(dict.fromkeys(row.label for row in rows))
+    rows.sort(key=lambda row: (models.index(row.label), row.facts.norm, row.facts.epsilon))
+    return _named(rows)
+
+
+def _named(rows: list[Row]) -> tuple[Row, ...]:
+    """Label rows that would read the same by what tells them apart, and give every row a file name of its own."""
+    named: list[Row] = []
+    taken: Counter[str] = Counter()
+    for row in rows:
+        alike = [other for other in rows if (other.label, other.epsilon) == (row.label, row.epsilon)]
+        differ = [key for key in _TELLS_APART if len({getattr(other.facts, key) for other in alike}) > 1]
+        extra = " ".join(_short(key, getattr(row.facts, key)) for key in differ)
+        label = f"{row.label} ({extra})" if extra else row.label
+        slug = re.sub(r"[^A-Za-z0-9._]+", "-", f"{label}-eps{row.epsilon}").strip("-")
+        taken[slug] += 1
+        named.append(Row(label, slug if taken[slug] == 1 else f"{slug}-{taken[slug]}", row.runs))
+    return tuple(named)
+
+
+def _short(key: str, value: str) -> str:
+    return f"{key.removesuffix('_hash')} {short_hash(value)}" if key.endswith("_hash") else value
+
+
+def short_hash(value: str) -> str:
+    """Return the first eight digits of `sha256:…`."""
+    return value.rpartition(":")[2][:8]

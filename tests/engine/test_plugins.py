@@ -1,0 +1,156 @@
+"""A package of its own adds an engine, a loader and an objective through entry points alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from gfo.export.bank import OccluderBank
+
+MODULE = '''
+"""A third party's engine, loader and objective."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from gfo.engine.data.pillow import PillowSource
+from gfo.engine.data.source import Pictures
+from gfo.engine.engines.base import Engine
+from gfo.engine.training.objectives.base import Objective
+from gfo.export.occluded import OccludedClassifier
+
+
+class PlainEngine(Engine):
+    @dataclass(frozen=True)
+    class Options:
+        offset: float = field(default=0.0, metadata={"help": "added to every logit"})
+
+    name = "plain"
+    devices = ("cpu",)
+    device = "cpu"
+    impl = "reference"
+
+    @classmethod
+    def precisions(cls, device="auto"):
+        return ("fp32",)
+
+    def open(self):
+        self._model = OccludedClassifier(self.subject, self.precision, impl="reference")
+
+    def _load_bank(self, occluders):
+        self._bank = occluders
+
+    @torch.inference_mode()
+    def _infer(self, images, image_index, occluder_index):
+        return self._model(images, image_index, occluder_index, self._bank) + self.options.offset
+
+    def bare(self, batch):
+        return {}
+
+    def close(self):
+        del self._model
+
+
+class MirroredSource(PillowSource):
+    name = "mirrored"
+    rank = {}
+
+    def read(self, lists):
+        for images, quarantined in super().read(lists):
+            yield Pictures(images.flip(2).contiguous(), quarantined)
+
+
+class Negated(Objective):
+    @dataclass(frozen=True)
+    class Options:
+        weight: float = 1.0
+
+    name = "negated"
+
+    def __init__(self, options):
+        self._weight = options.weight
+
+    def header(self):
+        return {"loss": "label-logit", "weight": self._weight}
+
+    def loss(self, logits, labels, *, impl):
+        return self._weight * logits.gather(1, labels[:, None])[:, 0]
+'''
+ENTRY_POINTS = """
+[gfo.engines]
+plain = gfo_extra:PlainEngine
+broken = gfo_extra:NoSuchEngine
+
+[gfo.loaders]
+mirrored = gfo_extra:MirroredSource
+
+[gfo.objectives]
+negated = gfo_extra:Negated
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of installed packages that holds `gfo-extra`."""
+    site = tmp_path_factory.mktemp("site")
+    facts = site / "gfo_extra-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: gfo-extra\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text(ENTRY_POINTS)
+    (site / "gfo_extra.py").write_text(MODULE)
+    return site
+
+
+def run(site: Path, command: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a console script in a process that finds the package."""
+    path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+    code = f"import sys; from gfo.engine.commands.{command} import main; sys.argv[0] = 'gfo'; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": path, "COLUMNS": "200"},
+    )
+
+
+def test_a_package_adds_an_engine_a_loader_and_an_objective(
+    site: Path, tiny_data: Path, tmp_path: Path, tiny_bank: Path
+) -> None:
+    shared = ("--model", "python:gfo_tiny:network", "--data", tiny_data)
+    bank = tmp_path / "bank.safetensors"
+    how = ("--objective", "negated", "--objective-option", "weight=2", "--loader", "mirrored", "--precision", "fp32")
+    ended = run(site, "train", *shared, *how, "--epsilon", 8, "--epochs", 1, "--batch-size", 6, "--out", bank)
+    assert ended.returncode == 0, ended.stderr
+    objective = OccluderBank.load(bank).header.objective
+    assert (objective["loss"], objective["weight"], objective["loader"]) == ("label-logit", 2.0, "mirrored")
+
+    words = (*shared, "--occluders", tiny_bank, "--split", "val")
+    for name, options in (("torch", ()), ("plain", ("--engine-option", "offset=5"))):
+        ended = run(site, "evaluate", *words, "--engine", name, *options, "--out", tmp_path / name)
+        assert ended.returncode == 0, ended.stderr
+    assert json.loads((tmp_path / "plain" / "summary.json").read_text())["engine"] == "plain"
+    answers = [
+        np.asarray(zarr.open_array(tmp_path / name / "predictions.zarr" / "prediction")) for name in ("torch", "plain")
+    ]
+    assert np.array_equal(answers[0], answers[1])
+
+
+def test_names_and_mistakes_of_such_a_package(site: Path, tiny_data: Path, tmp_path: Path, tiny_bank: Path) -> None:
+    listed = run(site, "evaluate", "--help").stdout
+    assert "auto, torch, onnxruntime, openvino, trt, plain or broken" in listed
+    assert "auto, dali, pillow or mirrored" in listed
+    words = ("--model", "python:gfo_tiny:network", "--data", tiny_data, "--occluders", tiny_bank, "--split", "val")
+    ended = run(site, "evaluate", *words, "--engine", "broken", "--out", tmp_path / "run")
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "cannot load its entry point gfo_extra:NoSuchEngine" in ended.stderr
