@@ -6,16 +6,16 @@ import contextlib
 import inspect
 import json
 import math
-import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
 
 import typer
 
 from ...engine import terminal
+from ...engine.commands import options
 from ...export.errors import InputError
 from ..rows import BenchRow, Facts, document
 from ..table import print_environment, print_rows
@@ -51,6 +51,9 @@ class Measured(Generic[R]):
 @dataclass(frozen=True, kw_only=True)
 class Suite(ABC, Generic[R]):
     """A benchmark whose fields are the options of its command, and whose docstring is the command's help."""
+
+    panel: ClassVar[str] = MEASUREMENT
+    """Heading of the options that name none."""
 
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File for the last line of the output.", rich_help_panel=OUTPUT)
@@ -164,17 +167,13 @@ def print_lines(lines: Iterable[str], console: Console) -> None:
 
 def parameters(suite: type[Suite[Any]]) -> list[inspect.Parameter]:
     """Return the options of a suite as a function's parameters, heading by heading."""
-    hints = typing.get_type_hints(suite, include_extras=True)
-    kind = inspect.Parameter.KEYWORD_ONLY
-    found = [
-        inspect.Parameter(one.name, kind, default=one.default, annotation=hints[one.name]) for one in fields(suite)
-    ]
-    return sorted(found, key=_heading)
+    return sorted(options.options_of(suite), key=_heading)
 
 
 def _heading(parameter: inspect.Parameter) -> int:
     (option,) = parameter.annotation.__metadata__
-    return HEADINGS.index(option.rich_help_panel) if option.rich_help_panel in HEADINGS else 0
+    heading = option.rich_help_panel
+    return HEADINGS.index(heading) if heading in HEADINGS else len(HEADINGS)
 
 
 def command(suite: type[Suite[Any]]) -> Callable[..., None]:

@@ -7,23 +7,21 @@ from typing import Annotated
 
 import typer
 
-from ...engine.commands import options
 from ...engine.data import LOADERS
 from ..rows import DECODED_CACHE, BenchRow, Facts
 from .base import DATA, Measured, TimedSuite
-from .options import ImageOptions, ModelOptions, names
+from .options import DeviceOptions, ImageOptions, ModelOptions, names
 
 _NAMES = (*LOADERS.names, DECODED_CACHE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaders(TimedSuite, ModelOptions, ImageOptions):
+class Loaders(TimedSuite, ModelOptions, ImageOptions, DeviceOptions):
     """Time loaders whose pictures are torchvision's, on one core and on all. A table, then one line of JSON."""
 
     loader: Annotated[
         str, typer.Option(help=f"Some of {', '.join(_NAMES)}, separated by commas.", rich_help_panel=DATA)
     ] = ",".join(_NAMES)
-    device: options.Device = "auto"
 
     def measure(self) -> Measured[BenchRow[Facts]]:
         """Measure every loader beside Pillow."""

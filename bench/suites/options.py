@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 class ModelOptions:
     """Options that name a network."""
 
+    panel: ClassVar[str] = MODEL
+
     model: options.Model = "torchvision/resnet50"
     weights: options.Weights = "random"
     input_size: options.InputSize = None
     seed: Annotated[
         int,
-        typer.Option(min=0, max=2**63 - 1, help="Seed of random weights and random occluders.", rich_help_panel=MODEL),
+        typer.Option(min=0, max=2**63 - 1, help="Seed of random weights and random occluders."),
     ] = 0
 
     @property
@@ -53,7 +55,9 @@ class ModelOptions:
 class ImageOptions:
     """Options that name pictures."""
 
-    images: Annotated[str, typer.Option(help="A folder of pictures, or synthetic.", rich_help_panel=DATA)] = "synthetic"
+    panel: ClassVar[str] = DATA
+
+    images: Annotated[str, typer.Option(help="A folder of pictures, or synthetic.")] = "synthetic"
 
     def data(self, folder: Path) -> str:
         """Return the name of the pictures for the rows."""
@@ -61,13 +65,19 @@ class ImageOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecisionOptions:
+class DeviceOptions:
+    """The option that says where."""
+
+    panel: ClassVar[str] = ENGINE
+
+    device: options.Device = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionOptions(DeviceOptions):
     """Options that say at what precisions, and where."""
 
-    precision: Annotated[
-        str, typer.Option(help="fp32, bf16, fp16, or several separated by commas.", rich_help_panel=ENGINE)
-    ] = "fp32"
-    device: options.Device = "auto"
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, or several separated by commas.")] = "fp32"
 
     @property
     def precisions(self) -> list[str]:
@@ -85,17 +95,16 @@ class EngineOptions(PrecisionOptions):
         str,
         typer.Option(
             help=f"auto (as gfo-eval chooses), all, or some of {', '.join(ENGINES.names)}, separated by commas.",
-            rich_help_panel=ENGINE,
         ),
     ] = "auto"
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Pairs in a pass through the network; measured if not given.", rich_help_panel=ENGINE),
+        typer.Option(min=1, help="Pairs in a pass through the network; measured if not given."),
     ] = None
 
     engine_option: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="An option of the engine; repeatable.", rich_help_panel=ENGINE),
+        typer.Option(metavar="KEY=VALUE", help="An option of the engine; repeatable."),
     ] = None
 
     def choices(self) -> list[EngineChoice]:

@@ -156,7 +156,7 @@ def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., N
         parameters: list[inspect.Parameter] = []
         for name, parameter in inspect.signature(function).parameters.items():
             if name in groups:
-                parameters += _options_of(groups[name])
+                parameters += options_of(groups[name])
             else:
                 parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
 
@@ -174,13 +174,18 @@ def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., N
     return register
 
 
-def _options_of(group: type[Any]) -> list[inspect.Parameter]:
-    """Return the fields of a group as keyword parameters, under the group's heading."""
-    hints, parameters = get_type_hints(group, include_extras=True), list[inspect.Parameter]()
-    for field in dataclasses.fields(group):
+def options_of(options: type[Any]) -> list[inspect.Parameter]:
+    """Return the fields of a dataclass as keyword parameters that typer reads.
+
+    A field without a heading of its own is under the `panel` of the class that defines it.
+    """
+    hints, parameters = get_type_hints(options, include_extras=True), list[inspect.Parameter]()
+    for field in dataclasses.fields(options):
         kind, *metadata = (hints[field.name].__origin__, *hints[field.name].__metadata__)
         info = copy.copy(metadata[0])
-        info.rich_help_panel = group.panel
+        if info.rich_help_panel is None:
+            owner = next(one for one in options.__mro__ if field.name in inspect.get_annotations(one))
+            info.rich_help_panel = owner.panel
         default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
         parameters.append(
             inspect.Parameter(

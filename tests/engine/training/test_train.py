@@ -39,7 +39,7 @@ CONFIG = TrainConfig(
     objective_options={"kappa": KAPPA},
     precision="fp32",
 )
-BOTH_OPTIMIZERS = pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+EVERY_OPTIMIZER = pytest.mark.parametrize("optimizer", OPTIMIZERS.names)
 
 
 def network() -> nn.Module:
@@ -122,7 +122,7 @@ def assert_trained_alike(one: Tensor, other: Tensor, optimizer: str) -> None:
     assert torch.isclose(one, other, rtol=0, atol=tolerance).double().mean() > share
 
 
-@BOTH_OPTIMIZERS
+@EVERY_OPTIMIZER
 def test_equals_the_plain_loop(optimizer: str, classifier: FrozenClassifier, pictures: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, optimizer=optimizer)
     bank = train(classifier, DataSpec(pictures, classes="ant,bee"), tmp_path / "bank.safetensors", config)
@@ -189,7 +189,7 @@ def stop_after(steps: int, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(optimizer, "step", counted(optimizer.step))
 
 
-@BOTH_OPTIMIZERS
+@EVERY_OPTIMIZER
 @pytest.mark.parametrize("steps", [1, 5, 6, 7, 10])
 def test_a_stopped_run_resumes_to_the_same_bytes(
     classifier: FrozenClassifier,
@@ -364,7 +364,7 @@ def test_classes_in_work_are_all_that_is_in_memory(
     assert sizes == [["ant", "bee"], ["cat"]]
 
 
-@BOTH_OPTIMIZERS
+@EVERY_OPTIMIZER
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_references_and_kernels_train_the_same_occluders(
     norm: str, optimizer: str, classifier: FrozenClassifier, pictures: Path, tmp_path: Path
