@@ -6,6 +6,7 @@ the same keys in the same order, null where it lacks them.
 
 from __future__ import annotations
 
+import inspect
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
@@ -13,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar
 
+from ..export.records import ATTRIBUTES, read_record
 from .environment import commit, environment
 
 SCHEMA: Final = 1
@@ -20,7 +22,17 @@ SCHEMA: Final = 1
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median rate over the median rate of `to`, with a 95% interval; above 1 is faster."""
+    """A ratio of median rates; above 1 is faster.
+
+    Attributes
+    ----------
+    to
+        Name of the row that it is relative to.
+    median
+        Median rate over that row's.
+    low, high
+        The 95% interval of the ratio.
+    """
 
     to: str
     median: float
@@ -188,7 +200,9 @@ def flat_record() -> type[Any]:
         kinds |= {name: kind | None for name, kind in typing.get_type_hints(facts).items()}
     defaults = {one.name: one.default for one in fields(BenchRow)}
     columns = [(key, kinds[key], field(default=defaults.get(key))) for key in KEYS]
-    return make_dataclass("BenchRow", columns, frozen=True, kw_only=True)
+    described = [inspect.getdoc(facts) or "" for facts in dict.fromkeys(FACTS.values())]
+    text = "\n".join([inspect.getdoc(BenchRow) or "", *(one.partition(ATTRIBUTES)[2] for one in described)])
+    return make_dataclass("BenchRow", columns, namespace={"__doc__": text}, frozen=True, kw_only=True)
 
 
 # ---- the document
@@ -247,8 +261,6 @@ def read_rows(kind: type[R], path: Path) -> list[R]:
 
 
 def _read(kind: type[Any], path: Path) -> Any:
-    from ..export.records import read_record
-
     return read_record(kind, path.read_text(), path, "measure again")
 
 

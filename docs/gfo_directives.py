@@ -98,25 +98,10 @@ class RecordFields(SphinxDirective):
         for title, record in [("", schema), *schema.get("$defs", {}).items()]:
             if title:
                 made.append(nodes.rubric(text=title))
-            known = _attributes(record.get("description", ""))
             fields = record.get("properties", {}).items()
-            entries = [
-                ([name], f"{_type(field)}. {field.get('description') or known.get(name, '')}") for name, field in fields
-            ]
+            entries = [([name], f"{_type(field)}. {field.get('description', '')}") for name, field in fields]
             made.append(_listed(entries))
         return made
-
-
-def _attributes(docstring: str) -> dict[str, str]:
-    """Return what the section `Attributes` of a numpy docstring says of each name."""
-    found: dict[str, str] = {}
-    names: list[str] = []
-    for line in docstring.partition("Attributes\n----------\n")[2].splitlines():
-        if line and not line.startswith(" "):
-            names = line.split(", ")
-        else:
-            found |= {name: f"{found.get(name, '')} {line.strip()}".strip() for name in names}
-    return found
 
 
 def _type(field: dict[str, Any]) -> str:

@@ -35,14 +35,34 @@ _CHUNK = 1 << 20
 
 
 class FileFacts(TypedDict):
-    """SHA-256, as hexadecimal digits, and size of a file."""
+    """What identifies a file.
+
+    Attributes
+    ----------
+    sha256
+        SHA-256 of the contents, as hexadecimal digits.
+    bytes
+        Size.
+    """
 
     sha256: str
     bytes: int
 
 
 class Parity(TypedDict):
-    """Verdict of the comparison with PyTorch, and of every engine's; see `engine.parity`."""
+    """Verdict of the comparison with PyTorch; see `engine.parity`.
+
+    Attributes
+    ----------
+    status
+        Whether the artefact may be used: every engine that ran passed, one failed, or none was run.
+    reason
+        The reason for a status other than `passed`.
+    pictures
+        The pictures that were compared.
+    engines
+        Verdict of each engine.
+    """
 
     status: Literal["passed", "failed", "not run"]
     reason: str

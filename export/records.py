@@ -19,6 +19,9 @@ T = TypeVar("T")
 STRICT: Final[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 """The `__pydantic_config__` of records that take no unknown keys, no NaN and no infinity; pydantic is not imported."""
 
+ATTRIBUTES: Final = "Attributes\n----------\n"
+"""Head of the section of a numpy docstring that describes fields."""
+
 _LONGEST = 200  # characters of a message with a value from the file
 
 
@@ -73,10 +76,28 @@ def _first(errors: Sequence[Any]) -> str:
 
 
 def schema(kind: type[Any]) -> dict[str, Any]:
-    """Return the JSON schema of a record, as `docs/schemas` publishes it."""
+    """Return the JSON schema of a record, as `docs/schemas` publishes it; docstrings describe its fields."""
     found = _adapter(kind).json_schema()
     for base in filter(is_dataclass, kind.__mro__[1:]):  # pydantic takes docstrings from the class itself only
         for name, field in _adapter(base).json_schema()["properties"].items():
             if "description" in field:
                 found["properties"][name].setdefault("description", field["description"])
+    for record in (found, *found.get("$defs", {}).values()):
+        summary, _, section = record.get("description", "").partition(ATTRIBUTES)
+        if section:
+            record["description"] = summary.strip()
+            for name, text in _attributes(section).items():
+                record["properties"].get(name, {}).setdefault("description", text)
+    return found
+
+
+def _attributes(section: str) -> dict[str, str]:
+    """Return what the section `Attributes` of a numpy docstring says of each name."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in section.splitlines():
+        if line and not line.startswith(" "):
+            names = line.split(", ")
+        else:
+            found |= {name: f"{found.get(name, '')} {line.strip()}".strip() for name in names}
     return found
