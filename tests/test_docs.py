@@ -137,3 +137,11 @@ def test_a_wrong_option_is_noticed(line: str) -> None:
     name, parser, rest = console_command(line.split())
     known = {spelling for p in parser.params if not p.hidden for spelling in p.opts}
     assert not {word for word in rest if word.startswith("--")} <= known, name
+
+
+@pytest.mark.parametrize("floor", ["kernels", "export", "engine", "bench"])
+def test_the_design_names_every_room(floor: str) -> None:
+    text = (ROOT / "docs" / "explanation" / "design.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)/?`", text[text.index(f"**{floor}/**") :].split("\n\n**")[0]))
+    rooms = {path.stem for path in (ROOT / floor).iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert {room for room in rooms if room != "__init__"} <= named

@@ -1,7 +1,7 @@
 """Choosing an engine, and opening the chosen one.
 
-`choose_engine` decides and says why; `open_engine` is the only way to an open engine, as a context manager, so that
-nothing stays open when a later step fails.
+`choose_engine` decides and says why; `open_engine` opens what was chosen for a `with` block, so that nothing stays open
+when a later step fails.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def open_engine(choice: EngineChoice, subject: Subject) -> Iterator[Engine]:
             except (EngineUnavailable, InputError) as error:
                 if not chosen.alternatives:
                     raise
-                refusals[candidate.name] = error
+                # Not the error itself: its traceback would keep the engine's memory while another one runs.
+                refusals[candidate.name] = type(error)(str(error))
             else:
                 engine.reason = f"{candidate.reason}{_listed(refusals, '; not ')}"
                 break

@@ -17,8 +17,8 @@ from ...export.artefact import Artefact
 from ...export.cache import cache_dir, key
 from ...export.classifier import FrozenClassifier
 from ...export.files import atomic_folder, atomic_path
+from ...export.formats import FORMATS
 from ...export.manifest import file_facts
-from ...export.onnx_check import check_graph
 from ...export.onnx_graph import (
     GRAPH_VERSION,
     OPSETS,
@@ -97,13 +97,12 @@ def occluded_file(
     gather
         See `occluded_graph`; an artefact has its own.
     sizes
-        S, C and the rows of the embedded bank, as `check_graph` takes them.
+        S, C and the rows of the embedded bank, as `Format.check` takes them.
     scratch
         Folder for a graph that is not kept.
     """
     if isinstance(subject, Artefact):
-        if subject.format == "onnx":
-            check_graph(subject.path, *sizes, subject.manifest.files)
+        FORMATS[subject.format]().check(subject.path, sizes, subject.manifest.files)
         return Graph(subject.path, cache_dir() / "artefacts" / subject.key)
     assert isinstance(subject, FrozenClassifier)
 

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ...export.cache import cache_dir
 from ...export.classifier import DTYPES
 from ...export.errors import EngineUnavailable, InputError
 from ...export.onnx_graph import (
@@ -24,10 +23,9 @@ from ...export.onnx_graph import (
 )
 from ...export.optional import optional
 from ...export.subject import Subject
-from ...kernels.impl import choose_impl
-from ..devices import device_name, resolve_device
+from ..devices import checked_impl, device_name, resolve_device
 from .base import Engine
-from .graphs import bare_file, occluded_file
+from .graphs import Graph, bare_file, occluded_file
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 # Its CPU provider has no half-precision convolutions: it would put casts around float32 ones and call that fp16.
@@ -73,7 +71,7 @@ class OnnxRuntimeEngine(Engine):
             listed = ", ".join(_PRECISIONS[self._provider])
             raise InputError(f"--precision {precision}: engine onnxruntime has {listed} through {self._provider}")
         self.device = device_name(self.torch_device)
-        self.impl, _ = choose_impl("auto", self.torch_device)
+        self.impl, _ = checked_impl("auto", self.torch_device)
         self.variant = self._provider
         self.how = f"provider {self._provider}"
 
@@ -93,12 +91,13 @@ class OnnxRuntimeEngine(Engine):
         self._bank: Any = None
         self._bare: dict[str, Any] = {}
 
-    def _graph(self, scratch: Path) -> Path:
+    def _graph(self, scratch: Path) -> Graph:
         gather: Gather = "float32" if self._provider == "tensorrt" else "uint8"
-        return occluded_file(self.subject, self.precision, gather, self._sizes(), scratch).path
+        return occluded_file(self.subject, self.precision, gather, self._sizes(), scratch)
 
-    def _open_session(self, path: Path) -> Any:
-        ort = _onnxruntime()
+    def _open_session(self, graph: Graph) -> Any:
+        ort, path = _onnxruntime(), graph.path
+        given = provider_options(self._provider, self.precision, self.torch_device, graph)
         options = ort.SessionOptions()
         # Spinning threads would take the cores from decoding, scoring and PyTorch.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -106,7 +105,7 @@ class OnnxRuntimeEngine(Engine):
         # Without these a GPU provider that fails only warns, and the CPU does the work.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "0" if self._provider == "cpu" else "1")
         try:
-            session = ort.InferenceSession(path, options, providers=[(PROVIDERS[self._provider], self._options())])
+            session = ort.InferenceSession(path, options, providers=[(PROVIDERS[self._provider], given)])
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if self.subject.format is not None and self._provider == "cpu":
@@ -119,17 +118,6 @@ class OnnxRuntimeEngine(Engine):
             )
         session.disable_fallback()
         return session
-
-    def _options(self) -> dict[str, Any]:
-        if self._provider == "cpu":
-            return {}
-        options: dict[str, Any] = {"device_id": self.torch_device.index or 0}
-        if self._provider == "cuda":
-            return options | {"use_tf32": int(self.precision != "fp32"), "prefer_nhwc": 1}
-        # The provider's own fp16 switch stays off: the graph has its types, and the switch would drop strong typing.
-        kept = str(cache_dir() / "onnxruntime-tensorrt")
-        cached = {"trt_engine_cache_enable": 1, "trt_engine_cache_path": kept}
-        return options | cached | {"trt_timing_cache_enable": 1, "trt_timing_cache_path": kept}
 
     def _load_bank(self, occluders: Tensor) -> None:
         self._bank = with_clean_row(occluders).to(self.torch_device)  # bound memory must stay alive
@@ -161,7 +149,7 @@ class OnnxRuntimeEngine(Engine):
     def _bare_call(self, layout: str, noise: Tensor) -> Callable[[], object]:
         if layout not in self._bare:
             graph = bare_file(self._classifier(), self.precision, layout, Path(self._scratch.name))
-            self._bare[layout] = self._open_session(graph.path)
+            self._bare[layout] = self._open_session(graph)
         session, pictures = self._bare[layout], noise.to(self.torch_device)
         logits = torch.empty(len(noise), self.subject.num_classes, device=self.torch_device, dtype=noise.dtype)
         binding, place = session.io_binding(), (self.torch_device.type, self.torch_device.index or 0)
@@ -193,6 +181,22 @@ def _numpy_type(tensor: Tensor) -> Any:
     import numpy as np
 
     return {torch.uint8: np.uint8, torch.int64: np.int64, torch.float32: np.float32}[tensor.dtype]
+
+
+def provider_options(provider: str, precision: str, device: torch.device, graph: Graph) -> dict[str, Any]:
+    """Return what an execution provider is given for a graph."""
+    if provider == "cpu":
+        return {}
+    options: dict[str, Any] = {"device_id": device.index or 0}
+    if provider == "cuda":
+        return options | {"use_tf32": int(precision != "fp32"), "prefer_nhwc": 1}
+    # The provider's own fp16 switch stays off: the graph has its types, and the switch would drop strong typing.
+    if graph.compiled is None:
+        return options
+    # It names what it keeps by the graph's file name and structure, not by its weights: each graph has a folder.
+    kept = str(graph.compiled / "onnxruntime-tensorrt")
+    cached = {"trt_engine_cache_enable": 1, "trt_engine_cache_path": kept}
+    return options | cached | {"trt_timing_cache_enable": 1, "trt_timing_cache_path": kept}
 
 
 def _resolve(provider: str, device: str) -> tuple[str, torch.device]:

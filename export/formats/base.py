@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -136,6 +136,21 @@ class Format(ABC):
             The format's library does not take the graph.
         EngineUnavailable
             The library is not installed, or cannot build here.
+        """
+
+    def check(  # noqa: B027 (not abstract: the libraries of other formats refuse a damaged file themselves)
+        self, path: Path, sizes: tuple[int, int, int | None], files: Collection[str]
+    ) -> None:
+        """Raise `InputError` unless a file of the format is safe to open; called before a native library opens it.
+
+        Parameters
+        ----------
+        path
+            The file that engines open.
+        sizes
+            S, C and K + 1 of the bank inside, None where it is an input.
+        files
+            Names of the artefact's files: those that it may read.
         """
 
 

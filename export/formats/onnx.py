@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -27,3 +28,9 @@ class Onnx(Format):
         from ..onnx_graph import save_graph
 
         return Written(save_graph(graph, folder / ONNX_FILE))
+
+    def check(self, path: Path, sizes: tuple[int, int, int | None], files: Collection[str]) -> None:
+        """See `Format.check`."""
+        from ..onnx_check import check_graph
+
+        check_graph(path, *sizes, files)
