@@ -11,12 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..engine.data import LOADERS
 from ..engine.engines import ENGINES
 from ..engine.engines.base import Engine
 from ..engine.engines.choice import EngineChoice, open_engine
 from ..engine.parity.gates import judge_largest_error
+from ..engine.training.objectives import OBJECTIVES
+from ..engine.training.optimizers import OPTIMIZERS
 from ..export.classifier import FrozenClassifier
 from ..export.errors import EngineUnavailable, InputError
+from ..export.formats import FORMATS
+from ..export.models import FAMILIES
 from ..export.models.digits_networks import digits_vgg
 from ..export.models.digits_recipe import (
     DIGITS_INPUT_SIZE,
@@ -26,8 +31,10 @@ from ..export.models.digits_recipe import (
     DIGITS_STD,
 )
 from ..export.occluded import OccludedClassifier
-from ..export.options import described_options
+from ..export.options import defaults
 from ..export.preprocessing import Preprocessing
+from ..export.registry import Table
+from .suites import SUITES
 
 _PICTURES, _OCCLUDERS, _EPSILON = 16, 4, 32.0
 _TIMED_PASSES = 5
@@ -91,12 +98,15 @@ class _Pairs:
 
 
 def engine_states() -> list[EngineState]:
-    """Return every engine on every kind of device that it runs on."""
-    return [_state(engine, device) for engine in ENGINES.classes() for device in engine.devices]
+    """Return every engine on every kind of device that it runs on; one that cannot be imported has no device."""
+    return [
+        *(_state(engine, device) for engine in ENGINES.classes() for device in engine.devices),
+        *(EngineState(name, "–", (), available=False, reason=why) for name, why in ENGINES.broken().items()),
+    ]
 
 
 def _state(engine: type[Engine], device: str) -> EngineState:
-    options = {name: default for name, default, _ in described_options(engine.Options)}
+    options = defaults(engine.Options)
     try:
         precisions = engine.precisions(device)
     except EngineUnavailable as error:
@@ -128,7 +138,13 @@ def notes(packages: Mapping[str, str | None]) -> list[str]:
         found.append(
             "tensorrt-rtx builds for compute capability 7.5, 8.0, 8.6, 8.9 and 12.x; for 9.0 (H100) use tensorrt."
         )
-    return found
+    return [*found, *_broken()]
+
+
+def _broken() -> list[str]:
+    """Return why entry points of other packages cannot be used; those of engines are rows of their own."""
+    others: tuple[Table[Any], ...] = (LOADERS, OBJECTIVES, OPTIMIZERS, FORMATS, FAMILIES, SUITES)
+    return [f"{why}." for table in others for why in table.broken().values()]
 
 
 def self_test() -> Iterator[Check]:
@@ -227,12 +243,18 @@ def _own_logits(classifier: FrozenClassifier, precision: str, pairs: _Pairs) -> 
     return reference(pairs.images, pairs.image_index, pairs.occluder_index, pairs.bank)
 
 
+def objective_options() -> dict[str, dict[str, Any]]:
+    """Return the defaults of the options that `--objective-option` sets, by objective."""
+    return {name: defaults(found.Options) for name, found in OBJECTIVES.by_name().items()}
+
+
 def as_json(environment: Mapping[str, Any], states: list[EngineState], checks: list[Check] | None) -> dict[str, Any]:
     """Return everything as plain JSON types; `selftest` is None where it did not run."""
     return {
         "schema": 1,
         "environment": dict(environment),
         "engines": [asdict(state) for state in states],
+        "objectives": objective_options(),
         "notes": notes(environment["packages"]),
         "selftest": None if checks is None else [asdict(check) for check in checks],
     }

@@ -7,10 +7,10 @@ the same keys in the same order, null where it lacks them.
 from __future__ import annotations
 
 import inspect
+import itertools
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar
 
@@ -169,20 +169,23 @@ class BenchRow(Generic[F_co]):
     facts: F_co
 
 
-FACTS: Final[Mapping[str, type[Facts]]] = {
-    **dict.fromkeys(("bare", "pairs", "end-to-end", "baseline"), PairsFacts),
-    "loader": LoaderFacts,
-    "kernel": KernelFacts,
-}
-"""The facts of a stage's rows; a stage that is not listed has none."""
-
 KEYS: Final = (
     *("stage", "engine", "precision", "model", "weights", "pictures", "occluders"),
     *("unit", "p20", "p50", "p80", "ratio", "to_plain", "peak_rss_mb", "available", "reason"),
     *("device", "kernel", "sizes", "data", "passed", "rounds", "ceiling_share", "bandwidth_share", "extra_mb"),
     *("workers", "cores", "max_difference", "mean_difference"),
 )
-"""Keys of every row in JSON, in order."""
+"""Keys of every row in JSON, in order; those of facts that another package's suite adds follow."""
+
+
+def facts_by_stage() -> Mapping[str, type[Facts]]:
+    """Return the facts of each stage's rows, from the suites; a stage that is not listed has none."""
+    from .suites import SUITES  # suites import this file
+
+    found: dict[str, type[Facts]] = {}
+    for suite in SUITES.classes():
+        found = {**suite.facts, **found}  # a stage belongs to the suite that comes first
+    return found
 
 
 def flat(row: BenchRow[Facts]) -> dict[str, Any]:
@@ -192,15 +195,15 @@ def flat(row: BenchRow[Facts]) -> dict[str, Any]:
     return {key: known.pop(key, None) for key in KEYS} | known
 
 
-@cache
 def flat_record() -> type[Any]:
-    """Return the dataclass of a flat row, from the types of `BenchRow` and `FACTS`: for reading, and for the schema."""
-    kinds = typing.get_type_hints(BenchRow)
-    for facts in set(FACTS.values()):
-        kinds |= {name: kind | None for name, kind in typing.get_type_hints(facts).items()}
+    """Return the dataclass of a flat row, with the facts of every suite: for reading, and for the schema."""
+    kinds = {name: kind for name, kind in typing.get_type_hints(BenchRow).items() if name != "facts"}
+    known = tuple(dict.fromkeys(facts_by_stage().values()))
+    for name, kind in itertools.chain(*(typing.get_type_hints(facts).items() for facts in known)):
+        kinds[name] = kind | kinds.get(name)  # suites may give a key a type each
     defaults = {one.name: one.default for one in fields(BenchRow)}
-    columns = [(key, kinds[key], field(default=defaults.get(key))) for key in KEYS]
-    described = [inspect.getdoc(facts) or "" for facts in dict.fromkeys(FACTS.values())]
+    columns = [(key, kinds[key], field(default=defaults.get(key))) for key in dict.fromkeys((*KEYS, *kinds))]
+    described = [inspect.getdoc(facts) or "" for facts in known]
     text = "\n".join([inspect.getdoc(BenchRow) or "", *(one.partition(ATTRIBUTES)[2] for one in described)])
     return make_dataclass("BenchRow", columns, namespace={"__doc__": text}, frozen=True, kw_only=True)
 
@@ -246,7 +249,8 @@ def read_document(path: Path) -> Document[BenchRow[Facts]]:
     """
     kind = make_dataclass("Document", [("schema", Literal[1]), ("environment", dict), ("rows", list[flat_record()])])
     read = _read(kind, path)
-    return Document(read.schema, read.environment, [_with_facts(row) for row in read.rows])
+    known = facts_by_stage()
+    return Document(read.schema, read.environment, [_with_facts(row, known) for row in read.rows])
 
 
 def read_rows(kind: type[R], path: Path) -> list[R]:
@@ -264,9 +268,9 @@ def _read(kind: type[Any], path: Path) -> Any:
     return read_record(kind, path.read_text(), path, "measure again")
 
 
-def _with_facts(record: Any) -> BenchRow[Facts]:
+def _with_facts(record: Any, known: Mapping[str, type[Facts]]) -> BenchRow[Facts]:
     def part(kind: type[Any]) -> dict[str, Any]:
         return {one.name: getattr(record, one.name) for one in fields(kind) if one.name != "facts"}
 
-    kind = FACTS.get(record.stage, Facts)
+    kind = known.get(record.stage, Facts)
     return BenchRow(**part(BenchRow), facts=kind(**part(kind)))

@@ -224,7 +224,7 @@ class Export:
 def _check_format(config: ExportConfig) -> None:
     """Raise `InputError` for an unknown format, or compute capabilities for a format that is not compiled for GPUs."""
     if config.compute_capabilities and not FORMATS[config.format].for_gpus:
-        compiled = " or ".join(name for name in FORMATS.names if FORMATS[name].for_gpus)
+        compiled = " or ".join(name for name, found in FORMATS.by_name().items() if found.for_gpus)
         raise InputError(
             f"--compute-capability {','.join(config.compute_capabilities)}: is for --format {compiled}; leave it out"
         )

@@ -75,6 +75,11 @@ def read_options(
         raise InputError(f"{what}: {owner} expects {message}") from error
 
 
+def defaults(kind: type[Any]) -> dict[str, Any]:
+    """Return the default of every option by its name."""
+    return {name: default for name, default, _ in described_options(kind)}
+
+
 def described_options(kind: type[Any]) -> list[tuple[str, Any, str]]:
     """Return name, default and help text (the field's metadata `help`) of every option."""
     return [(field.name, field.default, field.metadata.get("help", "")) for field in dataclasses.fields(kind)]

@@ -7,15 +7,27 @@ adds to a table through Python entry points of the table's group, as `gfo.engine
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final, Generic, TypeVar
 
 from .errors import InputError
 
 T = TypeVar("T")
+
+_IMPORT_ERRORS: Final = (
+    ImportError,
+    AttributeError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""What a broken module of another package raises while it is imported: a missing library or driver among them."""
 
 
 class Table(Generic[T]):
@@ -40,9 +52,12 @@ class Table(Generic[T]):
         self._classes = dict(classes)
 
     @cached_property
-    def _added(self) -> dict[str, str]:
-        found = {entry.name: entry.value for entry in entry_points(group=self.group)}
-        return {name: value for name, value in found.items() if name not in self._classes}
+    def _added(self) -> dict[str, tuple[EntryPoint, ...]]:
+        """Entry points of the group by name; more than one, or one of the project's own names, cannot be used."""
+        found: dict[str, tuple[EntryPoint, ...]] = {}
+        for entry in entry_points(group=self.group):
+            found[entry.name] = (*found.get(entry.name, ()), entry)
+        return found
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -52,7 +67,7 @@ class Table(Generic[T]):
     @property
     def names(self) -> tuple[str, ...]:
         """Every name, the project's own first."""
-        return (*self._classes, *self._added)
+        return tuple(dict.fromkeys((*self._classes, *self._added)))
 
     def __getitem__(self, name: str) -> type[T]:
         """Import and return the class of that name.
@@ -60,25 +75,52 @@ class Table(Generic[T]):
         Raises
         ------
         InputError
-            There is none, or the package that adds it cannot be imported.
+            There is none, more than one package claims the name, or the package that adds it cannot be imported.
         """
-        own = self._classes.get(name)
-        where = own or self._added.get(name)
-        if where is None:
-            raise InputError(f"{self.option} {name}: expected one of {', '.join(self.names)}")
-        module, _, found = where.partition(":")
-        if own is not None:
-            return getattr(import_module(module, self._package), found)
-        try:
-            return getattr(import_module(module), found)
-        except (ImportError, AttributeError) as error:
+        self.check(name)
+        added = self._added.get(name, ())
+        self._refuse_rivals(name, added)
+        return self._load(added[0]) if added else self._load_own(name)
+
+    def _refuse_rivals(self, name: str, added: tuple[EntryPoint, ...]) -> None:
+        claims = [*(["gfo itself"] if name in self._classes else []), *map(_distribution, added)]
+        if len(claims) > 1:
             raise InputError(
-                f"{self.option} {name}: cannot load its entry point {where} ({error}); fix or uninstall that package"
+                f"{self.option} {name}: more than one package has that name ({', '.join(claims)}); "
+                "uninstall all but one, or have its author rename the entry point"
+            )
+
+    def _load_own(self, name: str) -> type[T]:
+        module, _, found = self._classes[name].partition(":")
+        return getattr(import_module(module, self._package), found)
+
+    def _load(self, entry: EntryPoint) -> type[T]:
+        try:
+            return _class(entry.load())
+        except _IMPORT_ERRORS as error:
+            raise InputError(
+                f"{self.option} {entry.name}: cannot load its entry point {entry.value} ({error}); "
+                f"fix or uninstall {_distribution(entry)}"
             ) from error
 
+    def by_name(self, names: Iterable[str] | None = None) -> dict[str, type[T]]:
+        """Import and return every class that can be used, or those of `names`; `broken` says what is left out."""
+        return {name: found for name, found in self._tried(names) if not isinstance(found, InputError)}
+
     def classes(self) -> Iterator[type[T]]:
-        """Import and yield every class, in the order of `names`."""
-        return (self[name] for name in self.names)
+        """Import and yield every class that can be used, in the order of `names`; `broken` says what is left out."""
+        return iter(self.by_name().values())
+
+    def broken(self) -> dict[str, str]:
+        """Return why names cannot be used, through the fault of the packages that add them."""
+        return {name: str(found) for name, found in self._tried() if isinstance(found, InputError)}
+
+    def _tried(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, type[T] | InputError]]:
+        for name in self.names if names is None else names:
+            try:
+                yield name, self[name]
+            except InputError as error:
+                yield name, error
 
     def check(self, name: str, *others: str) -> None:
         """Raise `InputError` unless `name` is in the table or among `others`, as `auto`."""
@@ -92,9 +134,28 @@ class Table(Generic[T]):
 
     @contextlib.contextmanager
     def added(self, name: str, where: str) -> Iterator[None]:
-        """Add `"module:Class"` (absolute) under `name` for the duration of a `with` block."""
-        self._added[name] = where
+        """Add `"module:Class"` (absolute) under `name` for the duration of a `with` block.
+
+        Raises
+        ------
+        ValueError
+            The name is in the table.
+        """
+        if name in self.names:
+            raise ValueError(f"{self.option} {name}: is in the table already; choose another name")
+        self._added[name] = (EntryPoint(name, where, self.group),)
         try:
             yield
         finally:
             del self._added[name]
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "that package"
+
+
+def _class(found: Any) -> type[Any]:
+    """Return what an entry point names; raises `TypeError` unless it is a class."""
+    if not isinstance(found, type):
+        raise TypeError(f"is a {type(found).__name__}, not a class")
+    return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated, Any, Final
+from collections.abc import Callable
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -59,11 +60,23 @@ def _replaced() -> list[inspect.Parameter]:
 
 def _add_commands() -> None:
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    pairs = SUITES[_DEFAULT]
-    signature = [context, *parameters(pairs), *_replaced()]
-    app.callback(help=inspect.getdoc(pairs))(with_signature(_pairs, signature))
-    for name in SUITES.names:
-        app.command(name, help=inspect.getdoc(SUITES[name]))(command(SUITES[name]))
+    suites, broken = SUITES.by_name(), SUITES.broken()
+    pairs = suites.get(_DEFAULT)
+    signature = [context, *(parameters(pairs) if pairs else ()), *_replaced()]
+    app.callback(help=inspect.getdoc(pairs) if pairs else broken[_DEFAULT])(with_signature(_pairs, signature))
+    for name, suite in suites.items():
+        app.command(name, help=inspect.getdoc(suite))(command(suite))
+    for name, reason in broken.items():
+        # Whatever options follow: they are not known.
+        unknown = {"ignore_unknown_options": True, "allow_extra_args": True}
+        app.command(name, help=f"Cannot be used: {reason}", context_settings=unknown)(_refuses(reason))
+
+
+def _refuses(reason: str) -> Callable[[], NoReturn]:
+    def call() -> NoReturn:
+        raise InputError(reason)
+
+    return call
 
 
 _add_commands()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,7 +33,7 @@ def doctor(
     from ..environment import environment
 
     shown, facts, states = terminal.console(width=_FILE_WIDTH), environment(), engine_states()
-    shown.print(_environment_table(facts), _engine_table(states), _option_table())
+    shown.print(_environment_table(facts), _engine_table(states), *_option_tables())
     for note in notes(facts["packages"]):
         shown.print(f"note: {note}", markup=False)
     checks = list(self_test()) if selftest else None
@@ -79,14 +79,20 @@ def _engine_table(states: Sequence[EngineState]) -> Table:
     return table
 
 
-def _option_table() -> Table:
+def _option_tables() -> tuple[Table, Table]:
     from ...engine.engines import ENGINES
+    from ...engine.training.objectives import OBJECTIVES
+
+    return _option_table("engine", ENGINES.by_name()), _option_table("objective", OBJECTIVES.by_name())
+
+
+def _option_table(what: str, classes: Mapping[str, Any]) -> Table:
     from ...export.options import described_options
 
-    table = _table("Options of engines: --engine-option NAME=VALUE", "engine", "name", "default", "meaning")
-    for engine in ENGINES.classes():
-        for name, default, meaning in described_options(engine.Options):
-            table.add_row(engine.name, name, str(default), meaning)
+    table = _table(f"Options of {what}s: --{what}-option NAME=VALUE", what, "name", "default", "meaning")
+    for owner, found in classes.items():
+        for name, default, meaning in described_options(found.Options):
+            table.add_row(owner, name, str(default), meaning)
     return table
 
 

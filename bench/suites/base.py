@@ -54,6 +54,8 @@ class Suite(ABC, Generic[R]):
 
     panel: ClassVar[str] = MEASUREMENT
     """Heading of the options that name none."""
+    facts: ClassVar[Mapping[str, type[Facts]]] = {}
+    """The class of its rows' facts by stage; a stage that is not listed has none of its own."""
 
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File for the last line of the output.", rich_help_panel=OUTPUT)

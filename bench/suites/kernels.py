@@ -42,6 +42,7 @@ class Kernels(TimedSuite):
     """Time every operation and its straightforward formula, on synthetic data. A table, then one line of JSON."""
 
     title: ClassVar[str] = "Operations on synthetic data; eager is the straightforward formula in PyTorch"
+    facts: ClassVar[Mapping[str, type[Facts]]] = {"kernel": KernelFacts}
 
     size: Annotated[int, typer.Option(min=1, help="Pixels along a side of the pictures.", rich_help_panel=DATA)] = 224
     pairs: Annotated[

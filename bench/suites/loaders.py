@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
 from ...engine.data import LOADERS
-from ..rows import DECODED_CACHE, BenchRow, Facts
+from ..rows import DECODED_CACHE, BenchRow, Facts, LoaderFacts
 from .base import DATA, Measured, TimedSuite
 from .options import DeviceOptions, ImageOptions, ModelOptions, names
 
@@ -18,6 +19,8 @@ _NAMES = (*LOADERS.names, DECODED_CACHE)
 @dataclass(frozen=True, kw_only=True)
 class Loaders(TimedSuite, ModelOptions, ImageOptions, DeviceOptions):
     """Time loaders whose pictures are torchvision's, on one core and on all. A table, then one line of JSON."""
+
+    facts: ClassVar[Mapping[str, type[Facts]]] = {"loader": LoaderFacts}
 
     loader: Annotated[
         str, typer.Option(help=f"Some of {', '.join(_NAMES)}, separated by commas.", rich_help_panel=DATA)

@@ -6,10 +6,10 @@ An engine is compared with float32 PyTorch first; one that differs has no speed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class PairsOptions(TimedSuite, ModelOptions, ImageOptions, EngineOptions):
     """What the suites of pairs have in common."""
+
+    facts: ClassVar[Mapping[str, type[Facts]]] = dict.fromkeys(("bare", "pairs", "end-to-end", "baseline"), PairsFacts)
 
     def config(self) -> PairsConfig:
         """Return the engines that the options name, each at every precision."""

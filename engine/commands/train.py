@@ -31,7 +31,8 @@ class OccluderOptions(options.Group):
     norm: Annotated[str, typer.Option(help="linf (every pixel) or l2 (the whole occluder).")] = "linf"
     objective: Annotated[str, typer.Option(help=f"What the occluders minimise: {OBJECTIVES.listed()}.")] = "pure"
     objective_option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the objective; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="An option of the objective; repeatable. gfo-doctor lists them."),
     ] = None
     kappa: Annotated[
         float | None,

@@ -131,7 +131,7 @@ def open_engine(choice: EngineChoice, subject: Subject) -> Iterator[Engine]:
 def _ranked(subject: Subject, device: str) -> list[str]:
     """Return the engines that `auto` considers, the fastest first; for an artefact, all that run its format."""
     kind, last = resolve_device(device).type, len(ENGINES.names)
-    classes = {name: ENGINES[name] for name in ENGINES.names}
+    classes = ENGINES.by_name()
     if subject.format is None:
         considered = [name for name, found in classes.items() if kind in found.rank]
     else:

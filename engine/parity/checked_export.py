@@ -233,8 +233,7 @@ class _Comparison:
 def _engines(artefact: Artefact) -> tuple[list[Engine], list[dict[str, Any]]]:
     """Return the engines that run the artefact here, and report entries of those that cannot."""
     engines, refusals = list[Engine](), list[dict[str, Any]]()
-    for name in ENGINES.names:
-        found = ENGINES[name]
+    for name, found in ENGINES.by_name().items():
         if artefact.format not in found.formats:
             continue
         try:

@@ -26,7 +26,7 @@ def model_forms() -> str:
     """Return what `--model` takes, as `torchvision/<name>, timm/<name> or …`, without loading other packages."""
     added = FAMILIES.names[len(FAMILIES.own) :]
     *rest, last = (
-        *(form for name in FAMILIES.own for form in FAMILIES[name].forms),
+        *(form for family in FAMILIES.by_name(FAMILIES.own).values() for form in family.forms),
         *(f"{name}/<name>" for name in added),
     )
     return f"{', '.join(rest)} or {last}"

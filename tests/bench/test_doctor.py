@@ -34,6 +34,7 @@ def test_json_is_the_last_line_and_complete(monkeypatch: pytest.MonkeyPatch, cap
     assert facts["selftest"] is None
     assert facts["environment"]["packages"]["torch"] == environment.package_version("torch")
     assert facts["environment"]["cpu"]["cores"] >= 1
+    assert facts["objectives"] == {"pure": {"kappa": 10.0}}
     options = {state["engine"]: state["options"] for state in facts["engines"]}
     assert options["torch"] == {"impl": "auto", "compiled": False}
     assert options["openvino"] == {"hint": "auto", "streams": None}
@@ -44,6 +45,8 @@ def test_tables_only_without_the_option(monkeypatch: pytest.MonkeyPatch, capsys:
     code, out = run_doctor(monkeypatch, capsys)
     assert code == 0
     assert "Engines" in out
+    assert "Options of objectives: --objective-option NAME=VALUE" in out
+    assert "confidence of the margin in logit units" in out
     assert '"schema"' not in out
     assert "Self-test" not in out
 

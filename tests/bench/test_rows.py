@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ import torch
 from gfo.bench import environment
 from gfo.bench.measure import with_rates
 from gfo.bench.rows import (
-    FACTS,
     KEYS,
     BenchRow,
     Facts,
@@ -23,11 +23,14 @@ from gfo.bench.rows import (
     PairsFacts,
     Ratio,
     document,
+    facts_by_stage,
     flat,
     flat_record,
     read_document,
     read_rows,
 )
+from gfo.bench.suites import SUITES
+from gfo.bench.suites.base import Measured, TimedSuite
 from gfo.export.errors import InputError
 from gfo.export.records import schema
 from gfo.kernels.compile import CompileRow
@@ -56,6 +59,26 @@ def kernel_row(engine: str, reason: str) -> BenchRow[KernelFacts]:
     return BenchRow(stage="kernel", engine=engine, unit="pairs/s", available=False, reason=reason, facts=facts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class WattFacts(Facts):
+    """Facts of a suite of another package."""
+
+    watts: float
+    limits: Sequence[int] = ()
+    workers: str | None = None  # a number in `PairsFacts`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watts(TimedSuite):
+    """Measure power."""
+
+    facts: ClassVar[Mapping[str, type[Facts]]] = {"power": WattFacts, "pairs": WattFacts}
+
+    def measure(self) -> Measured[BenchRow[Facts]]:
+        facts = WattFacts(watts=3.5, limits=[1, 2], workers="many")
+        return Measured([BenchRow(stage="power", engine="torch", unit="pairs/J", facts=facts)])
+
+
 def test_document_has_the_fields_of_the_contract_and_null_for_the_unknown():
     measured = with_rates(ROW, np.array([1.0, 2.0, 3.0]), Ratio("bare", 2.0, 1.9, 2.1))
     absent = kernel_row("triton", reason="no GPU")
@@ -74,7 +97,7 @@ def test_document_has_the_fields_of_the_contract_and_null_for_the_unknown():
 def test_rows_have_every_key_in_one_order():
     for row in (ROW, kernel_row("triton", ""), BenchRow(stage="train", engine="torch", unit="x/s", facts=Facts())):
         assert tuple(flat(row)) == KEYS
-    known = {one.name for kind in (BenchRow, *FACTS.values()) for one in fields(kind)}
+    known = {one.name for kind in (BenchRow, *facts_by_stage().values()) for one in fields(kind)}
     assert set(KEYS) == known - {"facts"}
     assert set(schema(flat_record())["properties"]) == set(KEYS)
 
@@ -91,6 +114,21 @@ def test_a_document_is_read_as_it_was(tmp_path: Path):
     found = read_document(path)
     assert found.rows == rows
     assert found.environment["seed"] == 3
+
+
+def test_facts_of_another_packages_suite_are_read_as_they_were(tmp_path: Path):
+    path = tmp_path / "rows.json"
+    rows = [ROW, *Watts().measure().rows]
+    path.write_text(json.dumps(document(rows)))
+    with SUITES.added("watts", f"{__name__}:Watts"):
+        assert read_document(path).rows == rows
+        assert list(schema(flat_record())["properties"]) == [*KEYS, "watts", "limits"]
+
+
+def test_facts_whose_package_is_not_installed_are_left_out(tmp_path: Path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(document([BenchRow(stage="power", engine="a", unit="b", facts=WattFacts(watts=3.5))])))
+    assert read_document(path).rows[0].facts == Facts()
 
 
 def test_an_older_document_lacks_keys_and_still_reads(tmp_path: Path):

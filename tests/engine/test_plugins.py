@@ -91,9 +91,13 @@ broken = gfo_extra:NoSuchEngine
 
 [gfo.loaders]
 mirrored = gfo_extra:MirroredSource
+broken-loader = gfo_extra:NoSuchLoader
 
 [gfo.objectives]
 negated = gfo_extra:Negated
+
+[gfo.suites]
+broken-suite = gfo_extra:NoSuchSuite
 """
 
 
@@ -109,10 +113,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def run(site: Path, command: str, *words: object) -> subprocess.CompletedProcess[str]:
+def run(site: Path, command: str, *words: object, floor: str = "engine") -> subprocess.CompletedProcess[str]:
     """Run a console script in a process that finds the package."""
     path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
-    code = f"import sys; from gfo.engine.commands.{command} import main; sys.argv[0] = 'gfo'; main()"
+    code = f"import sys; from gfo.{floor}.commands.{command} import main; sys.argv[0] = 'gfo'; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, words)],
         capture_output=True,
@@ -148,9 +152,34 @@ def test_a_package_adds_an_engine_a_loader_and_an_objective(
 def test_names_and_mistakes_of_such_a_package(site: Path, tiny_data: Path, tmp_path: Path, tiny_bank: Path) -> None:
     listed = run(site, "evaluate", "--help").stdout
     assert "auto, torch, onnxruntime, openvino, trt, plain or broken" in listed
-    assert "auto, dali, pillow or mirrored" in listed
+    assert "auto, dali, pillow, mirrored or broken-loader" in listed
     words = ("--model", "python:gfo_tiny:network", "--data", tiny_data, "--occluders", tiny_bank, "--split", "val")
     ended = run(site, "evaluate", *words, "--engine", "broken", "--out", tmp_path / "run")
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
     assert "cannot load its entry point gfo_extra:NoSuchEngine" in ended.stderr
+
+
+def test_a_broken_entry_point_leaves_automatic_choices_alone(
+    site: Path, tiny_data: Path, tmp_path: Path, tiny_bank: Path
+) -> None:
+    words = ("--model", "python:gfo_tiny:network", "--data", tiny_data, "--occluders", tiny_bank, "--split", "val")
+    ended = run(site, "evaluate", *words, "--out", tmp_path / "run")
+    assert ended.returncode == 0, ended.stderr
+    ended = run(site, "doctor", "--json", floor="bench")
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout.splitlines()[-1])
+    (broken,) = [state for state in found["engines"] if state["engine"] == "broken"]
+    assert not broken["available"]
+    assert "fix or uninstall gfo-extra" in broken["reason"]
+    assert any("--loader broken-loader: cannot load" in note for note in found["notes"])
+    assert found["objectives"] == {"pure": {"kappa": 10.0}, "negated": {"weight": 1.0}}
+
+
+def test_a_broken_suite_is_refused_when_it_is_called(site: Path) -> None:
+    listed = run(site, "bench", "--help", floor="bench")
+    assert listed.returncode == 0, listed.stderr
+    assert "broken-suite" in listed.stdout
+    ended = run(site, "bench", "broken-suite", "--seconds", 1, floor="bench")
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert "cannot load its entry point gfo_extra:NoSuchSuite" in ended.stderr

@@ -16,8 +16,8 @@ class Objective(ABC):
     name
         Name in `OBJECTIVES`.
     Options
-        Frozen dataclass of the options that the objective is made from. Every field has a default; values that
-        `__post_init__` refuses are an `InputError`.
+        Frozen dataclass of the options that the objective is made from. Every field has a default, and a text for
+        `gfo-doctor` as its metadata `help`; values that `__post_init__` refuses are an `InputError`.
     """
 
     name: ClassVar[str]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -30,7 +30,10 @@ class Pure(Objective):
             Confidence κ of the margin in logit units, 0 … 1e6: pictures that are wrong by more have no gradient.
         """
 
-        kappa: float = 10.0
+        kappa: float = field(
+            default=10.0,
+            metadata={"help": "confidence of the margin in logit units: pictures wrong by more do not count"},
+        )
 
         def __post_init__(self) -> None:
             if not 0 <= self.kappa <= 1e6:
