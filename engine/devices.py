@@ -97,12 +97,11 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fitting_memory(batch_size: int, device: str) -> Iterator[None]:
-    """Turn an out-of-memory error of a GPU into one line about the batch size."""
+def fitting_memory(batch_size: int, device: str, also: str = "") -> Iterator[None]:
+    """Turn an out-of-memory error of a GPU into one line about the batch size; `also` continues the advice."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"--batch-size {batch_size}: does not fit into the memory of {device}; use a smaller one (and another "
-            "--out where a training has begun: it is part of how a bank is made)"
+            f"--batch-size {batch_size}: does not fit into the memory of {device}; use a smaller one{also}"
         ) from error

@@ -53,7 +53,7 @@ class ParityOptions(options.Group):
     data: Annotated[
         Path | None, typer.Option(help="Check on pictures DATA/SPLIT/<class>/*; synthetic ones if not given.")
     ] = None
-    split: Annotated[str, typer.Option(help="train or val.")] = "val"
+    split: Annotated[str | None, typer.Option(help="train or val; val if not given.")] = None
     class_map: options.ClassMap = None
     parity: Annotated[
         bool, typer.Option("--parity/--no-parity", help="Compare every engine here that runs it with PyTorch.")
@@ -68,12 +68,23 @@ class ParityOptions(options.Group):
         from ..data.spec import DataSpec
         from ..parity.checked_export import ParityConfig
 
-        data = DataSpec(self.data or Path(), self.split, class_map=self.class_map)  # type: ignore[arg-type]
+        self._check_unread()
         if not self.parity:
-            if self.data or self.class_map or self.parity_pairs:
-                raise InputError("--no-parity: does not read --data, --class-map and --parity-pairs; leave them out")
             return None
-        return ParityConfig(None if self.data is None else data, self.parity_pairs, self.seed)
+        if self.data is None:
+            return ParityConfig(None, self.parity_pairs, self.seed)
+        data = DataSpec(self.data, self.split or "val", class_map=self.class_map)  # type: ignore[arg-type]
+        return ParityConfig(data, self.parity_pairs, self.seed)
+
+    def _check_unread(self) -> None:
+        """Raise `InputError` for options that would not be read."""
+        of_data = {"--split": self.split, "--class-map": self.class_map}
+        of_parity = {"--data": self.data, **of_data, "--parity-pairs": self.parity_pairs}
+        unread = [name for name, value in (of_data if self.parity else of_parity).items() if value is not None]
+        if unread and not self.parity:
+            raise InputError(f"--no-parity: does not read {', '.join(unread)}; leave that out")
+        if unread and self.data is None:
+            raise InputError(f"{', '.join(unread)}: not read without --data; pass --data as well, or leave that out")
 
 
 @options.command(app)

@@ -36,7 +36,6 @@ Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everythin
 Impl = Annotated[
     str, typer.Option(help="Fused operations: auto (Triton on CUDA, the reference elsewhere), reference or triton.")
 ]
-BatchSize = Annotated[int, typer.Option(help="Maximum number of pairs in a pass through the network.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Channels = Annotated[str | None, typer.Option(help="Three numbers for values in 0..1, as 0.485,0.456,0.406.")]
 ClassMap = Annotated[

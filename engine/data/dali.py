@@ -60,6 +60,7 @@ class DaliSource(Decoder):
     def __init__(self, files: PictureFiles, preprocessing: Preprocessing, workers: int, device: torch.device) -> None:
         optional("nvidia.dali", "--loader dali", "dali")
         super().__init__(files, preprocessing, workers, device)
+        self.decodes_on = device.type
         if device.type != "cpu":
             self.how = f"decoding on {device}, {workers} threads"
         self._pipeline: Any = None

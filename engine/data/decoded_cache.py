@@ -2,7 +2,8 @@
 
 A folder of the cache holds `pixels.u8`, raw uint8 [N, S, S, 3]; `done.u8`, one byte per picture, 1 once its pixels are
 on disk; and `index.json`, which describes the list. The name of the folder is a hash of the files' paths, sizes and
-times, of the preprocessing, and of the decoder: a file that changes leads to another folder.
+times, of the preprocessing, of the decoder and of the kind of device that decodes, other than the CPU: a file that
+changes leads to another folder.
 
 Several writers may share a folder, and any of them may be killed: pixels are written before their byte, and all writers
 write the same pixels.
@@ -85,6 +86,8 @@ class DecodedCache(PictureSource):
             "geometry": [p.input_size, p.resize, p.interpolation],
             "pictures": [[path, *self.files.identity(path)] for path in paths],
         }
+        if self.source.decodes_on != "cpu":  # a GPU's pixels may differ by some grey levels
+            facts["device"] = self.source.decodes_on
         folder = cache_dir() / "pictures" / key(facts)
         size = len(paths) * p.input_size**2 * 3
         with naming(folder):

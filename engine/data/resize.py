@@ -42,7 +42,8 @@ def _rounded(values: Tensor) -> Tensor:
     return (values + 0.5).floor_().clamp_(0, 255)
 
 
-@lru_cache(maxsize=4096)
+# An entry holds size × used float64 on the device: 0.9 MB for an output of 224 from 500 pixels, 256 of them 0.2 GB.
+@lru_cache(maxsize=256)
 def _matrix(old: int, new: int, start: int, size: int, interpolation: str, device: torch.device) -> tuple[Tensor, int]:
     """Return weights of outputs `start` … `start` + size − 1, float64 [size, used], and the first input used."""
     weights = pillow_weights(old, new, start, size, interpolation)

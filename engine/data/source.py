@@ -82,11 +82,14 @@ class Decoder(PictureSource):
         Distributions that it needs, as pip names them (the doctor lists their versions), and the modules to import.
     rank
         Kinds of device for which `auto` considers it, each with its place among the loaders: the lowest comes first.
+    decodes_on
+        Kind of device that decodes, `cpu` or `cuda`: their pixels may differ, and the decoded cache keeps them apart.
     """
 
     packages: ClassVar[tuple[str, ...]] = ()
     modules: ClassVar[tuple[str, ...]] = ()
     rank: ClassVar[dict[str, int]] = {}
+    decodes_on: str = "cpu"
 
     def __init__(self, files: PictureFiles, preprocessing: Preprocessing, workers: int, device: torch.device) -> None:
         self.files = files

@@ -18,12 +18,22 @@ from ...export.options import NoOptions
 from ...export.subject import Subject
 from ...kernels.pairs import check_pair_list
 from ...kernels.score import Score, score
+from . import ENGINES
 
 
 def check_precision(subject: Subject, precision: str) -> None:
     """Raise `InputError` for an artefact that was exported at another precision."""
     if subject.exported_precision not in (None, precision):
-        raise InputError(f"--precision {precision}: {subject.name} was exported at {subject.exported_precision}")
+        raise InputError(
+            f"--precision {precision}: {subject.name} was exported at {subject.exported_precision}; leave --precision "
+            f"out, or export again at {precision}"
+        )
+
+
+def _advice(format_: str) -> str:
+    """Return which engines run an export format, as the end of a message; empty where none does."""
+    able = [name for name in ENGINES.names if format_ in ENGINES[name].formats]
+    return f"; use --engine {' or '.join(able)}" if able else ""
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,9 @@ class Engine(ABC):
     def _check_format(self, subject: Subject) -> None:
         if subject.format is not None and subject.format not in self.formats:
             runs = f"runs {', '.join(self.formats)}" if self.formats else "runs models, not artefacts"
-            raise InputError(f"--engine {self.name}: {runs}, and {subject.name} is {subject.format}")
+            raise InputError(
+                f"--engine {self.name}: {runs}, and {subject.name} is {subject.format}{_advice(subject.format)}"
+            )
 
     @property
     def takes_bank(self) -> bool:

@@ -23,7 +23,8 @@ from ...export.onnx_graph import BANK, LOGITS, ports, with_clean_row
 from ...export.optional import optional
 from ..machine import best_seconds, remember, remembered, worker_count
 from .base import Engine
-from .graphs import Graph, bare_file, drop_damaged, note_files, occluded_file
+from .graphs import Graph, bare_file, occluded_file
+from .kept_folder import private_copy
 
 Hint = Literal["latency", "throughput"]
 HINTS: tuple[Hint, ...] = get_args(Hint)
@@ -97,10 +98,16 @@ class OpenVinoEngine(Engine):
 
     def _compile(self, graph: Graph) -> None:
         model = self._read(graph.path)
+        if graph.compiled is None:
+            self._choose(model, None)
+            return
         version = _openvino().__version__.replace("/", "-")
-        kept = None if graph.compiled is None else graph.compiled / f"openvino-{version}"
-        if kept is not None:
-            drop_damaged(kept)
+        # OpenVINO reads and writes its cache unchecked and unlocked, and workers share ours.
+        with private_copy(graph.compiled / f"openvino-{version}", Path(self._scratch.name) / "compiled") as kept:
+            self._choose(model, kept)
+
+    def _choose(self, model: Any, kept: Path | None) -> None:
+        """Compile for the hint that is requested, remembered or measured."""
         note = None if kept is None else kept / "hint.json"
         hint, why = self._requested_hint(), "requested"
         if hint is None:
@@ -114,8 +121,6 @@ class OpenVinoEngine(Engine):
             self._requests = trials[hint]
             why = ", ".join(f"{name} {_TRIAL_PAIRS / taken:.0f} pairs/s" for name, taken in seconds.items())
             remember(note, {"hint": hint, "cores": worker_count()})
-        if kept is not None and kept.is_dir():
-            note_files(kept)
         self._chosen: Hint = hint
         self.how = f"{hint}, {len(self._requests)} streams ({why})"
 
@@ -146,7 +151,13 @@ class OpenVinoEngine(Engine):
             properties["NUM_STREAMS"] = self.options.streams
         if kept is not None:
             properties["CACHE_DIR"] = str(kept)
-        compiled = self._core.compile_model(model, "CPU", properties)
+        try:
+            compiled = self._core.compile_model(model, "CPU", properties)
+        except RuntimeError as error:
+            raise InputError(
+                f"{self.subject.name}: OpenVINO cannot compile it ({openvino_reason(error)}); use another --engine, or "
+                "export again"
+            ) from error
         count = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if hint == "throughput" else 1
         return [compiled.create_infer_request() for _ in range(count)]
 

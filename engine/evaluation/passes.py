@@ -25,7 +25,8 @@ from ..machine import best_seconds, remember, remembered, worker_count
 from .store import READ_TOGETHER
 
 # Pairs in a pass without a measurement: the larger number on a GPU, or for small pictures; on a CPU about eight pairs
-# of 224², whose activations stay in its caches (up to 2.7 times as fast as 64 of them; docs/performance.md).
+# of 224², whose activations stay in its caches (up to 2.7 times as fast as 64 of them; see
+# docs/explanation/performance.md).
 _DEFAULT_PAIRS, _DEFAULT_PIXELS = (8, 64), 8 * 224**2
 # Pairs in a pass that a calibration tries, by kind of device.
 _PAIRS = {"cpu": (4, 8, 16, 32, 64), "cuda": (32, 64, 128, 256)}

@@ -47,7 +47,7 @@ class Run(Record):
     bank: Text
     """File of the bank, or folder of the artefact that holds it."""
     bank_hash: Text
-    """`sha256:…` of the bank's occluders."""
+    """`sha256:…` of the bank: its header and occluders."""
     epsilon: float
     """Radius of the occluders' ball, pixel units (0 … 255)."""
     norm: Text

@@ -205,8 +205,10 @@ class _Comparison:
             found = self._logits(engine, engine.name)
         except EngineUnavailable as error:  # a provider or driver that is installed, but does not start
             return {"engine": engine.name, "status": NOT_RUN, "reason": str(error)}
-        except InputError as error:  # it cannot load what was just written
-            return {"engine": engine.name, "device": engine.device, "status": FAILED, "reason": str(error)}
+        except torch.OutOfMemoryError:
+            raise
+        except (InputError, RuntimeError) as error:  # it cannot load or run what was just written
+            return {"engine": engine.name, "device": engine.device, "status": FAILED, "reason": _reason(error)}
         labels = None if self.material.labels is None else self.material.labels[self.pairs.image_index]
         own = logits.get(engine.precision) if engine.precision != "fp32" else None
         verdict = judge(logits["fp32"], found, self.pairs, engine.precision, labels, own)
@@ -228,6 +230,13 @@ class _Comparison:
                 parts.append(engine.infer(self.material.images[pictures], place, occluder_index).cpu())
                 bar.advance(len(image_index))
         return torch.cat(parts)
+
+
+def _reason(error: Exception) -> str:
+    """Return an error of our own as it is, one of a library in one line with its type."""
+    if isinstance(error, InputError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _engines(artefact: Artefact) -> tuple[list[Engine], list[dict[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ...export.errors import InputError
 from ...export.preprocessing import Preprocessing
 from ...kernels.occlude import Normalisation, occlude
 from ...kernels.pairs import Pairs
+from ..data.files import PictureFiles
 from ..data.folders import name_of
 from ..evaluation.store import RunStore
 from .rows import short_hash
@@ -46,6 +48,16 @@ class Block:
     occluder: NDArray[np.uint8]
     factor: float
     pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What a RUN has read and answered: its bank, its store, and its picture files, opened once."""
+
+    run: RunFolder
+    store: RunStore
+    bank: OccluderBank
+    files: PictureFiles
 
 
 class Moved(Exception):
@@ -78,7 +90,8 @@ def figure_blocks(run: RunFolder, classes: int, pictures: int) -> list[Block]:
     if not eligible:
         raise Moved(f"the model gets no clean picture of {run.directory} right")
     places = np.linspace(0, len(eligible) - 1, min(classes, len(eligible))).round().astype(int)
-    return [_block(run, store, bank, eligible[place], pictures) for place in places]
+    material = _Material(run, store, bank, PictureFiles(Path(run.summary.data_root)))
+    return [_block(material, eligible[place], pictures) for place in places]
 
 
 def _bank(run: RunFolder) -> OccluderBank:
@@ -94,7 +107,8 @@ def _bank(run: RunFolder) -> OccluderBank:
     return bank
 
 
-def _block(run: RunFolder, store: RunStore, bank: OccluderBank, row: int, pictures: int) -> Block:
+def _block(material: _Material, row: int, pictures: int) -> Block:
+    run, store, bank = material.run, material.store, material.bank
     class_id = bank.class_ids[row]
     rows = np.flatnonzero(store.labels == class_id)
     start = int(rows[0])
@@ -104,7 +118,7 @@ def _block(run: RunFolder, store: RunStore, bank: OccluderBank, row: int, pictur
     occluder = bank.occluders[row]
     found: list[Picture] = []
     for i in shown:
-        clean = _load(run.summary.preprocessing, Path(run.summary.data_root) / store.paths[start + i])
+        clean = _load(run.summary.preprocessing, material.files, store.paths[start + i])
         names = [_name(run, int(p)) for p in predictions[i]]
         found.append(
             Picture(clean, occluded(clean, occluder), *names, occluded_right=bool(predictions[i, 1] == class_id))
@@ -113,11 +127,11 @@ def _block(run: RunFolder, store: RunStore, bank: OccluderBank, row: int, pictur
     return Block(run.name(class_id), magnified(occluder), 127.5 / peak if peak else 1.0, tuple(found))
 
 
-def _load(preprocessing: Preprocessing, path: Path) -> NDArray[np.uint8]:
+def _load(preprocessing: Preprocessing, files: PictureFiles, path: str) -> NDArray[np.uint8]:
     try:
-        return preprocessing.load_uint8(path)
+        return preprocessing.load_uint8(io.BytesIO(files.read(path)))
     except (OSError, SyntaxError, ValueError) as error:
-        raise Moved(f"{path} cannot be read any more ({type(error).__name__})") from error
+        raise Moved(f"{files.root / path} cannot be read any more ({type(error).__name__})") from error
 
 
 def _name(run: RunFolder, class_id: int) -> str:

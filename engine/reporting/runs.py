@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...export.errors import InputError
+from ..evaluation.store import STORE
 from ..evaluation.summary import FIX, SUMMARY_FILE, Summary, read_summary
 
 
@@ -15,11 +16,6 @@ class RunFolder:
 
     directory: Path
     summary: Summary
-
-    @property
-    def store(self) -> Path:
-        """The labelled predictions, a zarr group."""
-        return self.directory / "predictions.zarr"
 
     def name(self, class_id: int) -> str:
         """Return the class's name as the run has it, else its id."""
@@ -37,7 +33,7 @@ def read_run(directory: Path) -> RunFolder:
     file = directory / SUMMARY_FILE
     if not directory.is_dir():
         raise InputError(f"{directory}: RUN folder not found; give a folder that gfo-eval --out wrote")
-    if not file.is_file() and (directory / "predictions.zarr").is_dir():
+    if not file.is_file() and (directory / STORE).is_dir():
         raise InputError(f"{directory}: summary.json is missing, the evaluation did not end; rerun the same gfo-eval")
     if not file.is_file():
         raise InputError(f"{directory}: not a RUN, it has no summary.json; give a folder that gfo-eval --out wrote")

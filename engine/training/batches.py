@@ -78,8 +78,9 @@ def read_class(
         images.append(block.images[block.readable].cpu())
         unreadable += [Unreadable(paths[block.start + i], reason) for i, reason in block.quarantined.items()]
     if len(unreadable) == len(paths):
+        split = Path(paths[0]).parts[0]  # the class of a tar file has no folder, and is named as if it had
         raise InputError(
-            f"{Path(paths[0]).parent}: none of its {len(paths)} pictures could be read "
-            f"({unreadable[0].reason}); fix the folder or leave the class out"
+            f"{split}/{folder.folder}: none of its {len(paths)} pictures could be read "
+            f"({unreadable[0].reason}); fix them or leave the class out"
         )
     return ClassPictures(folder, torch.cat(images)), unreadable

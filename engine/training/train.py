@@ -36,6 +36,7 @@ from .config import TrainConfig, split_pictures
 from .optimizers import OPTIMIZERS
 from .optimizers.base import Ball
 
+_OTHER_OUT = " (and another --out where a training has begun: it is part of how a bank is made)"
 # fp16 gradients of a deep network underflow; the step divides by the gradient's size, so any factor may stand here.
 _LOSS_SCALE = {"fp32": 1.0, "bf16": 1.0, "fp16": 1024.0}
 
@@ -131,7 +132,7 @@ def train(
         return finished
     keep_freed_memory()
     place = device_name(device)
-    with deterministic(device), fitting_memory(config.batch_size, place):
+    with deterministic(device), fitting_memory(config.batch_size, place, _OTHER_OUT):
         checkpoint.open(config.precision, place, lambda: _choose_precision(classifier, config, device, progress))
         progress.say(f"kernels {kernels}: {why}; loader {source.name}: {source.how}")
         network = OccludedClassifier(classifier, checkpoint.precision, impl=kernels).to(device)

@@ -321,7 +321,7 @@ def test_train_on_a_class_without_a_readable_picture_keeps_the_others(
     last = err.splitlines()[-1]
     assert last.startswith("gfo-train: ")
     assert "train/bee: none of its 6 pictures could be read" in last
-    assert "fix the folder or leave the class out" in last
+    assert "fix them or leave the class out" in last
     for path, content in good.items():
         path.write_bytes(content)
     assert groups_trained(command) == [["bee"], ["cat"]]

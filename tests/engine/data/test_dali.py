@@ -119,3 +119,8 @@ def test_decoding_on_a_gpu(tmp_path: Path, interpolation: str) -> None:
         ).abs()
         assert difference.max() <= 4
         assert difference.double().mean() < 0.5
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_the_device_that_decodes_is_the_sources(kind: str, tmp_path: Path) -> None:
+    assert DaliSource(PictureFiles(tmp_path), PREPROCESSING, 2, torch.device(kind)).decodes_on == kind

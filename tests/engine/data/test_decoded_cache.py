@@ -18,6 +18,7 @@ from gfo.engine.data.files import PictureFiles
 from gfo.engine.data.loading import open_source
 from gfo.engine.data.pillow import PillowSource
 from gfo.engine.data.spec import DataSpec
+from gfo.export.cache import key
 from gfo.export.errors import InputError
 from gfo.export.preprocessing import Preprocessing
 
@@ -82,6 +83,23 @@ def test_what_changes_is_decoded_anew(own_data: Path, kept: Path) -> None:
     # Mean and std are applied later.
     assert read(own_data, preprocessing=Preprocessing(16, 18, mean=(0, 0, 0)))[1] == []
     assert len(list(kept.iterdir())) == 5
+
+
+def test_pixels_of_a_gpu_are_kept_apart(own_data: Path, kept: Path) -> None:
+    class OnGpu(PillowSource):
+        decodes_on = "cuda"
+
+    read(own_data)
+    files, paths = Watched(own_data), names(own_data)
+    facts = {"root": str(own_data.resolve()), "decoder": "pillow", "geometry": [16, 18, "bilinear"]}
+    pictures = [[path, *files.identity(path)] for path in paths]
+    on_cpu = key({**facts, "pictures": pictures})  # as it has always been: caches on disk stay valid
+    assert [folder.name for folder in kept.iterdir()] == [on_cpu]
+    source = DecodedCache(OnGpu(files, PREPROCESSING, 2, torch.device("cpu")), files, PREPROCESSING)
+    list(source.blocks(paths, 4))
+    assert sorted(files.asked) == paths
+    on_gpu = key({**facts, "pictures": pictures, "device": "cuda"})
+    assert {folder.name for folder in kept.iterdir()} == {on_cpu, on_gpu}
 
 
 def test_blocks_that_are_read_in_part_are_kept_in_part(own_data: Path, kept: Path) -> None:

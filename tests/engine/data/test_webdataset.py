@@ -124,6 +124,17 @@ def test_commands_refuse_tar_files_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_class_without_a_readable_picture_is_named_not_its_tar(
+    own_data: Path, tmp_path: Path, run: Run, train: Command
+) -> None:
+    for picture in (own_data / "train" / "bee").iterdir():
+        picture.write_bytes(b"")
+    to_tars(own_data, "train")
+    code, _, err = run(*train(own_data, tmp_path / "bank.safetensors"))
+    assert code == 2
+    assert "train/bee: none of its 6 pictures could be read" in err
+
+
 def test_headers_are_parsed_once_for_the_list_and_for_reading(own_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     to_tars(own_data, "val")
     opened: list[str] = []

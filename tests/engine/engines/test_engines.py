@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -346,14 +347,14 @@ def test_a_provider_without_its_gpu_is_unavailable_never_the_cpu(
 def test_an_artefact_runs_on_engines_of_its_format_at_its_precision(artefact: Callable[[str, str], Artefact]) -> None:
     onnx, ir = artefact("onnx", "fp32"), artefact("openvino", "fp32")
     for name, subject, word in (
-        ("torch", onnx, "runs models, not artefacts"),
-        ("onnxruntime", ir, "runs onnx, and"),
+        ("torch", onnx, "is onnx; use --engine onnxruntime or openvino"),
+        ("onnxruntime", ir, "is openvino; use --engine openvino"),
         ("trt", onnx, "runs trt, and"),
     ):
         with pytest.raises(InputError) as caught:
             choose_engine(EngineChoice(name, "fp32", "cpu"), subject)
         assert word in str(caught.value)
-    with pytest.raises(InputError, match="was exported at fp32"):
+    with pytest.raises(InputError, match="was exported at fp32; leave --precision out, or export again at bf16"):
         choose_engine(EngineChoice("openvino", "bf16"), onnx)
 
 
@@ -469,6 +470,42 @@ def test_openvino_remembers_what_it_compiled_and_which_hint_was_faster(
     blob.write_bytes(blob.read_bytes()[:-9] + b"123456789")  # damaged: compiled and measured again
     with open_engine(EngineChoice("openvino", "fp32"), library_classifier) as engine:
         assert "pairs/s" in engine.how
+
+
+def test_openvino_workers_on_a_cold_cache_leave_each_others_folder_alone(
+    library_classifier: FrozenClassifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GFO_CACHE", str(tmp_path))
+    made, inside = OpenVinoEngine._made, list[str]()
+
+    def another_worker_opens_meanwhile(engine: OpenVinoEngine, *given: Any) -> Any:
+        requests = made(engine, *given)
+        monkeypatch.setattr(OpenVinoEngine, "_made", made)
+        with open_engine(EngineChoice("openvino", "fp32"), library_classifier) as other:
+            inside.append(other.how)
+        return requests
+
+    monkeypatch.setattr(OpenVinoEngine, "_made", another_worker_opens_meanwhile)
+    choice = EngineChoice("openvino", "fp32", options={"hint": "latency"})
+    with open_engine(choice, library_classifier):
+        pass
+    assert inside
+
+
+def test_a_graph_that_openvino_does_not_compile_is_one_line(
+    tiny_classifier: FrozenClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = pytest.importorskip("openvino")
+
+    def broken(*given: Any) -> Any:
+        raise RuntimeError("Exception from src/core.cpp:1:\nno such kernel")
+
+    monkeypatch.setattr(openvino.Core, "compile_model", broken)
+    with (
+        pytest.raises(InputError, match=r"OpenVINO cannot compile it \(no such kernel\); use another --engine"),
+        open_engine(EngineChoice("openvino", "fp32"), tiny_classifier),
+    ):
+        pass
 
 
 def test_every_engine_has_a_home_and_a_name() -> None:

@@ -9,11 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gfo.engine.devices import fitting_memory
 from gfo.engine.engines import ENGINES
 from gfo.engine.engines.choice import EngineChoice, open_engine
 from gfo.engine.evaluation import passes as passes_module
 from gfo.engine.evaluation.passes import Passes, choose_passes, default_pairs, default_passes, passes_to_try
 from gfo.export.classifier import FrozenClassifier
+from gfo.export.errors import InputError
 
 
 @given(
@@ -69,3 +71,11 @@ def test_the_bare_network_runs_on_trt(tiny_classifier: FrozenClassifier) -> None
         assert engine.fixed_pairs
         assert engine.bare(engine.fixed_pairs + 1) == {}
         engine.bare(engine.fixed_pairs)["NHWC"]()
+
+
+def test_memory_that_is_full_says_nothing_of_a_training() -> None:
+    with (
+        pytest.raises(InputError, match=r"does not fit into the memory of GPU; use a smaller one$"),
+        fitting_memory(8, "GPU"),
+    ):
+        raise torch.OutOfMemoryError

@@ -104,6 +104,25 @@ def test_an_engine_file_without_a_gpu_is_marked_as_unchecked(tiny_bank: Path, tm
     assert "GPU" in out.splitlines()[-1]
 
 
+def test_a_library_that_raises_fails_its_engine_not_the_export(
+    tiny_bank: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error: list[RuntimeError] = [RuntimeError("TensorRT: enqueue failed\n(out of order)")]
+
+    def broken(engine: OnnxRuntimeEngine, *given: Tensor) -> Tensor:
+        raise error[0]
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "_infer", broken)
+    words = [*EXPORT, "--occluders", tiny_bank, "--out"]
+    code, printed, _ = run(*words, tmp_path / "out")
+    assert code == 4
+    assert printed.splitlines()[-1] == "parity: failed: onnxruntime: RuntimeError: TensorRT: enqueue failed"
+    assert parity_of(tmp_path / "out")[0]["engines"] == {"onnxruntime": "failed", "openvino": "passed"}
+    error[0] = torch.OutOfMemoryError("full")  # says nothing about the engine
+    with pytest.raises(torch.OutOfMemoryError):
+        export_checked(ModelSpec("python:gfo_tiny:network"), tiny_bank, tmp_path / "other")
+
+
 @pytest.mark.parametrize("spoil", [0.5, float("nan")])
 def test_an_engine_that_computes_something_else_fails_the_export_with_4(
     spoil: float,
@@ -141,7 +160,12 @@ def test_bad_exports_are_refused(tiny_data: Path, tiny_bank: Path, tmp_path: Pat
     refused([*words, "--data", tmp_path / "none"], tmp_path / "none", "no such folder")
     refused([*words, "--data", tiny_data, "--split", "test"], "--split test: expected one of")
     refused([*words, "--parity-pairs", 2], "--parity-pairs 2")
-    refused([*words, "--no-parity", "--data", tiny_data], "--no-parity: does not read --data")
+    refused([*words, "--no-parity", "--data", tiny_data], "--no-parity: does not read --data; leave")
+    refused([*words, "--no-parity", "--split", "val"], "--no-parity: does not read --split; leave")
+    refused([*words, "--no-parity", "--parity-pairs", 0], "--no-parity: does not read --parity-pairs; leave")
+    refused([*words, "--parity-pairs", 0], "--parity-pairs 0: expected at least 3")
+    unread = ["--class-map", tiny_data / "classes.json", "--split", "train"]
+    refused([*words, *unread], "--split, --class-map: not read without --data; pass --data")
     refused([*words, "--batch-size", 0], "--batch-size 0")
     refused([*words, "--compute-capability", "8.9"], "--compute-capability 8.9: is for --format trt")
     refused([*EXPORT, "--occluders", "zero:²", "--out", tmp_path / "out"], "zero:²", "bank not found")

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,26 @@ def test_figure_blocks_are_what_the_store_the_bank_and_the_pictures_say(joined: 
             wanted = np.clip(clean.astype(float) + bank.occluders[row].numpy(), 0, 255)
             np.testing.assert_array_equal(picture.occluded, wanted)
     assert [p.occluded_right for p in figure_blocks(run, classes=1, pictures=9)[0].pictures] == [False, False, True]
+
+
+def test_figure_blocks_of_a_run_over_tar_files_are_those_of_its_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", 1)
+    wanted = figure_blocks(read_run(run), classes=2, pictures=2)
+    data = Path(summary_of(run)["data_root"])
+    with tarfile.open(data / "val/0000.tar", "w:") as tar:
+        for i in IDS:
+            tar.add(data / f"val/f{i}", f"f{i}")
+    attributes: Any = zarr.open_group(run / "predictions.zarr", mode="r").attrs["run"]
+    write_store(run, attributes, [f"val/0000.tar/f{i}/{n}.png" for i in IDS for n in range(PER_CLASS)])
+    opened, parse = list[Path](), tarfile.open
+    monkeypatch.setattr(tarfile, "open", lambda path, mode: opened.append(path) or parse(path, mode))
+    found = figure_blocks(read_run(run), classes=2, pictures=2)
+    for block, other in zip(found, wanted, strict=True):
+        for picture, same in zip(block.pictures, other.pictures, strict=True):
+            np.testing.assert_array_equal(picture.clean, same.clean)
+    assert opened == [data / "val/0000.tar"]
 
 
 def test_a_missing_split_is_a_dash_and_an_empty_csv_cell(tmp_path: Path) -> None:
