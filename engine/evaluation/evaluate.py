@@ -33,8 +33,8 @@ from .metrics import summarize
 from .passes import choose_passes
 from .results import PENDING
 from .selection import Picture, bank_folders, select_pictures
-from .store import CLEAN, FIT_FITTED, FIT_HELD_OUT, FIT_UNSEEN, NOISE, STORE, RunStore
-from .summary import SCHEMA, SUMMARY_FILE, Fit, Run, Speed, Summary, plain, read_speed
+from .store import CLEAN, FIT_FITTED, FIT_HELD_OUT, FIT_UNSEEN, NOISE, RunStore
+from .summary import SCHEMA, STORE, SUMMARY_FILE, Fit, Run, Speed, Summary, plain, read_speed
 
 Bank: TypeAlias = OccluderBank | EmbeddedBank
 

@@ -20,9 +20,8 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from ...export.errors import InputError
 from ...export.files import atomic_folder, naming
 from ...kernels.score import Score
-from .summary import Quarantined, Run, plain, read_run_record
+from .summary import STORE, Quarantined, Run, plain, read_run_record
 
-STORE = "predictions.zarr"
 CLEAN, NOISE = -1, -2
 NOT_DONE, QUARANTINED = -1, -2
 

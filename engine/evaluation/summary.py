@@ -19,6 +19,7 @@ from ..data.spec import Split
 from .results import Count, Record, Results, Text
 
 SUMMARY_FILE: Final = "summary.json"
+STORE: Final = "predictions.zarr"
 SCHEMA: Final = 1
 FIX: Final = "rerun the same gfo-eval to write it again"
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...export.errors import InputError
-from ..evaluation.store import STORE
-from ..evaluation.summary import FIX, SUMMARY_FILE, Summary, read_summary
+from ..evaluation.summary import FIX, STORE, SUMMARY_FILE, Summary, read_summary
 
 
 @dataclass(frozen=True)
