@@ -9,9 +9,10 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 
 from ...engine import terminal
+from ...engine.commands import options
 from ...export.errors import InputError
 from ..suites import SUITES
-from ..suites.base import command, parameters, with_signature
+from ..suites.base import command, parameters
 
 _DEFAULT = "pairs"
 # Options that subcommands have replaced: their type, and the new way.
@@ -63,7 +64,7 @@ def _add_commands() -> None:
     suites, broken = SUITES.by_name(), SUITES.broken()
     pairs = suites.get(_DEFAULT)
     signature = [context, *(parameters(pairs) if pairs else ()), *_replaced()]
-    app.callback(help=inspect.getdoc(pairs) if pairs else broken[_DEFAULT])(with_signature(_pairs, signature))
+    app.callback(help=inspect.getdoc(pairs) if pairs else broken[_DEFAULT])(options.with_signature(_pairs, signature))
     for name, suite in suites.items():
         app.command(name, help=inspect.getdoc(suite))(command(suite))
     for name, reason in broken.items():

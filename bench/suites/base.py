@@ -184,12 +184,4 @@ def command(suite: type[Suite[Any]]) -> Callable[..., None]:
     def call(**given: Any) -> None:
         raise typer.Exit(suite(**given).run())
 
-    return with_signature(call, parameters(suite))
-
-
-def with_signature(call: Callable[..., None], signature: Sequence[inspect.Parameter]) -> Callable[..., None]:
-    """Give a function that takes keywords the parameters that typer reads."""
-    typed: Any = call
-    typed.__signature__ = inspect.Signature(signature)
-    typed.__annotations__ = {one.name: one.annotation for one in signature}
-    return call
+    return options.with_signature(call, parameters(suite))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
@@ -165,12 +165,18 @@ def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., N
             function(**values)
 
         called.__doc__ = function.__doc__
-        called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        setattr(called, "__signature__", inspect.Signature(parameters))  # noqa: B010 (typed as read-only)
-        app.command()(called)
+        app.command()(with_signature(called, parameters))
         return function
 
     return register
+
+
+def with_signature(call: Callable[..., None], signature: Sequence[inspect.Parameter]) -> Callable[..., None]:
+    """Give a function that takes keywords the parameters that typer reads."""
+    typed: Any = call
+    typed.__signature__ = inspect.Signature(signature)
+    typed.__annotations__ = {one.name: one.annotation for one in signature}
+    return call
 
 
 def options_of(options: type[Any]) -> list[inspect.Parameter]:
