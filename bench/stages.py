@@ -27,6 +27,7 @@ from ..engine.machine import best_seconds, worker_count
 from ..engine.progress import Progress, no_progress
 from .ceilings import convolution
 from .measure import Call, Rates, measure, ratio, timer, with_rates
+from .pictures import open_pictures
 from .plain_loop import BATCH, PlainLoop
 from .rows import PairsFacts, Ratio
 from .throughput import OpenRun, PairsConfig, PairsRow, best_passes, blank_row, end_to_end, engine_rows
@@ -120,7 +121,7 @@ def _alternatives(run: OpenRun, stages: Sequence[str]) -> dict[str, _Alternative
     pictures = work.pictures or READ_TOGETHER
     if set(stages) & {"pairs", "end-to-end"}:
         passes, rate = best_passes(run)
-        pictures = work.pictures or _fitting(rate, work, run.seconds)
+        pictures = work.pictures or _fitting(run, rate)
         if "pairs" in stages:
             chosen["pairs"] = _pairs(run, passes)
         if "end-to-end" in stages:
@@ -175,10 +176,22 @@ def _baseline(run: OpenRun, pictures: int) -> _Alternative:
     return _Alternative(plain, len(plain), blank_row(work, "baseline", "torch", "fp32", **facts))
 
 
-def _fitting(rate: float, work: Workload, seconds: float) -> int:
-    """Return how many pictures fit a call, in whole parts."""
-    parts = int(rate * seconds * _CALL_SHARE / work.rows / READ_TOGETHER)
-    return max(1, parts) * READ_TOGETHER
+def _fitting(run: OpenRun, rate: float) -> int:
+    """Return how many pictures fit a call, in whole parts, given the network's pairs a second.
+
+    The next part is read while the network has this one: the slower of the two is what counts.
+    """
+    work, device = run.work, run.engine.torch_device
+    workers = (work.workers or (worker_count(),))[0]
+    source = open_pictures("auto", work.folder, work.classifier.preprocessing, workers, device)
+
+    def read() -> None:
+        for _ in source.blocks(work.files(READ_TOGETHER), READ_TOGETHER):
+            pass
+
+    (reading,) = best_seconds({"read": read}, device, turns=1).values()
+    part = max(reading, READ_TOGETHER * work.rows / rate)
+    return max(1, int(run.seconds * _CALL_SHARE / part)) * READ_TOGETHER
 
 
 def _score_all(engine: Engine, block: Block, rows: int, passes: Passes) -> None:

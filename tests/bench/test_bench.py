@@ -98,7 +98,7 @@ from gfo.bench.commands.bench import main
 try:
     main()
 finally:
-    print("LOADED", *sorted({{"torch", "numpy", "PIL", "triton"}} & set(sys.modules)))
+    print("LOADED", *sorted({{"torch", "numpy", "scipy", "PIL", "triton"}} & set(sys.modules)))
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert ended.returncode == 0, ended.stderr

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -113,18 +114,50 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def run(site: Path, command: str, *words: object, floor: str = "engine") -> subprocess.CompletedProcess[str]:
-    """Run a console script in a process that finds the package."""
+# Commands one after the other in one process: most of a short one is its start.
+COMMANDS = """
+import contextlib
+import importlib
+import io
+import json
+import sys
+
+for floor, name, words in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    sys.argv = ["gfo", *words]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            importlib.import_module(f"gfo.{floor}.commands.{name}").main()
+            code = None
+        except SystemExit as left:
+            code = left.code
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+
+
+class Ended(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(site: Path, *commands: tuple[object, ...], floor: str = "engine") -> list[Ended]:
+    """Run console scripts, each a name and its words, in a process that finds the package."""
     path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
-    code = f"import sys; from gfo.{floor}.commands.{command} import main; sys.argv[0] = 'gfo'; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)],
+    given = [(floor, name, [str(word) for word in words]) for name, *words in commands]
+    ended = subprocess.run(
+        [sys.executable, "-c", COMMANDS],
+        input=json.dumps(given),
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=240,
         env=os.environ | {"PYTHONPATH": path, "COLUMNS": "200"},
     )
+    assert ended.returncode == 0, ended.stderr
+    return [Ended(*json.loads(line)) for line in ended.stdout.splitlines()]
 
 
 def test_a_package_adds_an_engine_a_loader_and_an_objective(
@@ -133,53 +166,48 @@ def test_a_package_adds_an_engine_a_loader_and_an_objective(
     shared = ("--model", "python:gfo_tiny:network", "--data", tiny_data)
     bank = tmp_path / "bank.safetensors"
     how = ("--objective", "negated", "--objective-option", "weight=2", "--loader", "mirrored", "--precision", "fp32")
-    ended = run(site, "train", *shared, *how, "--epsilon", 8, "--epochs", 1, "--batch-size", 6, "--out", bank)
-    assert ended.returncode == 0, ended.stderr
+    words = (*shared, "--occluders", tiny_bank, "--split", "val")
+    trained, torch, plain, broken, automatic, listed = run(
+        site,
+        ("train", *shared, *how, "--epsilon", 8, "--epochs", 1, "--batch-size", 6, "--out", bank),
+        ("evaluate", *words, "--engine", "torch", "--out", tmp_path / "torch"),
+        ("evaluate", *words, "--engine", "plain", "--engine-option", "offset=5", "--out", tmp_path / "plain"),
+        ("evaluate", *words, "--engine", "broken", "--out", tmp_path / "broken"),
+        ("evaluate", *words, "--out", tmp_path / "automatic"),
+        ("evaluate", "--help"),
+    )
+    assert trained.code == 0, trained.err
     objective = OccluderBank.load(bank).header.objective
     assert (objective["loss"], objective["weight"], objective["loader"]) == ("label-logit", 2.0, "mirrored")
 
-    words = (*shared, "--occluders", tiny_bank, "--split", "val")
-    for name, options in (("torch", ()), ("plain", ("--engine-option", "offset=5"))):
-        ended = run(site, "evaluate", *words, "--engine", name, *options, "--out", tmp_path / name)
-        assert ended.returncode == 0, ended.stderr
+    for ended in (torch, plain):
+        assert ended.code == 0, ended.err
     assert json.loads((tmp_path / "plain" / "summary.json").read_text())["engine"] == "plain"
     answers = [
         np.asarray(zarr.open_array(tmp_path / name / "predictions.zarr" / "prediction")) for name in ("torch", "plain")
     ]
     assert np.array_equal(answers[0], answers[1])
 
-
-def test_names_and_mistakes_of_such_a_package(site: Path, tiny_data: Path, tmp_path: Path, tiny_bank: Path) -> None:
-    listed = run(site, "evaluate", "--help").stdout
-    assert "auto, torch, onnxruntime, openvino, trt, plain or broken" in listed
-    assert "auto, dali, pillow, mirrored or broken-loader" in listed
-    words = ("--model", "python:gfo_tiny:network", "--data", tiny_data, "--occluders", tiny_bank, "--split", "val")
-    ended = run(site, "evaluate", *words, "--engine", "broken", "--out", tmp_path / "run")
-    assert ended.returncode == 2
-    assert ended.stderr.count("\n") == 1
-    assert "cannot load its entry point gfo_extra:NoSuchEngine" in ended.stderr
+    assert "auto, torch, onnxruntime, openvino, trt, plain or broken" in listed.out
+    assert "auto, dali, pillow, mirrored or broken-loader" in listed.out
+    assert (broken.code, broken.err.count("\n")) == (2, 1)
+    assert "cannot load its entry point gfo_extra:NoSuchEngine" in broken.err
+    assert automatic.code == 0, automatic.err  # a broken entry point leaves automatic choices alone
 
 
-def test_a_broken_entry_point_leaves_automatic_choices_alone(
-    site: Path, tiny_data: Path, tmp_path: Path, tiny_bank: Path
-) -> None:
-    words = ("--model", "python:gfo_tiny:network", "--data", tiny_data, "--occluders", tiny_bank, "--split", "val")
-    ended = run(site, "evaluate", *words, "--out", tmp_path / "run")
-    assert ended.returncode == 0, ended.stderr
-    ended = run(site, "doctor", "--json", floor="bench")
-    assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout.splitlines()[-1])
+def test_the_doctor_and_the_benchmark_of_such_a_package(site: Path) -> None:
+    doctor, listed, suite = run(
+        site, ("doctor", "--json"), ("bench", "--help"), ("bench", "broken-suite", "--seconds", 1), floor="bench"
+    )
+    assert doctor.code == 0, doctor.err
+    found = json.loads(doctor.out.splitlines()[-1])
     (broken,) = [state for state in found["engines"] if state["engine"] == "broken"]
     assert not broken["available"]
     assert "fix or uninstall gfo-extra" in broken["reason"]
     assert any("--loader broken-loader: cannot load" in note for note in found["notes"])
     assert found["objectives"] == {"pure": {"kappa": 10.0}, "negated": {"weight": 1.0}}
 
-
-def test_a_broken_suite_is_refused_when_it_is_called(site: Path) -> None:
-    listed = run(site, "bench", "--help", floor="bench")
-    assert listed.returncode == 0, listed.stderr
-    assert "broken-suite" in listed.stdout
-    ended = run(site, "bench", "broken-suite", "--seconds", 1, floor="bench")
-    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
-    assert "cannot load its entry point gfo_extra:NoSuchSuite" in ended.stderr
+    assert listed.code == 0, listed.err
+    assert "broken-suite" in listed.out
+    assert (suite.code, suite.err.count("\n")) == (2, 1)
+    assert "cannot load its entry point gfo_extra:NoSuchSuite" in suite.err

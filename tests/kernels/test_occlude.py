@@ -157,7 +157,8 @@ def test_as_grid_knows_what_is_no_grid(image_index: list[int], occluder_index: l
 @pytest.mark.slow
 @IMPLS
 def test_imagenet_size(impl: str) -> None:
-    pairs = make(2, 3, 4, 224, 224, 7)
+    size = 112 if impl == "triton" and DEVICE == "cpu" else 224  # interpreted, a program takes ten milliseconds
+    pairs = make(2, 2, 3, size, size, 11)
     theirs = pairs.bank.double().requires_grad_()
     wanted = truth(pairs._replace(bank=theirs))
     ours = pairs.bank.clone().requires_grad_()
@@ -167,7 +168,7 @@ def test_imagenet_size(impl: str) -> None:
     torch.testing.assert_close(out.detach().double(), wanted.detach(), rtol=0, atol=FORWARD_TOLERANCE)
     assert ours.grad is not None
     assert theirs.grad is not None
-    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=6 * 2**-24 * 4 * 0.0175)
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=6 * 2**-24 * 3 * 0.0175)
 
 
 @IMPLS
@@ -223,6 +224,8 @@ def test_black_and_white_pixels_learn(impl: str) -> None:
 
 @IMPLS
 def test_the_gradient_has_the_same_bits_twice(impl: str) -> None:
+    if impl == "triton" and DEVICE == "cpu":
+        pytest.skip("the interpreter has one order of everything")
     pairs = make(4, 3, 64, 31, 29, 3)
     grads = []
     for _ in range(2):

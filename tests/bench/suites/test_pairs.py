@@ -26,7 +26,7 @@ from gfo.export.bank import OccluderBank
 from gfo.export.classifier import load_classifier
 from gfo.export.models.spec import ModelSpec
 
-MODEL = ("--model", "python:gfo_tiny:network", "--weights", "default", "--seconds", "0.2")
+MODEL = ("--model", "python:gfo_tiny:network", "--weights", "default", "--seconds", "0.05")
 
 
 def test_stages_of_every_engine(run: Callable[..., Any], tiny_data: Path, tmp_path: Path) -> None:
@@ -151,8 +151,9 @@ def test_some_stages(run: Callable[..., Any]) -> None:
     assert [row["ratio"] and row["ratio"]["to"] for row in ended.rows] == [None, "pairs"]
 
 
-def test_what_cannot_be_told_is_said(run: Callable[..., Any]) -> None:
-    ended = run(*MODEL, "--engine", "torch", "--occluders", "zero:2", "--stages", "bare")
+def test_what_cannot_be_told_is_said(run: Callable[..., Any], tiny_data: Path) -> None:
+    words = ("--engine", "torch", "--images", tiny_data / "val", "--occluders", "zero:2", "--stages", "bare")
+    ended = run(*MODEL, *words)
     assert ended.code == 0
     (row,) = ended.rows
     assert row["p50"] > 0
@@ -181,8 +182,9 @@ def test_the_first_occluders_of_a_bank(run: Callable[..., Any], tiny_data: Path,
     assert f"holds {held}; use at most as many" in ended.err
 
 
-def test_the_plot(run: Callable[..., Any], tmp_path: Path) -> None:
-    code, _, _ = run(*MODEL, "--engine", "torch", "--occluders", 2, "--plot", tmp_path / "plot.png")
+def test_the_plot(run: Callable[..., Any], tiny_data: Path, tmp_path: Path) -> None:
+    words = ("--engine", "torch", "--images", tiny_data / "val", "--occluders", 2, "--plot", tmp_path / "plot.png")
+    code, _, _ = run(*MODEL, *words)
     assert code == 0
     with Image.open(tmp_path / "plot.png") as picture:
         assert picture.format == "PNG"
