@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import json
 import os
@@ -34,6 +35,12 @@ MODEL = "python:gfo_tiny:network"
 # Not alphabetical: a mapping by sorted folder names would be noticed.
 CLASS_IDS = {"ant": 3, "bee": 0, "cat": 4}
 PICTURES = 6
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the libraries: they are a million objects that stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from gfo.bench import stages
+from gfo.bench import measure, stages
 from gfo.bench.commands import bench
 
 
@@ -26,10 +26,11 @@ class Ended(NamedTuple):
         return document["rows"]
 
 
-@pytest.fixture(autouse=True)
-def _without_rests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Don't wait between two timings: they decide how true a rate is, and no test looks at that."""
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time two rounds without a rest: for tests that do not look at how true a rate is."""
     monkeypatch.setattr(stages, "_REST", 0.0)
+    monkeypatch.setattr(measure, "MIN_ROUNDS", 2)
 
 
 @pytest.fixture

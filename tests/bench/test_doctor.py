@@ -64,7 +64,8 @@ def test_selftest_passes_and_prints_every_precision(
 
 @pytest.fixture
 def only_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what is spoilt there: the others need not be compiled."""
+    """For what is spoilt there: the others need not be compiled, and half precisions are slow on most CPUs."""
+    monkeypatch.setattr(TorchEngine, "precisions", classmethod(lambda *_: ("fp32",)))
     only = Table("--engine", "gfo.none", "gfo.engine.engines", {"torch": ".torch:TorchEngine"})
     monkeypatch.setattr(doctor, "ENGINES", only)
 
@@ -86,7 +87,7 @@ def test_an_engine_that_breaks_is_a_failure_not_a_traceback(monkeypatch: pytest.
 
     monkeypatch.setattr(TorchEngine, "infer", broken)
     checks = [check for check in doctor.self_test() if (check.engine, check.device) == ("torch", "cpu")]
-    assert [check.passed for check in checks] == [False] * len(PRECISIONS)
+    assert [check.passed for check in checks] == [False]
     assert checks[0].reason == "no such operation on this device"
 
 

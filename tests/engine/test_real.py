@@ -58,7 +58,7 @@ def test_lite0_recognises_full_size_pictures(real_data: Path) -> None:
 def test_an_occluder_of_a_real_class_fools_pictures_it_never_saw(real_data: Path, tmp_path: Path) -> None:
     root = real_data / "tiny-imagenet-20"
     spec = lite0(real_data, input_size=128)
-    config = TrainConfig(epsilon=8.0, epochs=6, batch_size=8, pictures_per_class=64, held_out=1, precision="fp32")
+    config = TrainConfig(epsilon=8.0, epochs=4, batch_size=8, pictures_per_class=64, held_out=1, precision="fp32")
     bank = train(spec, DataSpec(root, classes="n01443537"), tmp_path / "bank.safetensors", config)
     classifier = load_classifier(spec)
     folder = list_classes(DataSpec(root), "n01443537", 1000, seed=0)[0]

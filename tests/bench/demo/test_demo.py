@@ -82,7 +82,7 @@ def test_same_command_again_computes_nothing(
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")} == before
 
 
-@pytest.mark.usefixtures("result")
+@pytest.mark.usefixtures("result", "hurried")
 def test_a_benchmark_of_its_networks(out: Path) -> None:
     rows = demo_rows(out, seconds=0.1)
     assert [(row.model, row.stage) for row in rows] == [(f"gfo/{name}", s) for name in EPSILONS for s in STAGES]
