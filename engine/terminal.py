@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from ..export.errors import EngineUnavailable, InputError
+from ..export.errors import EngineUnavailable, InputError, Unreachable
 
 if TYPE_CHECKING:
     import typer
@@ -16,6 +16,8 @@ BAD_INPUT: Final = 2
 UNAVAILABLE: Final = 3
 FAILED: Final = 4
 """A check failed: parity, the self-test, or a benchmark's comparison."""
+UNREACHABLE: Final = 5
+"""Storage failed on the way; what is finished is kept."""
 INTERRUPTED: Final = 130
 
 _FILE_WIDTH = 200
@@ -30,7 +32,7 @@ def console(*, stderr: bool = False, width: int = _FILE_WIDTH) -> Console:
 
 
 def run(app: typer.Typer, name: str, *, resumes: bool = True) -> None:
-    """Run a command and exit: 0 done, 2 bad input, 3 engine unavailable, 130 interrupted, or the command's own code.
+    """Run a command and exit with a code of `docs/reference/exit-codes.md`, or with the command's own.
 
     Bad input is one line on standard error, without a traceback. A defect keeps its traceback and exits with 1.
 
@@ -45,6 +47,9 @@ def run(app: typer.Typer, name: str, *, resumes: bool = True) -> None:
         code = app(prog_name=name, standalone_mode=False)
     except (InputError, EngineUnavailable) as error:
         leave(name, str(error), UNAVAILABLE if isinstance(error, EngineUnavailable) else BAD_INPUT)
+    except Unreachable as error:
+        kept = "what is finished is kept, and the same command resumes; " if resumes else ""
+        leave(name, f"{error}; {kept}check that the pictures can be read", UNREACHABLE)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except OSError as error:

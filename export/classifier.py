@@ -26,6 +26,8 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16,
 UNNAMED = "module"
 """The model of a network that is handed over in memory."""
 
+# Relative to the largest logit: another batch size adds the same float32 numbers in another order.
+_ROUNDING = 1e-3
 _FAMILY_AND_NAME = re.compile(r"([^/:]+)([/:])(.+)")
 
 
@@ -99,7 +101,8 @@ class FrozenClassifier:
         Raises
         ------
         InputError
-            The network does not run on such an input, or returns something else than finite logits.
+            The network does not run on such an input, returns something else than finite logits, or its logits
+            depend on more than the picture.
         """
         weights_hash = hash_state(module.state_dict())
         network = copy.deepcopy(module).float().cpu().eval().requires_grad_(False)
@@ -108,14 +111,15 @@ class FrozenClassifier:
         size = preprocessing.input_size
         example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
         example = example.to(memory_format=torch.channels_last)
-        outputs = _checked_outputs(network, example, model)
+        logits = _checked_logits(network, example, model)
+        _check_fixed(network, example, logits, model)
         network = fold_batchnorm(network, example, model)
-        return cls(network, model, weights, weights_hash, preprocessing, outputs)
+        return cls(network, model, weights, weights_hash, preprocessing, logits.shape[1])
 
 
 @torch.no_grad()
-def _checked_outputs(network: nn.Module, example: Tensor, model: str) -> int:
-    """Run the network once and return C; raise `InputError` unless it returns finite logits [P, C]."""
+def _checked_logits(network: nn.Module, example: Tensor, model: str) -> Tensor:
+    """Run the network once; raise `InputError` unless it returns finite logits [P, C]."""
     try:
         logits = network(example)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
@@ -126,7 +130,31 @@ def _checked_outputs(network: nn.Module, example: Tensor, model: str) -> int:
         raise InputError(f"{model}: expected logits [P, C ≥ 2] in evaluation mode, got {got}")
     if not bool(logits.isfinite().all()):
         raise InputError(f"{model}: returns NaN or infinity on random pictures; check the weights")
-    return logits.shape[1]
+    return logits.clone()  # a network may return the same memory each time
+
+
+@torch.no_grad()
+def _check_fixed(network: nn.Module, example: Tensor, logits: Tensor, model: str) -> None:
+    """Raise `InputError` if the logits of a picture depend on chance, on its place, or on what is beside it."""
+    allowed = _ROUNDING * float(logits.abs().max())
+
+    def differ(again: Tensor) -> bool:
+        return again.shape != logits.shape or float((again - logits).abs().max()) > allowed
+
+    order = torch.arange(len(example) - 1, -1, -1)
+    turned = network(example[order])[order]
+    alone = torch.cat([network(picture) for picture in example.split(1)])
+    if not differ(turned) and not differ(alone):
+        return
+    if differ(network(example)):
+        raise InputError(
+            f"{model}: answers the same pictures differently from pass to pass; switch its chance off in evaluation "
+            "mode (F.dropout takes training=self.training)"
+        )
+    raise InputError(
+        f"{model}: its answer to a picture depends on the other pictures of the batch; switch batch statistics off in "
+        "evaluation mode (BatchNorm needs track_running_stats)"
+    )
 
 
 def _undo_slow_inplace(network: nn.Module) -> None:

@@ -5,5 +5,12 @@ class InputError(ValueError):
     """Bad input; the message names the file, the value and what to do. Exit code 2."""
 
 
+class Unreachable(Exception):
+    """A picture that could not be read now: storage that fails, a lack of memory. Exit code 5.
+
+    What is bad is the way to the picture, as far as is known, not the picture: the same command goes on once it works.
+    """
+
+
 class EngineUnavailable(RuntimeError):
     """An engine that cannot run here; the message names the library or driver and what to install. Exit code 3."""

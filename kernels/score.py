@@ -20,11 +20,13 @@ class Score(NamedTuple):
     Attributes
     ----------
     prediction
-        int64 [P], the top-1 class id, the lowest id on a tie; −1 where a logit is NaN.
+        int64 [P], the top-1 class id, the lowest id on a tie; −1 where a logit is not finite.
     rank
-        int64 [P], the number of classes ahead of the label: 0 is correct, < 5 is top-5; C where a logit is NaN.
+        int64 [P], the number of classes ahead of the label: 0 is correct, < 5 is top-5; C where a logit is not
+        finite.
     margin
-        float32 [P], the label's logit minus the best other (0 on a tie, correct or not); NaN where a logit is NaN.
+        float32 [P], the label's logit minus the best other (0 on a tie, correct or not); NaN where a logit is not
+        finite.
     """
 
     prediction: Tensor
@@ -41,7 +43,7 @@ def _reference(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     lower_id = torch.arange(logits.shape[1], device=logits.device) < column
     rank = ((logits > own) | ((logits == own) & lower_id)).sum(dim=1)
     margin = own[:, 0] - logits.scatter(1, column, float("-inf")).amax(dim=1)
-    broken = logits.isnan().any(dim=1)
+    broken = ~logits.isfinite().all(dim=1)
     return (
         logits.argmax(dim=1).masked_fill_(broken, -1),
         rank.masked_fill_(broken, logits.shape[1]),
@@ -77,11 +79,11 @@ def _score_kernel(
         highest, place = tl.max(tl.where(column == label, float("-inf"), z), axis=0, return_indices=True)
         at = tl.where(highest > best, start + place, at)  # the first of equals
         best = tl.maximum(best, highest)
-        broken = tl.maximum(broken, tl.max((z != z).to(tl.int32), axis=0))
+        broken = tl.maximum(broken, tl.max((real & ~(tl.abs(z) < float("inf"))).to(tl.int32), axis=0))
     top = tl.where(broken > 0, -1, tl.where(ahead == 0, label, at.to(tl.int64)))
     tl.store(prediction + row, top)
     tl.store(rank + row, tl.where(broken > 0, CLASSES, ahead).to(tl.int64))
-    tl.store(margin + row, tl.where(broken > 0, float("nan"), own - best))
+    tl.store(margin + row, tl.where(broken > 0, float("nan"), own) - tl.where(broken > 0, 0.0, best))
 
 
 # ---- launcher
@@ -105,7 +107,8 @@ def score(logits: Tensor, labels: Tensor, *, impl: str = "auto", validate: bool 
     """Score logits against labels; no gradient is kept.
 
     A class is ahead of the label if its logit is larger, or equal with a lower id. So rank 0 and a prediction equal to
-    the label are the same, on ties too. A pair with a NaN logit is never correct.
+    the label are the same, on ties too. A pair with a logit that is not finite is never correct: an overflow has lost
+    the order.
 
     Parameters
     ----------

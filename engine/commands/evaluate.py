@@ -62,6 +62,9 @@ class RunOptions(options.Group):
     shard: Annotated[
         str | None, typer.Option(help="I/N: this is worker I (from 0) of N that fill one --out together.")
     ] = None
+    max_quarantined: Annotated[
+        float, typer.Option(help="Share of the pictures, 0 to 1, that may be unreadable before the run is refused.")
+    ] = 0.05
     seed: options.Seed = 0
 
 
@@ -78,6 +81,7 @@ def evaluate(subject: SubjectOptions, data: SelectionOptions, engine: options.En
         per_class=data.per_class,
         batch_size=engine.batch_size,
         shard=_shard(run.shard),
+        max_quarantined=run.max_quarantined,
         seed=run.seed,
     )
     summary = evaluate_pairs(

@@ -35,8 +35,9 @@ Picture: TypeAlias = NDArray[np.uint8] | Tensor | str
 
 
 class Encoded(NamedTuple):
-    """The bytes of a JPEG and its number of pixels."""
+    """The path and bytes of a JPEG, and its number of pixels."""
 
+    path: str
     content: bytes
     pixels: int
 
@@ -100,12 +101,9 @@ class DaliSource(Decoder):
 
     def _check(self, path: str) -> Encoded | Picture:
         """Return a JPEG for DALI, or what Pillow makes of any other file."""
-        try:
-            content = self.files.read(path)
-        except OSError as error:
-            return self.files.reason(error)
+        content = self.files.fetch(path)
         pixels = plain_jpeg(content)
-        return Encoded(content, pixels) if pixels else decode(content, self.preprocessing)
+        return Encoded(path, content, pixels) if pixels else decode(self.files, path, content, self.preprocessing)
 
     def _decode(self, checked: Sequence[Future[Encoded | Picture]], pool: ThreadPoolExecutor) -> Pictures:
         results: list[Picture | Future[Picture]] = [""] * len(checked)
@@ -141,13 +139,13 @@ class DaliSource(Decoder):
             what = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
             warnings.warn(f"DALI failed on {len(batch)} pictures, Pillow reads them ({what.strip()})", stacklevel=2)
             for i, encoded in batch:
-                results[i] = pool.submit(decode, encoded.content, self.preprocessing)
+                results[i] = pool.submit(decode, self.files, encoded.path, encoded.content, self.preprocessing)
             return
-        for (i, _), picture in zip(batch, decoded, strict=True):
+        for (i, encoded), picture in zip(batch, decoded, strict=True):
             if self.device.type == "cuda":
                 results[i] = self._finish_on_device(picture)
             else:
-                results[i] = pool.submit(self._finish, np.asarray(picture))
+                results[i] = pool.submit(self._finish, encoded.path, np.asarray(picture))
 
     def _run(self, contents: Sequence[bytes]) -> Any:
         if self._pipeline is None:
@@ -156,11 +154,13 @@ class DaliSource(Decoder):
         (decoded,) = self._pipeline.run()
         return decoded
 
-    def _finish(self, picture: NDArray[np.uint8]) -> Picture:
+    def _finish(self, path: str, picture: NDArray[np.uint8]) -> Picture:
         try:
             return self.preprocessing.apply(Image.fromarray(picture))
         except ValueError as error:
             return f"ValueError: {error}"
+        except MemoryError as error:
+            raise self.files.unreachable(path, error) from error
 
     def _finish_on_device(self, picture: Any) -> Picture:
         try:

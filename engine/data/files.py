@@ -1,14 +1,25 @@
-"""The bytes of pictures: files below a root folder, or members of WebDataset tar files below it."""
+"""The bytes of pictures: files below a root folder, or members of WebDataset tar files below it.
+
+A picture that is bad and one that cannot be reached are two things: bytes that no decoder takes are the picture's fault
+and set it aside; a file that cannot be read (EIO, ESTALE, gone since it was listed) is the storage's, and ends the run.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 import tarfile
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ...export.errors import InputError
+from ...export.errors import InputError, Unreachable
+
+_WAITS = (0.1, 1.0)  # seconds before the second and the third attempt
+_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 class Member(NamedTuple):
@@ -39,7 +50,7 @@ class PictureFiles:
         """
         tar, name = _parts(path)
         if tar is None:
-            return (self.root / path).read_bytes()
+            return _content(self.root / path)
         member = self._member(tar, name)
         with (self.root / tar).open("rb") as file:
             file.seek(member.offset)
@@ -47,6 +58,28 @@ class PictureFiles:
         if len(content) < member.size:
             raise OSError(f"{path}: the tar file ends after {len(content)} of its {member.size} bytes")
         return content
+
+    def fetch(self, path: str) -> bytes:
+        """Return the bytes of a picture; storage that fails for a moment is asked again.
+
+        Raises
+        ------
+        Unreachable
+            It cannot be read at the third attempt either.
+        """
+        for wait in _WAITS:
+            try:
+                return self.read(path)
+            except OSError:
+                time.sleep(wait)
+        try:
+            return self.read(path)
+        except OSError as error:
+            raise self.unreachable(path, error) from error
+
+    def unreachable(self, path: str, error: BaseException) -> Unreachable:
+        """Return what to raise for a picture that cannot be read for this reason."""
+        return Unreachable(f"{self.root / path}: cannot be read now ({self._reason(error)})")
 
     def identity(self, path: str) -> tuple[int, int, int]:
         """Return what differs once a picture has changed: size, time of change in nanoseconds, place in its tar file.
@@ -61,8 +94,8 @@ class PictureFiles:
             return -1, -1, -1
         return member.size, status.st_mtime_ns, member.offset
 
-    def reason(self, error: OSError) -> str:
-        """Return an error of `read` in one line, without the path of the root."""
+    def _reason(self, error: BaseException) -> str:
+        """Return an error in one line, without the path of the root."""
         text = f"{type(error).__name__}: {error}".replace(f"{self.root}/", "").replace(str(self.root), "")
         return text.splitlines()[0]
 
@@ -80,6 +113,18 @@ class PictureFiles:
             raise OSError(str(error)) from error
         except KeyError:
             raise FileNotFoundError(f"{tar}: has no member {name}") from None
+
+
+def _content(path: Path) -> bytes:
+    """Return the bytes of a regular file; a pipe would wait for a writer for ever."""
+    descriptor = os.open(path, os.O_RDONLY | _FLAGS)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", str(path))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def _parts(path: str) -> tuple[str | None, str]:

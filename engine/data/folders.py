@@ -182,11 +182,39 @@ def _read_class_map(path: Path) -> dict[str, int]:
 
 
 def _files(folder: Path, root: Path) -> tuple[str, ...]:
-    """List every file but hidden ones: what is not a picture is quarantined when it is read, never silently dropped."""
-    names = sorted(e.name for e in os.scandir(folder) if not e.name.startswith(".") and not e.is_dir())
-    if not names:
+    """List every file at any depth, as torchvision's ImageFolder does, but hidden ones.
+
+    What is not a picture is quarantined when it is read, never silently dropped.
+    """
+    found: list[str] = []
+    for where, folders, names in os.walk(folder, followlinks=True, onerror=_unlisted):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            _refuse_circle(Path(where) / name)
+        found += [(Path(where) / name).relative_to(root).as_posix() for name in names if not name.startswith(".")]
+    if not found:
         raise InputError(f"{folder}: holds no pictures; fill it or remove the folder")
-    for name in names:
+    for name in found:
         if any("\ud800" <= character <= "\udfff" for character in name):
-            raise InputError(f"{folder}: file name {name!r} is not UTF-8; rename the file")
-    return tuple((folder / name).relative_to(root).as_posix() for name in names)
+            raise InputError(f"{folder}: file name {Path(name).name!r} is not UTF-8; rename the file")
+    return tuple(sorted(found))
+
+
+def _unlisted(error: OSError) -> None:
+    """Raise what `os.walk` would pass over: a folder that cannot be listed."""
+    raise error
+
+
+def _refuse_circle(folder: Path) -> None:
+    if folder.is_symlink() and folder.absolute().is_relative_to(folder.resolve()):
+        raise InputError(f"{folder}: is a link to a folder that holds it; remove the link")
+
+
+def beside_the_classes(data: DataSpec) -> str | None:
+    """Return a line about files beside the class folders of a split, which nobody reads; None if there are none."""
+    if tar_files(data.folder):
+        return None
+    names = sorted(e.name for e in os.scandir(data.folder) if not e.name.startswith(".") and not e.is_dir())
+    if not names:
+        return None
+    return f"{data.folder}: {len(names)} files beside the class folders are not read, the first: {names[0]}"

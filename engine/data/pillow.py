@@ -10,8 +10,10 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ...export.preprocessing import Preprocessing
+from .files import PictureFiles
 from .source import Decoder, Pictures
 
 
@@ -40,15 +42,32 @@ class PillowSource(Decoder):
         return Pictures.of([future.result() for future in ahead.popleft()], self.preprocessing.input_size)
 
     def _read(self, path: str) -> NDArray[np.uint8] | str:
-        try:
-            return decode(self.files.read(path), self.preprocessing)
-        except OSError as error:
-            return self.files.reason(error)
+        return decode(self.files, path, self.files.fetch(path), self.preprocessing)
 
 
-def decode(content: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8] | str:
-    """Decode a file's bytes to uint8 [S, S, 3]; return Pillow's message where that fails."""
+def decode(files: PictureFiles, path: str, content: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8] | str:
+    """Decode the bytes of a picture of `files` to uint8 [S, S, 3]; return Pillow's message where they are no picture.
+
+    Raises
+    ------
+    Unreachable
+        There is not enough memory.
+    """
     try:
-        return preprocessing.load_uint8(io.BytesIO(content))
+        picture = opened(content, preprocessing)
+        return picture if isinstance(picture, str) else preprocessing.apply(picture)
+    except MemoryError as error:
+        raise files.unreachable(path, error) from error
+
+
+def opened(content: bytes, preprocessing: Preprocessing) -> Image.Image | str:
+    """Return the picture in memory, or Pillow's message; an error of this project's own code is none of these."""
+    try:
+        picture = Image.open(io.BytesIO(content))
+        preprocessing.geometry(*picture.size)  # before its pixels take memory
+        picture.load()
+    except MemoryError:
+        raise
     except Exception as error:  # noqa: BLE001 (by file format: OSError, SyntaxError, ValueError, struct.error, …)
         return f"{type(error).__name__}: {error}".split(" <_io", 1)[0].splitlines()[0]
+    return picture

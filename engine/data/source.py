@@ -69,7 +69,12 @@ class PictureSource(ABC):
     def blocks(self, paths: Sequence[str], block_size: int, starts: Sequence[int] | None = None) -> Iterator[Block]:
         """Yield blocks of up to `block_size` pictures of `paths`, in order, at the given starts (default: every block).
 
-        Unreadable pictures are set aside. A few blocks are in memory, whatever the length of the list.
+        Pictures that no decoder takes are set aside. A few blocks are in memory, whatever the length of the list.
+
+        Raises
+        ------
+        Unreachable
+            A picture's file cannot be read, or there is not enough memory: nothing is known of the picture.
         """
 
 

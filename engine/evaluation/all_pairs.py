@@ -34,6 +34,7 @@ def all_pairs(
     passes: Passes,
     *,
     shard: tuple[int, int] | None = None,
+    most_quarantined: int | None = None,
     progress: Progress = no_progress,
 ) -> tuple[float, int]:
     """Evaluate the blocks of a store that are not done, or those of a shard.
@@ -46,6 +47,8 @@ def all_pairs(
         How the pairs are cut into passes through the network.
     shard
         (i, n): every n-th block from the i-th.
+    most_quarantined
+        How many pictures of the store may be quarantined; None for any number.
 
     Returns
     -------
@@ -55,7 +58,8 @@ def all_pairs(
     Raises
     ------
     InputError
-        The network returned NaN, or a pass does not fit into memory. Finished blocks are kept.
+        The network returned NaN or infinity, a pass does not fit into memory, or too many pictures are quarantined.
+        Finished blocks are kept.
     """
     rows, own, pending = len(store.occluders), _starts(store, shard), pending_starts(store, shard)
     done, every = (
@@ -79,7 +83,18 @@ def all_pairs(
                 quarantined |= {offset + position: why for position, why in part.quarantined.items()}
                 bar.advance(len(part.quarantined) * rows)
             store.write(start, scores, quarantined)
+            if quarantined and most_quarantined is not None:
+                _refuse_more(store, most_quarantined)
     return time.perf_counter() - started, pairs
+
+
+def _refuse_more(store: RunStore, most: int) -> None:
+    found = store.quarantined()
+    if len(found) > most:
+        raise InputError(
+            f"{store.run.data_root}: {len(found)} of {len(store)} pictures are no pictures, the first: "
+            f"{found[0].path} ({found[0].reason}); fix or remove them, or allow more with --max-quarantined"
+        )
 
 
 def _starts(store: RunStore, shard: tuple[int, int] | None) -> Sequence[int]:
@@ -119,5 +134,7 @@ def score_block(
             verdict = engine.score(images, piece // rows, piece % rows, labels)
         if bool((verdict.prediction < 0).any()):
             fix = "check the weights" if engine.precision == "fp32" else "use bf16 or fp32"
-            raise InputError(f"--precision {engine.precision}: the network returned NaN on {engine.name}; {fix}")
+            raise InputError(
+                f"--precision {engine.precision}: the network returned NaN or infinity on {engine.name}; {fix}"
+            )
         yield piece, verdict

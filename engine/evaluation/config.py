@@ -28,6 +28,8 @@ class EvaluationConfig:
         enough, and remembers it (`passes`).
     shard
         (i, n) evaluates every n-th block from the i-th (0 … n − 1), for n workers that fill one RUN together.
+    max_quarantined
+        Share of the run's pictures, 0 … 1, that may be quarantined; one more ends it: so many are no accident.
     seed
         Seed of the noise row, the permutation, the draws and the bootstrap.
 
@@ -42,6 +44,7 @@ class EvaluationConfig:
     per_class: int | None = None
     batch_size: int | None = None
     shard: tuple[int, int] | None = None
+    max_quarantined: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -49,6 +52,8 @@ class EvaluationConfig:
             raise InputError(f"--shard {self.shard[0]}/{self.shard[1]}: expected I/N with I from 0 to N - 1")
         if self.pictures not in PICTURES:
             raise InputError(f"--pictures {self.pictures}: expected one of {', '.join(PICTURES)}")
+        if not 0 <= self.max_quarantined <= 1:
+            raise InputError(f"--max-quarantined {self.max_quarantined}: expected a share from 0 to 1")
         for option, value in (("--per-class", self.per_class), ("--batch-size", self.batch_size)):
             if value is not None and value < 1:
                 raise InputError(f"{option} {value}: must be at least 1")

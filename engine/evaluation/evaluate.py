@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from ...export.errors import InputError
 from ...export.manifest import FAILED, NOT_RUN
 from ...export.models.spec import ModelSpec
 from ...export.subject import Subject
-from ..data.folders import ClassFolder, name_of
+from ..data.folders import ClassFolder, beside_the_classes, name_of
 from ..data.loading import open_source
 from ..data.source import PictureSource
 from ..data.spec import DataSpec
@@ -74,6 +75,8 @@ def evaluate(
         Bad input, or `out` holds a run of another configuration; the message names what differs.
     EngineUnavailable
         The engine or device is not available; nothing is then written.
+    Unreachable
+        A picture could not be reached; finished blocks are kept, and the same call resumes.
     KeyboardInterrupt
         Finished blocks are kept; the same call resumes.
     """
@@ -89,8 +92,8 @@ def evaluate(
         source = open_source(data, subject.preprocessing, engine.torch_device)
         run = _run(engine, source, (held, where), folders, data, config)
         store = _open_store(out, run, pictures, _rows(held))
-        if unchecked:
-            progress.say(unchecked)
+        for line in filter(None, (unchecked, beside_the_classes(data))):
+            progress.say(line)
         why = f"{engine.reason}; {engine.how}"
         progress.say(f"engine {engine.name} on {engine.device}, {engine.precision}: {why}")
         progress.say(f"loader {source.name}: {source.how}")
@@ -99,7 +102,10 @@ def evaluate(
             engine.load_bank(torch.cat([held.occluders, noise[None]]))
         passes, why = choose_passes(engine, len(store.occluders), _to_do(store, config.shard), config.batch_size)
         progress.say(f"{passes}: {why}")
-        seconds, pairs = all_pairs(engine, store, source, passes, shard=config.shard, progress=progress)
+        most = math.floor(config.max_quarantined * len(store))
+        seconds, pairs = all_pairs(
+            engine, store, source, passes, shard=config.shard, most_quarantined=most, progress=progress
+        )
     summary = _summary(store, _speed(out, seconds, pairs))
     if summary.complete:  # otherwise other workers' shards are not done
         summary.write(out)

@@ -169,29 +169,35 @@ class RunStore:
         Raises
         ------
         InputError
-            A chunk that fails its checksum.
+            A picture that is not done, or a chunk that fails its checksum.
         """
         try:
-            return np.asarray(self._array("prediction")[start:stop])
+            found = np.asarray(self._array("prediction")[start:stop])
+            why = "not done" if bool((found == NOT_DONE).any()) else ""
         except (ValueError, RuntimeError) as error:
+            why = f"damaged ({error})"
+        if why:
             raise InputError(
-                f"{self.path}: pictures {start}..{stop - 1} are damaged ({error}); run the same gfo-eval again, "
-                "it computes what is missing"
-            ) from error
+                f"{self.path}: pictures {start}..{stop - 1} are {why}; run the same gfo-eval again, it computes what "
+                "is missing"
+            )
+        return found
 
     def pending(self) -> list[int]:
-        """Return the starts of the blocks that are not done, or damaged."""
+        """Return the starts of the blocks that are not done, damaged, or without one of their parts."""
         starts = range(0, len(self), self.block)
         return [start for start in starts if not self._done(start)]
 
     def _done(self, start: int) -> bool:
         stop = min(start + self.block, len(self))
         try:
-            for name in ("rank", "margin", "reason"):
-                self._array(name)[start:stop]  # fails its checksum where it is damaged
-            return not bool((self.predictions(start, stop) == NOT_DONE).any())
-        except (ValueError, RuntimeError):
+            rank, margin, reason = (np.asarray(self._array(n)[start:stop]) for n in ("rank", "margin", "reason"))
+            left_out = self.predictions(start, stop) == QUARANTINED
+        except (ValueError, RuntimeError):  # a chunk fails its checksum; an `InputError` is a `ValueError`
             return False
+        # A chunk that is missing reads as the fill value: no rank, no margin, no reason.
+        whole = ((rank < 0) == left_out) & (np.isnan(margin) == left_out) & ((reason != "")[:, None] == left_out)
+        return bool(whole.all())
 
     def write(self, start: int, scores: Score, quarantined: Mapping[int, str]) -> None:
         """Write a whole block: scores of [n, K+2] pairs, row by row. Raises `OSError` where it cannot be written.

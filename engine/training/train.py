@@ -23,7 +23,7 @@ from ...export.classifier import FrozenClassifier, load_classifier
 from ...export.errors import InputError
 from ...export.models.spec import ModelSpec
 from ...export.occluded import OccludedClassifier
-from ..data.folders import ClassFolder, list_classes
+from ..data.folders import ClassFolder, beside_the_classes, list_classes
 from ..data.loading import open_source
 from ..data.source import PictureSource
 from ..data.spec import DataSpec
@@ -123,6 +123,8 @@ def train(
     data = replace(data, split="train")
     classes = "all" if data.classes is None else data.classes
     folders = list_classes(data, classes, classifier.num_classes, config.seed)
+    if line := beside_the_classes(data):
+        progress.say(line)
     splits = {f.class_id: split_pictures(f.paths, f.class_id, config) for f in folders}
     source = open_source(data, classifier.preprocessing, device)
     checkpoint = Checkpoint(out, _header(classifier, config, folders, source), splits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.datasets.folder import pil_loader
 
+from gfo.engine.data.files import PictureFiles
 from gfo.engine.evaluation.store import RunStore
 from gfo.export.bank import OccluderBank
 from gfo.export.preprocessing import Preprocessing
@@ -260,7 +262,14 @@ def test_eval_quarantines_counts_and_lists(
     code, _, _ = run(*evaluate(own_data, tiny_bank, tmp_path / "whole"))
     assert code == 0
     reasons = spoil(own_data / "val" / "bee")
-    code, out, _ = run(*evaluate(own_data, tiny_bank, tmp_path / "run"))
+    command = evaluate(own_data, tiny_bank, tmp_path / "run")
+    code, out, err = run(*command)
+    assert (code, out) == (2, "")
+    line = err.splitlines()[-1]
+    assert f"{own_data}: 3 of 18 pictures are no pictures, the first: val/bee/0.jpg (OSError: " in line
+    assert "allow more with --max-quarantined" in line
+    assert not (tmp_path / "run" / "summary.json").exists()
+    code, out, _ = run(*command, "--max-quarantined", 0.2)  # what was done is kept
     assert code == 0
     assert "3 quarantined, the first: val/bee/0.jpg" in out
     summary = summary_of(tmp_path / "run")
@@ -284,17 +293,68 @@ def test_eval_of_a_class_without_a_readable_picture(
 ) -> None:
     for picture in (own_data / "val" / "bee").iterdir():
         picture.write_bytes(b"")
-    assert run(*evaluate(own_data, tiny_bank, tmp_path / "run"))[0] == 0
+    assert run(*evaluate(own_data, tiny_bank, tmp_path / "run", "--max-quarantined", 1))[0] == 0
     summary = summary_of(tmp_path / "run")
     assert [row["folder"] for row in summary["classes"]] == ["ant", "cat"]
     assert summary["matched"]["pictures"] == 12
     for folder in ("ant", "cat"):
         for picture in (own_data / "val" / folder).iterdir():
             picture.write_bytes(b"")
-    assert run(*evaluate(own_data, tiny_bank, tmp_path / "none"))[0] == 0
+    assert run(*evaluate(own_data, tiny_bank, tmp_path / "none", "--max-quarantined", 1))[0] == 0
     summary = summary_of(tmp_path / "none")
     assert (summary["read"], summary["quarantined_count"]) == (0, 18)
     assert summary["clean"] is summary["matched"] is summary["fooling_rate"] is None
+
+
+def test_storage_that_is_lost_on_the_way_ends_the_run_and_the_same_command_resumes(
+    own_data: Path, tiny_bank: Path, tmp_path: Path, run: Run, evaluate: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a network drive goes away: no picture of it is set aside, and none is forgotten."""
+    monkeypatch.setattr("gfo.engine.data.files._WAITS", (0.0, 0.0))
+    monkeypatch.setattr("gfo.engine.evaluation.store._MOST", 4)  # 4 pictures a block
+    read, before = PictureFiles.read, run(*evaluate(own_data, tiny_bank, tmp_path / "whole"))[0]
+
+    def lost(files: PictureFiles, path: str) -> bytes:
+        if path.startswith("val/cat/"):
+            raise OSError(errno.EIO, "Input/output error", str(files.root / path))
+        return read(files, path)
+
+    command = evaluate(own_data, tiny_bank, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(PictureFiles, "read", lost)
+        code, out, err = run(*command)
+    assert (before, code, out) == (0, 5, "")
+    line = err.splitlines()[-1]
+    assert f"{own_data}/val/cat/0.jpg: cannot be read now (OSError: [Errno 5] Input/output error" in line
+    assert "the same command resumes" in line
+    assert RunStore.open(tmp_path / "run").pending() == [12, 16]
+    assert not (tmp_path / "run" / "summary.json").exists()
+    code, _, err = run(*command)
+    assert code == 0
+    assert "resuming: 12 of 18 pictures are done" in err
+    assert summary_of(tmp_path / "run")["quarantined_count"] == 0
+    np.testing.assert_allclose(margins_of(tmp_path / "run"), margins_of(tmp_path / "whole"), rtol=0, atol=1e-5)
+
+
+def test_training_does_not_leave_out_what_it_could_not_reach(
+    own_data: Path, tmp_path: Path, run: Run, train: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gfo.engine.data.files._WAITS", (0.0, 0.0))
+    (own_data / "train" / "bee" / "0.jpg").unlink()
+    (own_data / "train" / "bee" / "0.jpg").symlink_to(own_data / "gone.jpg")
+    code, out, err = run(*train(own_data, tmp_path / "bank.safetensors", "--epochs", 1))
+    assert (code, out) == (5, "")
+    assert "train/bee/0.jpg: cannot be read now (FileNotFoundError" in err
+    assert not (tmp_path / "bank.safetensors").exists()
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, "nan"])
+def test_a_share_that_is_none(
+    share: object, tiny_data: Path, tiny_bank: Path, tmp_path: Path, run: Run, evaluate: Command
+) -> None:
+    code, _, err = run(*evaluate(tiny_data, tiny_bank, tmp_path / "run", "--max-quarantined", share))
+    assert code == 2
+    assert "--max-quarantined" in err
 
 
 def test_train_leaves_out_what_it_cannot_read_and_says_so(

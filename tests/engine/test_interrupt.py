@@ -54,17 +54,17 @@ def is_one_line_at_the_end(err: str, name: str) -> bool:
     return err.endswith(line) and err.count(name) == 1 and "Traceback" not in err
 
 
-@pytest.mark.parametrize("at_pass", [6, 14], ids=["in the second epoch", "in the second class"])
+@pytest.mark.parametrize("at_pass", [9, 17], ids=["in the second epoch", "in the second class"])
 def test_an_interrupted_training_resumes_to_the_same_bank(
     at_pass: int, tiny_data: Path, tmp_path: Path, train: Command, run: Run
 ) -> None:
-    # 3 passes while the network is frozen, then 2 steps an epoch, 4 epochs a class
+    # 6 passes while the network is frozen, then 2 steps an epoch, 4 epochs a class
     options = ("--epochs", 4, "--batch-size", 3, "--classes-together", 1)
     command = train(tiny_data, tmp_path / "bank.safetensors", *options)
     code, out, err = interrupt(command, at_pass, tmp_path)
     assert (code, out) == (130, "")
     assert is_one_line_at_the_end(err, "gfo-train")
-    finished = {6: set(), 14: {"3.safetensors"}}[at_pass]  # ant, the first class, is output 3
+    finished = {9: set(), 17: {"3.safetensors"}}[at_pass]  # ant, the first class, is output 3
     parts = {path.name for path in (tmp_path / "bank.safetensors.parts").iterdir()}
     assert parts == finished | {"config.json", "epoch.safetensors"}
     assert run(*command)[0] == 0
@@ -80,8 +80,8 @@ def test_an_interrupted_evaluation_resumes_to_the_same_answers(
         for i in range(94):  # 300 pictures in all: a block of 256 and one of 44
             (folder / f"more-{i}.jpg").symlink_to(folder / "0.jpg")
     command = evaluate(own_data, tiny_bank, tmp_path / "run")
-    # 3 passes while the network is frozen, then parts of 32 pictures x 5 rows, each in passes of 64, 64 and 32 pairs
-    code, out, err = interrupt(command, 3 + 8 * 3 + 2, tmp_path)
+    # 6 passes while the network is frozen, then parts of 32 pictures x 5 rows, each in passes of 64, 64 and 32 pairs
+    code, out, err = interrupt(command, 6 + 8 * 3 + 2, tmp_path)
     assert (code, out) == (130, "")
     assert is_one_line_at_the_end(err, "gfo-eval")
     assert RunStore.open(tmp_path / "run").pending() == [256]

@@ -319,3 +319,37 @@ def test_input_sizes_that_do_not_go(size: int, named: str) -> None:
 def test_what_gives_no_logits_is_refused() -> None:
     with pytest.raises(InputError, match=r"expected logits \[P, C ≥ 2\].*\[2, 3, 8, 8\]"):
         FrozenClassifier.from_module(nn.Identity(), Preprocessing(8, 8))
+
+
+class Chance(nn.Module):
+    """Dropout that evaluation mode does not switch off."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x.flatten(1)[:, :9], 0.5)
+
+
+class Neighbours(nn.Module):
+    """BatchNorm on the statistics of the batch, in evaluation mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3, track_running_stats=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x).flatten(1)[:, :9]
+
+
+class Place(nn.Module):
+    """An answer that hangs on the place in the batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :9] + torch.arange(len(x))[:, None]
+
+
+@pytest.mark.parametrize(
+    ("module", "named"),
+    [(Chance(), "differently from pass to pass"), (Neighbours(), "depends on the other"), (Place(), "depends on the")],
+)
+def test_a_network_that_is_no_function_of_its_picture_is_refused(module: nn.Module, named: str) -> None:
+    with pytest.raises(InputError, match=f"mine: .*{named}"):
+        FrozenClassifier.from_module(module, Preprocessing(8, 8), model="mine")

@@ -1,4 +1,4 @@
-"""`score`, reference and kernel, against a sort in plain Python, on ties and NaN."""
+"""`score`, reference and kernel, against a sort in plain Python, on ties and on what is not finite."""
 
 from __future__ import annotations
 
@@ -56,20 +56,13 @@ def test_rows_longer_than_a_block_and_their_ties(impl: str) -> None:
 
 
 @IMPLS
-def test_nan_is_never_correct(impl: str) -> None:
-    nan = float("nan")
-    logits = torch.tensor([[nan, 1.0], [1.0, nan], [2.0, 1.0]], device=DEVICE)
-    verdict = score(logits, torch.tensor([1, 0, 0], device=DEVICE), impl=impl)
-    assert verdict.prediction.tolist() == [-1, -1, 0]
-    assert verdict.rank.tolist() == [2, 2, 0]
-    assert [math.isnan(m) for m in verdict.margin.tolist()] == [True, True, False]
-
-
-@IMPLS
-def test_infinite_logits_are_ordered(impl: str) -> None:
-    logits = torch.tensor([[float("-inf"), float("inf"), 0.0]], device=DEVICE)
-    verdict = score(logits, torch.tensor([2], device=DEVICE), impl=impl)
-    assert (verdict.prediction.item(), verdict.rank.item()) == (1, 1)
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_never_correct(impl: str, broken: float) -> None:
+    logits = torch.tensor([[broken, 1.0], [1.0, broken], [2.0, 1.0], [broken, broken]], device=DEVICE)
+    verdict = score(logits, torch.tensor([1, 0, 0, 0], device=DEVICE), impl=impl)
+    assert verdict.prediction.tolist() == [-1, -1, 0, -1]
+    assert verdict.rank.tolist() == [2, 2, 0, 2]
+    assert [math.isnan(m) for m in verdict.margin.tolist()] == [True, True, False, True]
 
 
 def test_no_gradient_is_kept() -> None:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from torchvision.datasets import ImageFolder
 from torchvision.models import ResNet18_Weights
 
-from gfo.engine.data.folders import ClassFolder, class_name, list_classes
+from gfo.engine.data.folders import ClassFolder, beside_the_classes, class_name, list_classes
 from gfo.engine.data.spec import DataSpec
 from gfo.export.errors import InputError
 
@@ -61,14 +63,41 @@ def test_random_classes_are_seeded_and_distinct(root: Path) -> None:
     assert [c.folder for c in classes_of(root, "random:4")] == list(IDS)
 
 
-def test_hidden_files_and_subfolders_are_no_pictures_but_anything_else_is_listed(root: Path) -> None:
+def test_what_is_hidden_or_beside_the_classes_is_not_listed_and_anything_else_is_at_any_depth(root: Path) -> None:
     (root / "val" / "ant" / ".DS_Store").touch()
-    (root / "val" / "ant" / "c").mkdir()
+    (root / "val" / "ant" / "images").mkdir()  # as in Tiny-ImageNet
+    (root / "val" / "ant" / "images" / "0.jpg").touch()
+    (root / "val" / "ant" / "images" / ".0.jpg").touch()
+    (root / "val" / "ant" / ".cache").mkdir()
+    (root / "val" / "ant" / ".cache" / "0.jpg").touch()
+    assert beside_the_classes(DataSpec(root)) is None
     (root / "val" / "ant" / "notes.txt").touch()
     (root / "val" / ".cache").mkdir()
     (root / "val" / "loose.jpg").touch()
     assert [c.folder for c in classes_of(root)] == list(IDS)
-    assert classes_of(root)[0].paths == ("val/ant/a.jpg", "val/ant/b.png", "val/ant/notes.txt")
+    listed = ("val/ant/a.jpg", "val/ant/b.png", "val/ant/images/0.jpg", "val/ant/notes.txt")
+    assert classes_of(root)[0].paths == listed
+    line = beside_the_classes(DataSpec(root))
+    assert line == f"{root / 'val'}: 1 files beside the class folders are not read, the first: loose.jpg"
+
+
+def test_pictures_are_those_of_torchvisions_image_folder(tmp_path: Path) -> None:
+    for name in ("ant/images/a.png", "ant/b.png", "bee/x/y/z.png", "bee/linked"):
+        (tmp_path / "val" / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".png"):
+            Image.new("RGB", (2, 2)).save(tmp_path / "val" / name)
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (2, 2)).save(tmp_path / "elsewhere" / "far.png")
+    (tmp_path / "val" / "bee" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "classes.json").write_text('{"ant": 0, "bee": 1}')
+    theirs = sorted(Path(path).relative_to(tmp_path).as_posix() for path, _ in ImageFolder(tmp_path / "val").samples)
+    assert sorted(path for c in classes_of(tmp_path) for path in c.paths) == theirs
+
+
+def test_a_link_to_a_folder_around_it_is_refused(root: Path) -> None:
+    (root / "val" / "ant" / "again").symlink_to(root / "val")
+    with pytest.raises(InputError, match="again: is a link to a folder that holds it"):
+        classes_of(root)
 
 
 def test_a_class_map_that_is_given_goes_before_the_folders_own(root: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import threading
@@ -18,11 +19,12 @@ from PIL import Image
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import functional as F
 
+from gfo.engine.data import files as files_module
 from gfo.engine.data.files import PictureFiles
 from gfo.engine.data.loading import open_source
 from gfo.engine.data.source import PictureSource, shard_starts
 from gfo.engine.data.spec import DataSpec
-from gfo.export.errors import EngineUnavailable, InputError
+from gfo.export.errors import EngineUnavailable, InputError, Unreachable
 from gfo.export.preprocessing import Preprocessing
 
 Open: TypeAlias = Callable[..., PictureSource]
@@ -116,6 +118,9 @@ def spoil(path: Path, how: str) -> None:
     elif how == "folder":
         path.unlink()
         path.mkdir()
+    elif how == "pipe":
+        path.unlink()
+        os.mkfifo(path)
     else:
         path.unlink()
 
@@ -126,10 +131,10 @@ def png_checksum(chunk: bytes | bytearray) -> bytes:
     return zlib.crc32(chunk).to_bytes(4, "big")
 
 
-BOTH = ("truncated", "empty", "text", "folder", "vanished")
+BOTH = ("truncated", "empty", "text")
 SPOILED = [(how, name) for how in BOTH for name in ("0.jpg", "1.png")]
 SPOILED += [("flipped", "1.png"), ("marker", "0.jpg"), ("gigapixel", "1.png"), ("thin", "1.png")]
-SAID = {"gigapixel": "exceeds limit of 178956970 pixels", "thin": "when resized, over the limit", "vanished": "No such"}
+SAID = {"gigapixel": "exceeds limit of 178956970 pixels", "thin": "when resized, over the limit"}
 
 
 @pytest.mark.parametrize(("how", "name"), SPOILED)
@@ -154,16 +159,63 @@ def test_what_cannot_be_read_is_set_aside_with_a_reason(own_data: Path, open_loa
             np.testing.assert_array_equal(block.images[i], wanted)
 
 
+@pytest.fixture
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files_module, "_WAITS", (0.0, 0.0))
+
+
+@pytest.mark.usefixtures("no_waits")
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("vanished", "No such file"), ("folder", "Not a regular file"), ("pipe", "Not a regular file")],
+)
+def test_what_cannot_be_reached_ends_the_reading(own_data: Path, open_loader: Open, how: str, said: str) -> None:
+    source = open_loader(own_data, PREPROCESSING)
+    spoil(own_data / "val" / "bee" / "0.jpg", how)
+    with pytest.raises(Unreachable, match=rf"val/bee/0\.jpg: cannot be read now \(\w+: .*{said}"):
+        list(source.blocks(["val/bee/1.png", "val/bee/0.jpg"], 10))
+
+
+@pytest.mark.usefixtures("no_waits")
+def test_storage_that_fails_for_a_moment_is_asked_again(
+    own_data: Path, open_loader: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, failures = PictureFiles.read, [OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale")]
+
+    def failing(files: PictureFiles, path: str) -> bytes:
+        if failures:
+            raise failures.pop()
+        return read(files, path)
+
+    monkeypatch.setattr(PictureFiles, "read", failing)
+    (block,) = open_loader(own_data, PREPROCESSING).blocks(["val/bee/0.jpg"], 10)
+    assert not failures
+    np.testing.assert_array_equal(block.images[0], reference(own_data / "val" / "bee" / "0.jpg", PREPROCESSING))
+
+
+@pytest.mark.parametrize("name", ["1.png", "0.jpg"])
+def test_a_lack_of_memory_is_not_the_pictures_fault(
+    own_data: Path, open_loader: Open, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    source = open_loader(own_data, PREPROCESSING)
+    monkeypatch.setattr(Preprocessing, "apply", full)
+    with pytest.raises(Unreachable, match="MemoryError"):
+        list(source.blocks([f"val/bee/{name}"], 10))
+
+
 def source_preprocessing(how: str) -> Preprocessing:
     return PREPROCESSING if how != "thin" else Preprocessing(16, 1000)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read_is_set_aside(own_data: Path, open_loader: Open) -> None:
+@pytest.mark.usefixtures("no_waits")
+def test_what_may_not_be_read_ends_the_reading(own_data: Path, open_loader: Open) -> None:
     (own_data / "val" / "bee" / "0.jpg").chmod(0)
-    (block,) = open_loader(own_data, PREPROCESSING).blocks(["val/bee/0.jpg", "val/bee/1.png"], 10)
-    assert "Permission denied" in block.quarantined[0]
-    assert block.readable.tolist() == [1]
+    with pytest.raises(Unreachable, match="Permission denied"):
+        list(open_loader(own_data, PREPROCESSING).blocks(["val/bee/0.jpg", "val/bee/1.png"], 10))
 
 
 def odd_pictures(folder: Path) -> list[str]:

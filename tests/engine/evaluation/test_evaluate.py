@@ -294,10 +294,13 @@ def test_classes_are_called_as_their_folders(
     assert wrong <= {"ant", "bee", "cat", "2", "4"}  # outputs without a folder go by their index
 
 
-def test_nan_logits_are_an_error_not_an_answer(pictures: Path, tmp_path: Path, bank: Path) -> None:
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error_not_an_answer(
+    factor: float, pictures: Path, tmp_path: Path, bank: Path
+) -> None:
     class Overflow(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.flatten(1)[:, :5] * torch.tensor(float("nan") if self.broken else 1.0)
+            return x.flatten(1)[:, :5] * torch.tensor(factor if self.broken else 1.0)
 
         broken = False
 
@@ -307,7 +310,7 @@ def test_nan_logits_are_an_error_not_an_answer(pictures: Path, tmp_path: Path, b
     header = BankHeader(**{**vars(stored.header), "weights_hash": frozen.weights_hash})
     OccluderBank(stored.occluders, header).save(bank)
     frozen.network.broken = True  # type: ignore[assignment]
-    with pytest.raises(InputError, match="NaN"):
+    with pytest.raises(InputError, match="NaN or infinity"):
         evaluate(frozen, bank, pictures, tmp_path / "run")
 
 

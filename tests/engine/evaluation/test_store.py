@@ -91,6 +91,29 @@ def test_a_flipped_byte_is_noticed_and_computed_again(tmp_path: Path, run_record
     np.testing.assert_array_equal(store.predictions(8, 16), scores(8, 5, 8).prediction.view(8, 5))
 
 
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("part", ["prediction", "rank", "margin", "reason"])
+def test_a_part_of_a_block_that_is_missing_is_not_done(tmp_path: Path, run_record: Run, part: str) -> None:
+    store = make(tmp_path, run_record)
+    for start, n in ((0, 8), (8, 8), (16, 4)):
+        store.write(start, scores(n, 5, start), {2: "OSError: broken"})
+    chunks = sorted((tmp_path / "predictions.zarr" / part / "c").rglob("*"))
+    [chunk for chunk in chunks if chunk.is_file()][1].unlink()
+    assert RunStore.open(tmp_path).pending() == [8]
+    if part == "prediction":
+        with pytest.raises(InputError, match=r"pictures 8\.\.15 are not done; run the same gfo-eval again"):
+            store.predictions(8, 16)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_another_fill_value_does_not_make_a_block_done(tmp_path: Path, run_record: Run) -> None:
+    make(tmp_path, run_record)
+    store = tmp_path / "predictions.zarr"
+    for facts in (store / "zarr.json", store / "prediction" / "zarr.json"):
+        facts.write_text(facts.read_text().replace('"fill_value": -1', '"fill_value": 1'))
+    assert RunStore.open(tmp_path).pending() == [0, 8, 16]
+
+
 def test_what_is_no_store_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such store"):
         RunStore.open(tmp_path)
