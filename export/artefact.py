@@ -14,13 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from .bank import OccluderBank, check_keys
 from .bank_header import BankHeader, EmbeddedBank
 from .classifier import FrozenClassifier, load_classifier
 from .errors import InputError
-from .files import atomic_folder, save_tensors
+from .files import atomic_folder, load_tensors, save_tensors
 from .formats import FORMATS
 from .formats.base import ExportConfig
 from .manifest import EMBEDDED, FIT, INPUT, Manifest, Parity, file_facts
@@ -117,16 +115,14 @@ class Artefact:
         """
         if self.manifest.bank == INPUT:
             return None
-        from safetensors.torch import load_file
-
         header = read_record(
             BankHeader, json.dumps(self.manifest.bank_header), self.folder, "export again", _BANK_NOT_VALID
         )
         try:
-            bank = EmbeddedBank(header, str(self.manifest.bank_hash), **load_file(self.folder / FIT))
+            bank = EmbeddedBank(header, str(self.manifest.bank_hash), **load_tensors(self.folder / FIT)[1])
             check_keys(self.folder / FIT, bank.fitted, bank.held_out)
             bank.check_fits(self, self.folder)
-        except (InputError, TypeError, OSError, SafetensorError) as error:
+        except (ValueError, TypeError, OSError) as error:
             raise InputError(f"{self.folder}: {_BANK_NOT_VALID} ({error}); export again") from error
         return bank
 

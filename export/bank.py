@@ -1,7 +1,8 @@
 """The bank: K occluders for one model and one input size, in a safetensors file with a JSON header.
 
 The file holds `occluders`, float32 [K, H, W, 3] in pixel units, `fitted` and `held_out`, int64 keys of the training
-pictures that were used (`picture_key`), and, under the metadata key `gfo`, a `BankHeader` as JSON.
+pictures that were used (`picture_key`), a checksum (`save_tensors`), and, under the metadata key `gfo`, a `BankHeader`
+as JSON.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from .bank_header import BankHeader, Described, Model
 from .errors import InputError
-from .files import save_tensors
+from .files import load_tensors, save_tensors
 from .records import read_record
 
 _METADATA_KEY = "gfo"
+_TENSORS = ("occluders", "fitted", "held_out")
 
 # Rounding of the last projection, relative to ε.
 _BALL_SLACK = 1e-4
@@ -97,12 +99,12 @@ class OccluderBank(Described):
         """
         path = Path(path)
         metadata, tensors = _read(path)
-        if _METADATA_KEY not in metadata or "occluders" not in tensors:
+        if _METADATA_KEY not in metadata or "occluders" not in tensors or not set(tensors) <= set(_TENSORS):
             raise InputError(f"{path}: safetensors, but not an occluder bank; create one with gfo-train")
         header = read_record(
             BankHeader, metadata[_METADATA_KEY], path, "train the bank again", "bank header is not valid"
         )
-        bank = cls(header=header, **{k: v for k, v in tensors.items() if k in ("occluders", "fitted", "held_out")})
+        bank = cls(header=header, **tensors)
         bank._validate(path)
         return bank
 
@@ -150,14 +152,11 @@ class OccluderBank(Described):
 
 def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     """Return the metadata and tensors of a safetensors file."""
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise InputError(f"{path}: bank not found; create one with gfo-train")
     try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        return load_tensors(path)
+    except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); train or copy the bank again") from error
 
 

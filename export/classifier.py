@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .files import add_tensors
 from .fold import fold_batchnorm
 from .models import FAMILIES, model_forms
 from .models.base import Family
@@ -167,10 +168,7 @@ def _undo_slow_inplace(network: nn.Module) -> None:
 def hash_state(state: Mapping[str, Tensor]) -> str:
     """Return `sha256:…` over the sorted names, dtypes, shapes and bytes of a state dict."""
     digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    add_tensors(digest, state)
     return f"sha256:{digest.hexdigest()}"
 
 

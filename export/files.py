@@ -1,18 +1,25 @@
-"""Writing files and folders whole or not at all."""
+"""Writing files and folders whole or not at all, and reading back exactly what was written."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hashlib import _Hash
+
     from torch import Tensor
+
+# A tensor, not metadata: safetensors writes several metadata keys in any order, and equal files should be equal.
+_CHECKSUM = "sha256"
 
 
 @contextlib.contextmanager
@@ -107,18 +114,77 @@ def atomic_folder(path: Path, *, accept: Callable[[], bool] | None = None) -> It
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file whole or not at all.
+    """Write a safetensors file whole or not at all, with a checksum that `load_tensors` checks.
+
+    The checksum is one more tensor, `sha256`, uint8 [32], over the metadata and all other tensors.
 
     Raises
     ------
     OSError
         The file cannot be written; the error names `path`.
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    written = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    checksum = torch.tensor(list(_checksum(written, metadata or {})), dtype=torch.uint8)
     with atomic_path(path) as partial:
         try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
+            save_file({**written, _CHECKSUM: checksum}, partial, metadata=metadata)
         except SafetensorError as error:  # safetensors reports a full disk, too, as its own kind of error
             raise OSError(errno.EIO, str(error)) from error
+
+
+def load_tensors(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read a safetensors file: its metadata, and its tensors in memory, whatever becomes of the file.
+
+    Parameters
+    ----------
+    path
+        A file without a checksum (from another program, or an older version) is taken as it is.
+    names
+        What it may hold; None for anything. Without them, damage to the checksum's name would be taken for its absence.
+
+    Raises
+    ------
+    ValueError
+        The file is not what was written, or no safetensors file.
+    OSError
+        It cannot be read.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    stated = tensors.get(_CHECKSUM)
+    if stated is not None:
+        del tensors[_CHECKSUM]
+        if stated.dtype != torch.uint8 or bytes(stated.flatten().tolist()) != _checksum(tensors, metadata):
+            raise ValueError("its checksum does not hold")
+    foreign = sorted(set(tensors) - set(tensors if names is None else names))
+    if foreign:
+        raise ValueError(f"it holds {foreign[0]!r}, which is none of {', '.join(names or ())}")
+    return metadata, tensors
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    add_tensors(digest, tensors)
+    return digest.digest()
+
+
+def add_tensors(digest: _Hash, tensors: Mapping[str, Tensor]) -> None:
+    """Add the sorted names, dtypes, shapes and bytes of tensors to a hash."""
+    import torch
+
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        content: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        digest.update(content)

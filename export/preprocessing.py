@@ -88,6 +88,16 @@ class Preprocessing:
         """Per channel −mean / std, for `occlude`."""
         return tuple(-m / s for m, s in zip(self.mean, self.std, strict=True))
 
+    @property
+    def doubt(self) -> str | None:
+        """A line about a mean or std that is hardly meant; None where there is nothing to say."""
+        if all(0 <= m <= 1 for m in self.mean) and all(s <= 1 for s in self.std):
+            return None
+        return (
+            f"--mean {self.mean}, --std {self.std}: outside of 0 to 1; they are of pictures scaled to 0 to 1, not of "
+            "grey levels to 255"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}

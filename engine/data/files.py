@@ -7,6 +7,7 @@ and set it aside; a file that cannot be read (EIO, ESTALE, gone since it was lis
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import tarfile
@@ -98,6 +99,11 @@ class PictureFiles:
         """Return an error in one line, without the path of the root."""
         text = f"{type(error).__name__}: {error}".replace(f"{self.root}/", "").replace(str(self.root), "")
         return text.splitlines()[0]
+
+    def stamp(self, path: str) -> int:
+        """Return `identity` as one number, int64, that is not 0."""
+        digest = hashlib.sha256(repr(self.identity(path)).encode()).digest()
+        return int.from_bytes(digest[:8], "little", signed=True) or 1
 
     def members(self, tar: str) -> Mapping[str, Member]:
         """Return the members of a tar file by name, in its order; raises as `tar_members`."""

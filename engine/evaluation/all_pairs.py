@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...export.errors import InputError
 from ...kernels.score import Score
+from ..data.files import PictureFiles
 from ..data.source import Block, PictureSource, shard_starts
 from ..devices import fitting_memory
 from ..engines.base import Engine
@@ -35,6 +36,7 @@ def all_pairs(
     *,
     shard: tuple[int, int] | None = None,
     most_quarantined: int | None = None,
+    files: PictureFiles | None = None,
     progress: Progress = no_progress,
 ) -> tuple[float, int]:
     """Evaluate the blocks of a store that are not done, or those of a shard.
@@ -49,6 +51,8 @@ def all_pairs(
         (i, n): every n-th block from the i-th.
     most_quarantined
         How many pictures of the store may be quarantined; None for any number.
+    files
+        The pictures; they are stamped, so that `forget_changed` sees which have changed since.
 
     Returns
     -------
@@ -69,6 +73,8 @@ def all_pairs(
         progress.say(f"resuming: {sum(done)} of {sum(every)} pictures are done")
     started, pairs = time.perf_counter(), 0
     with progress.task("all pairs", sum(every) * rows, sum(done) * rows) as bar:
+        # Taken before anything of a block is read, which happens while the block before it is scored.
+        stamps = _stamps(store, files, pending)
         for start, parts in _parts(store, source, pending):
             scores = _blank_scores(min(store.block, len(store) - start) * rows)
             quarantined: dict[int, str] = {}
@@ -82,10 +88,29 @@ def all_pairs(
                     bar.advance(len(piece), f"{pairs / (time.perf_counter() - started):.0f} pairs/s")
                 quarantined |= {offset + position: why for position, why in part.quarantined.items()}
                 bar.advance(len(part.quarantined) * rows)
-            store.write(start, scores, quarantined)
+            store.write(start, scores, quarantined, stamps.get(start))
             if quarantined and most_quarantined is not None:
                 _refuse_more(store, most_quarantined)
     return time.perf_counter() - started, pairs
+
+
+def _stamps(store: RunStore, files: PictureFiles | None, starts: Sequence[int]) -> dict[int, list[int]]:
+    if files is None:
+        return {}
+    return {start: [files.stamp(path) for path in store.paths[start : start + store.block]] for start in starts}
+
+
+def forget_changed(store: RunStore, files: PictureFiles, shard: tuple[int, int] | None) -> int:
+    """Make the blocks whose pictures have changed since ones that are not done; return how many pictures have changed.
+
+    Of a shard only its own blocks are looked at: another worker may see other times of the same files.
+    """
+    pending, changed = set(store.pending()), 0
+    for start, stamps in _stamps(store, files, [s for s in _starts(store, shard) if s not in pending]).items():
+        if found := store.changed(start, stamps):
+            store.forget(start)
+            changed += found
+    return changed
 
 
 def _refuse_more(store: RunStore, most: int) -> None:

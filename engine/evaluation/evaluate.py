@@ -28,14 +28,16 @@ from ..engines.base import Engine
 from ..engines.choice import open_engine
 from ..machine import peak_rss_mb
 from ..progress import Progress, no_progress
-from .all_pairs import all_pairs, noise_row, pending_starts
+from .all_pairs import all_pairs, forget_changed, noise_row, pending_starts
 from .config import EvaluationConfig
 from .metrics import summarize
 from .passes import choose_passes
-from .results import PENDING
+from .results import PENDING, Accuracy
 from .selection import Picture, bank_folders, select_pictures
 from .store import CLEAN, FIT_FITTED, FIT_HELD_OUT, FIT_UNSEEN, NOISE, RunStore
 from .summary import SCHEMA, STORE, SUMMARY_FILE, Fit, Run, Speed, Summary, plain, read_speed
+
+_FEW = 10  # outputs: with fewer, twice chance is no mean accuracy
 
 Bank: TypeAlias = OccluderBank | EmbeddedBank
 
@@ -92,7 +94,7 @@ def evaluate(
         source = open_source(data, subject.preprocessing, engine.torch_device)
         run = _run(engine, source, (held, where), folders, data, config)
         store = _open_store(out, run, pictures, _rows(held))
-        for line in filter(None, (unchecked, beside_the_classes(data))):
+        for line in filter(None, (unchecked, subject.preprocessing.doubt, beside_the_classes(data))):
             progress.say(line)
         why = f"{engine.reason}; {engine.how}"
         progress.say(f"engine {engine.name} on {engine.device}, {engine.precision}: {why}")
@@ -100,16 +102,37 @@ def evaluate(
         if isinstance(held, OccluderBank):
             noise = noise_row(held.epsilon, held.norm, held.occluders.shape[1], config.seed)
             engine.load_bank(torch.cat([held.occluders, noise[None]]))
+        if changed := forget_changed(store, data.files, config.shard):
+            progress.say(f"{changed} pictures have changed since they were evaluated: evaluating their blocks again")
         passes, why = choose_passes(engine, len(store.occluders), _to_do(store, config.shard), config.batch_size)
         progress.say(f"{passes}: {why}")
         most = math.floor(config.max_quarantined * len(store))
         seconds, pairs = all_pairs(
-            engine, store, source, passes, shard=config.shard, most_quarantined=most, progress=progress
+            engine,
+            store,
+            source,
+            passes,
+            shard=config.shard,
+            most_quarantined=most,
+            files=data.files,
+            progress=progress,
         )
     summary = _summary(store, _speed(out, seconds, pairs))
     if summary.complete:  # otherwise other workers' shards are not done
         summary.write(out)
+        if line := accuracy_doubt(summary.clean, summary.num_classes):
+            progress.say(line)
     return summary
+
+
+def accuracy_doubt(clean: Accuracy | None, outputs: int) -> str | None:
+    """Return a warning where the model recognises hardly anything, as with a class map that is off by one."""
+    if clean is None or outputs < _FEW or clean.accuracy >= 2 / outputs:
+        return None
+    return (
+        f"clean accuracy is {clean.accuracy:.4f}, chance is {1 / outputs:.4f}: check the class map, --mean, --std and "
+        "the weights"
+    )
 
 
 def _loader(data: DataSpec, out: Path) -> str:

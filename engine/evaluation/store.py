@@ -24,6 +24,8 @@ from .summary import STORE, Quarantined, Run, plain, read_run_record
 
 CLEAN, NOISE = -1, -2
 NOT_DONE, QUARANTINED = -1, -2
+UNKNOWN = 0
+"""Stamp of a picture of which nothing is known, as in an older store."""
 
 FIT_UNSEEN, FIT_FITTED, FIT_HELD_OUT = 0, 1, 2
 
@@ -118,6 +120,7 @@ class RunStore:
             dtype = str if name == "path" else values.dtype
             fill = "" if name == "path" else -1
             group.create_array(name, dtype=dtype, fill_value=fill, chunks=shape[:1], **image)[:] = values
+        group.create_array("stamp", dtype="int64", fill_value=UNKNOWN, chunks=chunks[:1], **image)
         group.create_array("reason", dtype=str, fill_value="", chunks=chunks[:1], **image)
         occluder = group.create_array(
             "occluder",
@@ -129,7 +132,7 @@ class RunStore:
         )
         occluder[:] = np.array(occluders, dtype=np.int32)
         group.attrs.update(
-            {"run": plain(run), "data_root": run.data_root, "coordinates": "path label fit reason occluder"}
+            {"run": plain(run), "data_root": run.data_root, "coordinates": "path label fit stamp reason occluder"}
         )
         with warnings.catch_warnings():  # xarray asks for consolidated metadata; zarr warns that v3 has not settled it
             warnings.filterwarnings("ignore", message="Consolidated metadata")
@@ -173,14 +176,13 @@ class RunStore:
         """
         try:
             found = np.asarray(self._array("prediction")[start:stop])
-            why = "not done" if bool((found == NOT_DONE).any()) else ""
+            if bool((found == NOT_DONE).any()):
+                raise ValueError("not all are done")
         except (ValueError, RuntimeError) as error:
-            why = f"damaged ({error})"
-        if why:
             raise InputError(
-                f"{self.path}: pictures {start}..{stop - 1} are {why}; run the same gfo-eval again, it computes what "
-                "is missing"
-            )
+                f"{self.path}: pictures {start}..{stop - 1} are missing or damaged ({error}); run the same gfo-eval "
+                "again, it computes what is missing"
+            ) from error
         return found
 
     def pending(self) -> list[int]:
@@ -199,10 +201,28 @@ class RunStore:
         whole = ((rank < 0) == left_out) & (np.isnan(margin) == left_out) & ((reason != "")[:, None] == left_out)
         return bool(whole.all())
 
-    def write(self, start: int, scores: Score, quarantined: Mapping[int, str]) -> None:
+    def changed(self, start: int, stamps: Sequence[int]) -> int:
+        """Return how many pictures of a block have another stamp than they had when it was written."""
+        if "stamp" not in self._group:
+            return 0
+        now = np.array(stamps, dtype=np.int64)
+        try:
+            then = np.asarray(self._array("stamp")[start : start + len(now)])
+        except (ValueError, RuntimeError):  # its checksum does not hold
+            return len(now)
+        return int(((then != UNKNOWN) & (then != now)).sum())
+
+    def forget(self, start: int) -> None:
+        """Make a block one that is not done. Raises `OSError` where it cannot be written."""
+        with naming(self.path):
+            self._array("prediction")[start : min(start + self.block, len(self))] = NOT_DONE
+
+    def write(
+        self, start: int, scores: Score, quarantined: Mapping[int, str], stamps: Sequence[int] | None = None
+    ) -> None:
         """Write a whole block: scores of [n, K+2] pairs, row by row. Raises `OSError` where it cannot be written.
 
-        `prediction` comes last: it says that the block is done.
+        `prediction` comes last: it says that the block is done. `stamps` are what `changed` compares.
         """
         stop = min(start + self.block, len(self))
         shape = (stop - start, len(self.occluders))
@@ -214,6 +234,8 @@ class RunStore:
             reasons[rows] = list(quarantined.values())
         with naming(self.path):
             self._array("reason")[start:stop] = reasons  # all empty: removes what an earlier attempt left
+            if stamps is not None and "stamp" in self._group:
+                self._array("stamp")[start:stop] = np.array(stamps, dtype=np.int64)
             self._array("rank")[start:stop] = rank.astype(np.int32)
             self._array("margin")[start:stop] = margin
             self._array("prediction")[start:stop] = prediction.astype(np.int32)

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ...export.bank import OccluderBank, picture_key
 from ...export.bank_header import BankHeader
 from ...export.errors import InputError
-from ...export.files import atomic_path, save_tensors
+from ...export.files import atomic_path, load_tensors, save_tensors
 from ...export.records import read_record
 
 Splits = Mapping[int, tuple[Sequence[str], Sequence[str]]]
@@ -174,18 +172,16 @@ class Checkpoint:
         InputError
             The file is damaged. It is removed, so that the same command starts these classes over.
         """
-        from safetensors import safe_open
-
         path = self.folder / "epoch.safetensors"
         if not path.is_file():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-                if json.loads(metadata["ids"]) != list(class_ids):
-                    return None
-                return EpochState({name: file.get_tensor(name) for name in names}, int(metadata["epoch"]))
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            names = list(names)
+            metadata, tensors = load_tensors(path, names)
+            if json.loads(metadata["ids"]) != list(class_ids):
+                return None
+            return EpochState({name: tensors[name] for name in names}, int(metadata["epoch"]))
+        except (KeyError, ValueError, TypeError) as error:
             path.unlink()
             raise InputError(f"{path}: damaged ({error}) and removed; run the same command again") from error
 
@@ -222,8 +218,8 @@ class Checkpoint:
     def _read_part(self, class_id: int) -> Tensor:
         part = self._part(class_id)
         try:
-            return load_file(part)["occluder"]
-        except (SafetensorError, KeyError, OSError) as error:
+            return load_tensors(part, ["occluder"])[1]["occluder"]
+        except (KeyError, ValueError, OSError) as error:
             part.unlink(missing_ok=True)
             raise InputError(
                 f"{part}: damaged ({error}) and removed; run the same command again to train it"

@@ -123,7 +123,7 @@ def train(
     data = replace(data, split="train")
     classes = "all" if data.classes is None else data.classes
     folders = list_classes(data, classes, classifier.num_classes, config.seed)
-    if line := beside_the_classes(data):
+    for line in filter(None, (classifier.preprocessing.doubt, beside_the_classes(data))):
         progress.say(line)
     splits = {f.class_id: split_pictures(f.paths, f.class_id, config) for f in folders}
     source = open_source(data, classifier.preprocessing, device)

@@ -28,7 +28,7 @@ class Torchvision(Family):
         """See `Family.load`. Auxiliary heads are removed: they take no part in evaluation mode."""
         from torchvision.models import get_model, get_model_weights, list_models
 
-        from .weights import fetch_state, fit_state
+        from .weights import WRAPPED, fetch_state, fit_state
 
         if name not in list_models(module=sys.modules["torchvision.models"]):
             raise InputError(
@@ -42,7 +42,7 @@ class Torchvision(Family):
         options: dict[str, bool] = {}
         if name in _INCEPTION:
             # Pretrained Inception networks normalise once more inside; the library's builder sets it with the weights.
-            auxiliary = state is not None and any(key.lower().startswith("aux") for key in state)
+            auxiliary = state is not None and any(key.removeprefix(WRAPPED).lower().startswith("aux") for key in state)
             options = {"transform_input": True, "init_weights": False, "aux_logits": auxiliary}
 
         def build(**sizes: Any) -> nn.Module:

@@ -12,9 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..files import load_tensors
 from .spec import ModelSpec
 
+WRAPPED = "module."
+"""What `DataParallel` and `DistributedDataParallel` put before the name of every weight."""
+
 _SUFFIXES = (".safetensors", ".pth", ".pt")
+_COUNT = ".num_batches_tracked"
 
 
 def fetch_state(spec: ModelSpec, download: Callable[[], Mapping[str, Tensor]] | None) -> dict[str, Tensor] | None:
@@ -65,9 +70,7 @@ def read_state(path: Path, model: str) -> dict[str, Tensor]:
         raise InputError(f"--weights {path}: no such file")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
+            return load_tensors(path)[1]
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
@@ -81,7 +84,7 @@ def read_state(path: Path, model: str) -> dict[str, Tensor]:
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"--weights {path}: not a state dict of tensors; save the model's state_dict()")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    return state
 
 
 def fit_state(
@@ -106,6 +109,7 @@ def fit_state(
         Keys or shapes differ; the first three are named.
     """
     network = build()
+    state = _as_named_by(network.state_dict(), state)
     outputs = _other_output_count(network.state_dict(), state) if any_outputs else None
     if outputs is not None:
         network = build(num_classes=outputs)
@@ -120,15 +124,28 @@ def fit_state(
     return network
 
 
+def _as_named_by(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return weights under the network's own names, where what differs changes no weight.
+
+    `DataParallel` puts `module.` before every name, which a network may also have of itself: it is taken away only
+    where the names then fit better. PyTorch's strict loading, too, takes a BatchNorm without its count of batches.
+    """
+    bare = {key.removeprefix(WRAPPED): value for key, value in state.items()}
+    if len(bare) == len(state) and len(set(wanted) & set(bare)) > len(set(wanted) & set(state)):
+        state = bare
+    counts = {key: value for key, value in wanted.items() if key.endswith(_COUNT) and key not in state}
+    return {**state, **counts}
+
+
 def _other_output_count(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> int | None:
-    """Return the number of outputs of weights that differ in nothing but the first size of the last layer."""
+    """Return the number of outputs of weights that differ in nothing but the first size of the last layers."""
     if set(wanted) != set(state):
         return None
     differing = [key for key in wanted if wanted[key].shape != state[key].shape]
     if not differing or any(wanted[key].shape[1:] != state[key].shape[1:] for key in differing):
         return None
     counts: set[Any] = {(wanted[key].shape[0], state[key].shape[0]) for key in differing}
-    return counts.pop()[1] if len(counts) == 1 and len(differing) <= 2 else None
+    return counts.pop()[1] if len(counts) == 1 else None  # more than one layer where heads were for training alone
 
 
 def _differing(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
@@ -139,4 +156,4 @@ def _differing(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> lis
         for key in wanted
         if key in state and wanted[key].shape != state[key].shape
     ]
-    return shapes + missing + foreign
+    return shapes + foreign + missing

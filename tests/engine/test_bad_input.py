@@ -240,7 +240,7 @@ def test_weights_that_do_not_fit_name_the_keys(
     refused(
         train(tiny_data, tmp_path / "b", "--weights", tmp_path / "w.safetensors"),
         tmp_path / "w.safetensors",
-        "head.weight is [4, 32], the model has [5, 32]; head.bias is missing; tail is not in the model",
+        "head.weight is [4, 32], the model has [5, 32]; tail is not in the model; head.bias is missing",
         "give this model's weights",
     )
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from gfo.export.bank import OccluderBank, picture_key
 from gfo.export.bank_header import BankHeader
 from gfo.export.classifier import FrozenClassifier
 from gfo.export.errors import InputError
-from gfo.export.files import save_tensors
+from gfo.export.files import load_tensors, save_tensors
 from gfo.export.preprocessing import Preprocessing
 from gfo.export.records import read_record
 
@@ -125,11 +125,22 @@ def foreign(path: Path, _: Path) -> None:
 
 
 def without_header(path: Path, tiny_bank: Path) -> None:
-    save_file(load_file(tiny_bank), path)
+    save_file(load_tensors(tiny_bank)[1], path)
 
 
 def with_another_header(header: str) -> Callable[[Path, Path], None]:
-    return lambda path, tiny_bank: save_file(load_file(tiny_bank), path, metadata={"gfo": header})
+    return lambda path, tiny_bank: save_file(load_tensors(tiny_bank)[1], path, metadata={"gfo": header})
+
+
+def with_a_foreign_tensor(path: Path, tiny_bank: Path) -> None:
+    metadata, tensors = load_tensors(tiny_bank)
+    save_file({**tensors, "sha257": torch.zeros(32, dtype=torch.uint8)}, path, metadata=metadata)
+
+
+def with_another_value(path: Path, tiny_bank: Path) -> None:
+    content = bytearray(tiny_bank.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +153,8 @@ def with_another_header(header: str) -> Callable[[Path, Path], None]:
         (cut, "not a readable safetensors file"),
         (foreign, "not an occluder bank"),
         (without_header, "not an occluder bank"),
+        (with_a_foreign_tensor, "not an occluder bank"),
+        (with_another_value, "its checksum does not hold"),
         (with_another_header("{"), "header is not valid"),
         (with_another_header("[1]"), "header is not valid"),
         (with_another_header("{}"), "header is not valid"),

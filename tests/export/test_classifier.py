@@ -22,7 +22,7 @@ from gfo.export.classifier import FrozenClassifier, load_classifier
 from gfo.export.errors import InputError
 from gfo.export.models.digits_networks import DIGITS_NETWORKS
 from gfo.export.models.spec import ModelSpec
-from gfo.export.models.weights import fit_state
+from gfo.export.models.weights import fit_state, read_state
 from gfo.export.preprocessing import Preprocessing
 
 
@@ -184,6 +184,42 @@ def test_googlenet_takes_files_with_and_without_its_training_heads(tmp_path: Pat
         torch.save(state, tmp_path / "w.pth")
         frozen = load_classifier(ModelSpec("torchvision/googlenet", str(tmp_path / "w.pth"), input_size=64))
         assert float((frozen.network(x).double() - truth).abs().max()) <= allowed
+
+
+class Inner(nn.Module):
+    """A network with an attribute that is called as `DataParallel` calls its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("form", ["plain", "wrapped", "uncounted"])
+@pytest.mark.parametrize("build", [Inner, DIGITS_NETWORKS["digits-vgg"]])
+def test_names_fit_where_nothing_but_their_wrapping_differs(
+    build: Callable[[], nn.Module], form: str, suffix: str, tmp_path: Path
+) -> None:
+    state = seeded(build).state_dict()
+    given = {
+        "plain": state,
+        "wrapped": {f"module.{key}": value for key, value in state.items()},
+        "uncounted": {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
+    }[form]
+    path = tmp_path / f"w{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(dict(given), path)
+    loaded = fit_state(build, read_state(path, "mine"), ModelSpec("mine", str(path))).state_dict()
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+def test_googlenet_with_its_training_heads_may_be_fine_tuned_and_wrapped(tmp_path: Path) -> None:
+    network = torchvision.models.googlenet(num_classes=20, aux_logits=True, init_weights=False)
+    save_file({f"module.{k}": v for k, v in network.state_dict().items()}, tmp_path / "w.safetensors")
+    frozen = load_classifier(ModelSpec("torchvision/googlenet", str(tmp_path / "w.safetensors"), input_size=64))
+    assert frozen.num_classes == 20
 
 
 def test_weights_that_do_not_fit_name_the_first_keys(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from gfo.export.files import atomic_folder, atomic_path, save_tensors
+from gfo.export.files import atomic_folder, atomic_path, load_tensors, save_tensors
 
 
 def test_the_file_appears_at_the_end_and_parents_are_made(tmp_path: Path) -> None:
@@ -134,3 +135,41 @@ def test_another_process_that_was_faster_is_accepted_or_an_error(tmp_path: Path)
         assert caught.value.filename == str(target)
     assert (target / "c.txt").read_text() == "faster"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_every_damage_to_a_file_of_tensors_is_noticed(tmp_path: Path) -> None:
+    """Each byte in turn: the file is refused, or holds the same (a blank in its header may be another blank)."""
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([7, -1])}
+    path = tmp_path / "t.safetensors"
+    save_tensors(path, tensors, {"gfo": "header"})
+    whole, refused = path.read_bytes(), 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            metadata, found = load_tensors(path, tensors)
+        except ValueError:
+            refused += 1
+            continue
+        assert metadata == {"gfo": "header"}
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert refused >= len(whole) - 8
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"."):
+            load_tensors(path)
+
+
+def test_tensors_are_in_memory_whatever_becomes_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    save_tensors(path, {"a": torch.ones(5000)})
+    _, tensors = load_tensors(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+        file.truncate(10)
+    assert torch.equal(tensors["a"], torch.ones(5000))
+
+
+def test_a_file_of_another_program_has_no_checksum(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(3)}, tmp_path / "t.safetensors")
+    assert load_tensors(tmp_path / "t.safetensors")[1].keys() == {"a"}

@@ -172,3 +172,21 @@ def test_round_trip_through_json_types() -> None:
 def test_a_transform_that_is_not_covered_is_refused(config: dict[str, object], lite0: nn.Module) -> None:
     with pytest.raises(InputError, match="choose another model"):
         preprocessing_from_timm({**lite0.pretrained_cfg, **config}, LITE0)  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "doubtful"),
+    [
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), False),
+        ((0.0, 0.0, 1.0), (1.0, 1.0, 1.0), False),
+        ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), True),
+        ((0.5, 0.5, 0.5), (0.2, 0.2, 1.5), True),
+        ((-0.1, 0.5, 0.5), (0.2, 0.2, 0.2), True),
+    ],
+)
+def test_a_mean_or_std_of_another_scale_is_doubtful(
+    mean: tuple[float, float, float], std: tuple[float, float, float], doubtful: bool
+) -> None:
+    found = Preprocessing(8, 8, mean=mean, std=std).doubt
+    assert (found is not None) == doubtful
+    assert found is None or "outside of 0 to 1" in found

@@ -18,11 +18,14 @@ from torch import nn
 from gfo.engine.data.spec import DataSpec
 from gfo.engine.engines.choice import EngineChoice
 from gfo.engine.evaluation import all_pairs
+from gfo.engine.evaluation import evaluate as evaluation
 from gfo.engine.evaluation.all_pairs import noise_row
 from gfo.engine.evaluation.config import EvaluationConfig
 from gfo.engine.evaluation.evaluate import evaluate as evaluate_pairs
+from gfo.engine.evaluation.results import Accuracy
 from gfo.engine.evaluation.store import RunStore
 from gfo.engine.evaluation.summary import Summary, read_summary
+from gfo.engine.progress import no_progress
 from gfo.export.bank import OccluderBank, picture_key
 from gfo.export.bank_header import BankHeader
 from gfo.export.classifier import FrozenClassifier
@@ -284,6 +287,29 @@ def test_a_store_that_lost_a_coordinate_is_refused(
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == before
 
 
+def test_a_picture_that_has_changed_is_evaluated_again(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = shutil.copytree(pictures, tmp_path / "data")
+    said: list[str] = []
+    monkeypatch.setattr(type(no_progress), "say", lambda _, line: said.append(line))
+    evaluate(classifier, bank, pictures, tmp_path / "run")
+    store = RunStore.open(tmp_path / "run")
+    changed, other = pictures / store.paths[5], pictures / store.paths[0]
+    Image.open(other).convert("RGB").save(changed, "PNG")
+    evaluate(classifier, bank, pictures, tmp_path / "run")
+    assert "1 pictures have changed since they were evaluated: evaluating their blocks again" in said
+    evaluate(classifier, bank, pictures, tmp_path / "fresh")
+    for name in ("prediction", "rank", "margin"):
+        again, fresh = (
+            zarr.open_array(tmp_path / run / "predictions.zarr" / name, mode="r")[:] for run in ("run", "fresh")
+        )
+        np.testing.assert_array_equal(again, fresh)
+    said.clear()
+    evaluate(classifier, bank, pictures, tmp_path / "run")
+    assert not any("changed" in line for line in said)
+
+
 def test_classes_are_called_as_their_folders(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path
 ) -> None:
@@ -312,6 +338,18 @@ def test_logits_that_are_not_finite_are_an_error_not_an_answer(
     frozen.network.broken = True  # type: ignore[assignment]
     with pytest.raises(InputError, match="NaN or infinity"):
         evaluate(frozen, bank, pictures, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "outputs", "doubtful"),
+    [(0.0011, 1000, True), (0.0021, 1000, False), (0.19, 10, True), (0.2, 10, False), (0.1, 5, False)],
+)
+def test_a_clean_accuracy_near_chance_is_doubtful(accuracy: float, outputs: int, doubtful: bool) -> None:
+    """As with a class map that is shifted by one."""
+    clean = Accuracy(accuracy, None, None, pictures=100)
+    line = evaluation.accuracy_doubt(clean, outputs)
+    assert (line is not None) == doubtful
+    assert line is None or "check the class map" in line
 
 
 @pytest.mark.parametrize(("epsilon", "norm"), [(4.0, "linf"), (90.0, "l2")])

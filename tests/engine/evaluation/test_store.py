@@ -101,7 +101,7 @@ def test_a_part_of_a_block_that_is_missing_is_not_done(tmp_path: Path, run_recor
     [chunk for chunk in chunks if chunk.is_file()][1].unlink()
     assert RunStore.open(tmp_path).pending() == [8]
     if part == "prediction":
-        with pytest.raises(InputError, match=r"pictures 8\.\.15 are not done; run the same gfo-eval again"):
+        with pytest.raises(InputError, match=r"pictures 8\.\.15 are missing .*not all are done\); run the same"):
             store.predictions(8, 16)
 
 
