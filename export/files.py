@@ -63,9 +63,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         Something cannot be written; the error names `path`. One that names another file keeps that name.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Created anew under a name that nobody guesses: processes in containers may have the same number, and a link
+        # laid at a name that is known would lead the write elsewhere.
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    os.close(descriptor)
+    partial = Path(name)
     try:
         with _naming_instead_of(partial, path):
             yield partial

@@ -1,12 +1,12 @@
 """Decoded pictures on disk: one memory-mapped file for a list of pictures, filled block by block.
 
-A folder of the cache holds `pixels.u8`, raw uint8 [N, S, S, 3]; `done.u8`, one byte per picture, 1 once its pixels are
-on disk; and `index.json`, which describes the list. The name of the folder is a hash of the files' paths, sizes and
+A folder of the cache holds `pixels.u8`, raw uint8 [N, S, S, 3]; `sums.u32`, a checksum per picture, 0 until its pixels
+are on disk; and `index.json`, which describes the list. The name of the folder is a hash of the files' paths, sizes and
 times, of the preprocessing, of the decoder and of the kind of device that decodes, other than the CPU: a file that
 changes leads to another folder.
 
-Several writers may share a folder, and any of them may be killed: pixels are written before their byte, and all writers
-write the same pixels.
+Several writers may share a folder, and any of them may be killed: pixels are written before their checksum, and all
+writers write the same pixels.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import mmap
 import os
 import shutil
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -33,7 +34,8 @@ from ...export.preprocessing import Preprocessing
 from .files import PictureFiles
 from .source import Block, Decoder, PictureSource
 
-_PIXELS, _DONE, _INDEX = "pixels.u8", "done.u8", "index.json"
+_PIXELS, _SUMS, _INDEX = "pixels.u8", "sums.u32", "index.json"
+_SUM = np.dtype("<u4")
 
 
 class DecodedCache(PictureSource):
@@ -55,7 +57,8 @@ class DecodedCache(PictureSource):
         Raises
         ------
         InputError
-            The disk has no room for them.
+            The disk has no room for them, or what was kept of some is damaged: it is dropped, and the same call reads
+            them again.
         OSError
             The folder cannot be written.
         """
@@ -68,6 +71,7 @@ class DecodedCache(PictureSource):
             with closing(self.source.read(wanted)) as decoded:  # type: ignore[type-var]
                 for start in starts:
                     images, quarantined = kept.view(start, start + block_size), dict[int, str]()
+                    kept.check(start, images, missing[start])
                     if missing[start]:
                         images = images.clone()
                         pictures = next(decoded)
@@ -98,7 +102,7 @@ class DecodedCache(PictureSource):
 
 def _whole(folder: Path, size: int, count: int) -> bool:
     try:
-        return (folder / _PIXELS).stat().st_size == size and (folder / _DONE).stat().st_size == count
+        return (folder / _PIXELS).stat().st_size == size and (folder / _SUMS).stat().st_size == count * _SUM.itemsize
     except OSError:
         return False
 
@@ -115,7 +119,7 @@ def _make(folder: Path, size: int, facts: dict[str, Any]) -> None:
     if folder.is_dir():
         shutil.rmtree(folder)  # damaged
     with atomic_folder(folder, accept=folder.is_dir) as partial:
-        for name, length in ((_PIXELS, size), (_DONE, len(facts["pictures"]))):
+        for name, length in ((_PIXELS, size), (_SUMS, len(facts["pictures"]) * _SUM.itemsize)):
             with (partial / name).open("wb") as file:
                 file.truncate(length)
         (partial / _INDEX).write_text(json.dumps(facts))
@@ -131,26 +135,45 @@ class _Kept:
 
     def __enter__(self) -> _Kept:
         self._pixels = (self.folder / _PIXELS).open("r+b", buffering=0)
-        self._flags = (self.folder / _DONE).open("r+b", buffering=0)
+        self._sum_file = (self.folder / _SUMS).open("r+b", buffering=0)
         # The map is not closed here: blocks that the caller still holds are views of it.
         self._map = mmap.mmap(self._pixels.fileno(), 0, access=mmap.ACCESS_READ)
         self._view: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8).reshape(self._shape)
-        self._done = np.frombuffer(self._flags.read(), np.uint8) == 1
+        self._sums = np.frombuffer(self._sum_file.read(), _SUM)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pixels.close()
-        self._flags.close()
+        self._sum_file.close()
 
     def missing(self, start: int, stop: int) -> list[int]:
         """Return the positions of the pictures that are not on disk."""
-        return (np.flatnonzero(~self._done[start:stop]) + start).tolist()
+        return (np.flatnonzero(self._sums[start:stop] == 0) + start).tolist()
 
     def view(self, start: int, stop: int) -> Tensor:
         """Return pictures, uint8 [n, S, S, 3], as they are on disk; those that are missing hold arbitrary values."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             return torch.from_numpy(self._view[start:stop])
+
+    def check(self, start: int, images: Tensor, missing: Sequence[int]) -> None:
+        """Drop what is damaged of a block, other than `missing`, and raise `InputError` if there is any."""
+        there = [i for i in range(start, start + len(images)) if i not in set(missing)]
+        damaged = [i for i in there if _sum(images[i - start]) != self._sums[i]]
+        if not damaged:
+            return
+        self._write_sums(damaged, 0)
+        raise InputError(
+            f"{self.folder / _PIXELS}: {len(damaged)} decoded pictures are damaged and dropped; run the same command "
+            "again, it decodes them anew"
+        )
+
+    def _write_sums(self, which: Sequence[int], *sums: int) -> None:
+        """Write a checksum for each picture, or one for all."""
+        with naming(self.folder / _SUMS):
+            for i, value in zip(which, sums if len(sums) > 1 else sums * len(which), strict=True):
+                self._sum_file.seek(i * _SUM.itemsize)
+                _write_all(self._sum_file, np.array(value, _SUM).tobytes())
 
     def write(self, start: int, images: Tensor, which: Sequence[int]) -> None:
         """Write the pictures `which` of a block; raises `OSError`, which names the file, on a full disk."""
@@ -161,10 +184,7 @@ class _Kept:
                 self._pixels.seek(i * self._bytes)
                 _write_all(self._pixels, images[i - start].numpy().tobytes())
             os.fsync(self._pixels.fileno())
-        with naming(self.folder / _DONE):
-            for i in which:
-                self._flags.seek(i)
-                _write_all(self._flags, b"\x01")
+        self._write_sums(which, *(_sum(images[i - start]) for i in which))
 
     def forget(self, start: int, stop: int) -> None:
         """Return the memory of a used block to the system; reading it again is still correct."""
@@ -172,6 +192,12 @@ class _Kept:
             first = start * self._bytes // mmap.PAGESIZE * mmap.PAGESIZE
             end = min(stop * self._bytes, len(self._map))
             self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+
+def _sum(picture: Tensor) -> int:
+    """Return the checksum of a picture, CRC-32; never 0."""
+    pixels: Any = picture.numpy()
+    return zlib.crc32(pixels) or 1
 
 
 def _write_all(file: Any, content: bytes) -> None:

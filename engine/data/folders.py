@@ -131,11 +131,11 @@ def _choose(folders: list[str], classes: str | Sequence[str], base: Path, seed: 
         return folders
     if isinstance(classes, str) and classes.startswith("random:"):
         count = classes.removeprefix("random:")
-        if not count.isdigit() or not 1 <= int(count) <= len(folders):
+        if not (count.isascii() and count.isdigit()) or not 1 <= int(count) <= len(folders):
             raise InputError(f"--classes {classes}: expected random:1 to random:{len(folders)}, as many as {base} has")
         picked = np.random.default_rng(seed).choice(len(folders), int(count), replace=False)
         return [folders[i] for i in sorted(picked)]
-    names = classes.split(",") if isinstance(classes, str) else list(classes)
+    names = [name.strip() for name in classes.split(",")] if isinstance(classes, str) else list(classes)
     unknown = [name for name in names if name not in folders]
     if unknown:
         raise InputError(f"--classes {unknown[0]}: {base} has no such folder; its folders are {_some(folders)}")

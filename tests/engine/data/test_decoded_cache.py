@@ -93,7 +93,7 @@ def test_pixels_of_a_gpu_are_kept_apart(own_data: Path, kept: Path) -> None:
     files, paths = Watched(own_data), names(own_data)
     facts = {"root": str(own_data.resolve()), "decoder": "pillow", "geometry": [16, 18, "bilinear"]}
     pictures = [[path, *files.identity(path)] for path in paths]
-    on_cpu = key({**facts, "pictures": pictures})  # as it has always been: caches on disk stay valid
+    on_cpu = key({**facts, "pictures": pictures})  # as it has always been: a folder of an older version is replaced
     assert [folder.name for folder in kept.iterdir()] == [on_cpu]
     source = DecodedCache(OnGpu(files, PREPROCESSING, 2, torch.device("cpu")), files, PREPROCESSING)
     list(source.blocks(paths, 4))
@@ -138,15 +138,38 @@ def test_a_damaged_folder_is_made_again(own_data: Path, kept: Path) -> None:
     np.testing.assert_array_equal(images, fresh(own_data))
 
 
-def test_pixels_without_their_byte_are_not_believed(own_data: Path, kept: Path) -> None:
+def test_a_folder_of_an_older_version_is_made_again(own_data: Path, kept: Path) -> None:
+    read(own_data)
+    (folder,) = kept.iterdir()
+    (folder / "sums.u32").unlink()
+    (folder / "done.u8").write_bytes(b"\1" * 18)
+    assert read(own_data)[1] == names(own_data)
+    assert sorted(path.name for path in folder.iterdir()) == ["index.json", "pixels.u8", "sums.u32"]
+
+
+def test_pixels_without_their_checksum_are_not_believed(own_data: Path, kept: Path) -> None:
     """What a killed writer leaves: pixels come first."""
     read(own_data)
     (folder,) = kept.iterdir()
-    with (folder / "pixels.u8").open("r+b") as pixels, (folder / "done.u8").open("r+b") as done:
+    with (folder / "pixels.u8").open("r+b") as pixels, (folder / "sums.u32").open("r+b") as sums:
         pixels.seek(5 * 16 * 16 * 3)
         pixels.write(b"half a picture")
-        done.seek(5)
-        done.write(b"\0")
+        sums.seek(5 * 4)
+        sums.write(bytes(4))
+    images, asked = read(own_data)
+    assert asked == [names(own_data)[5]]
+    np.testing.assert_array_equal(images, fresh(own_data))
+
+
+@pytest.mark.parametrize(("name", "place"), [("pixels.u8", 5 * 16 * 16 * 3 + 100), ("sums.u32", 5 * 4)])
+def test_damaged_pixels_are_dropped_and_read_anew(own_data: Path, kept: Path, name: str, place: int) -> None:
+    read(own_data)
+    (folder,) = kept.iterdir()
+    content = bytearray((folder / name).read_bytes())
+    content[place] ^= 8
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"pixels\.u8: 1 decoded pictures are damaged and dropped; run the same"):
+        read(own_data)
     images, asked = read(own_data)
     assert asked == [names(own_data)[5]]
     np.testing.assert_array_equal(images, fresh(own_data))
