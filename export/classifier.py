@@ -119,35 +119,43 @@ class FrozenClassifier:
 
 
 @torch.no_grad()
-def _checked_logits(network: nn.Module, example: Tensor, model: str) -> Tensor:
+def _checked_logits(network: nn.Module, pictures: Tensor, model: str) -> Tensor:
     """Run the network once; raise `InputError` unless it returns finite logits [P, C]."""
+    count, size = len(pictures), pictures.shape[-1]
     try:
-        logits = network(example)
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        reason, size = (str(error).splitlines() or [type(error).__name__])[0], example.shape[-1]
-        raise InputError(f"{model}: does not run on a {size}×{size} RGB input ({reason}); set --input-size") from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
+        logits = network(pictures)
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        where, fix = (
+            (f"a {size}×{size}", "set --input-size")
+            if count > 1
+            else (
+                f"a single {size}×{size}",
+                "let it take any number of pictures",
+            )
+        )
+        raise InputError(f"{model}: does not run on {where} RGB input ({reason}); {fix}") from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != count or logits.shape[1] < 2:
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(f"{model}: expected logits [P, C ≥ 2] in evaluation mode, got {got}")
+        raise InputError(f"{model}: expected logits [P, C ≥ 2] in evaluation mode, got {got} for P = {count}")
     if not bool(logits.isfinite().all()):
         raise InputError(f"{model}: returns NaN or infinity on random pictures; check the weights")
     return logits.clone()  # a network may return the same memory each time
 
 
-@torch.no_grad()
 def _check_fixed(network: nn.Module, example: Tensor, logits: Tensor, model: str) -> None:
     """Raise `InputError` if the logits of a picture depend on chance, on its place, or on what is beside it."""
     allowed = _ROUNDING * float(logits.abs().max())
 
-    def differ(again: Tensor) -> bool:
-        return again.shape != logits.shape or float((again - logits).abs().max()) > allowed
+    def same(again: Tensor) -> bool:
+        return again.shape == logits.shape and float((again - logits).abs().max()) <= allowed
 
     order = torch.arange(len(example) - 1, -1, -1)
-    turned = network(example[order])[order]
-    alone = torch.cat([network(picture) for picture in example.split(1)])
-    if not differ(turned) and not differ(alone):
+    turned = _checked_logits(network, example[order], model)[order]
+    alone = torch.cat([_checked_logits(network, picture, model) for picture in example.split(1)])
+    if same(turned) and same(alone):
         return
-    if differ(network(example)):
+    if not same(_checked_logits(network, example, model)):
         raise InputError(
             f"{model}: answers the same pictures differently from pass to pass; switch its chance off in evaluation "
             "mode (F.dropout takes training=self.training)"

@@ -118,7 +118,7 @@ def _lines(summary: Summary) -> list[str]:
     if summary.quarantined:
         first = summary.quarantined[0]
         lines.append(f"{summary.quarantined_count} quarantined, the first: {first.path} ({first.reason});")
-        lines.append("once they are fixed, another --out reads them")
+        lines.append("once they are fixed, the same command reads them")
     return lines
 
 

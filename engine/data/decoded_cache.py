@@ -32,6 +32,7 @@ from ...export.errors import InputError
 from ...export.files import atomic_folder, naming
 from ...export.preprocessing import Preprocessing
 from .files import PictureFiles
+from .pillow import decode
 from .source import Block, Decoder, PictureSource
 
 _PIXELS, _SUMS, _INDEX = "pixels.u8", "sums.u32", "index.json"
@@ -57,8 +58,7 @@ class DecodedCache(PictureSource):
         Raises
         ------
         InputError
-            The disk has no room for them, or what was kept of some is damaged: it is dropped, and the same call reads
-            them again.
+            The disk has no room for them.
         OSError
             The folder cannot be written.
         """
@@ -71,13 +71,20 @@ class DecodedCache(PictureSource):
             with closing(self.source.read(wanted)) as decoded:  # type: ignore[type-var]
                 for start in starts:
                     images, quarantined = kept.view(start, start + block_size), dict[int, str]()
-                    kept.check(start, images, missing[start])
-                    if missing[start]:
+                    damaged = kept.damaged(start, images, missing[start])
+                    if missing[start] or damaged:
                         images = images.clone()
+                    if missing[start]:
                         pictures = next(decoded)
                         images[[i - start for i in missing[start]]] = pictures.images.cpu()
                         quarantined = {missing[start][i] - start: why for i, why in pictures.quarantined.items()}
-                        kept.write(start, images, [i for i in missing[start] if i - start not in quarantined])
+                    for i in damaged:
+                        found = decode(self.files, paths[i], self.files.fetch(paths[i]), self.preprocessing)
+                        if isinstance(found, str):
+                            images[i - start], quarantined[i - start] = 0, found
+                        else:
+                            images[i - start] = torch.from_numpy(np.array(found))
+                    kept.write(start, images, [i for i in [*missing[start], *damaged] if i - start not in quarantined])
                     yield Block(start, images, quarantined)
                     kept.forget(start, start + block_size)
 
@@ -156,24 +163,10 @@ class _Kept:
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             return torch.from_numpy(self._view[start:stop])
 
-    def check(self, start: int, images: Tensor, missing: Sequence[int]) -> None:
-        """Drop what is damaged of a block, other than `missing`, and raise `InputError` if there is any."""
-        there = [i for i in range(start, start + len(images)) if i not in set(missing)]
-        damaged = [i for i in there if _sum(images[i - start]) != self._sums[i]]
-        if not damaged:
-            return
-        self._write_sums(damaged, 0)
-        raise InputError(
-            f"{self.folder / _PIXELS}: {len(damaged)} decoded pictures are damaged and dropped; run the same command "
-            "again, it decodes them anew"
-        )
-
-    def _write_sums(self, which: Sequence[int], *sums: int) -> None:
-        """Write a checksum for each picture, or one for all."""
-        with naming(self.folder / _SUMS):
-            for i, value in zip(which, sums if len(sums) > 1 else sums * len(which), strict=True):
-                self._sum_file.seek(i * _SUM.itemsize)
-                _write_all(self._sum_file, np.array(value, _SUM).tobytes())
+    def damaged(self, start: int, images: Tensor, missing: Sequence[int]) -> list[int]:
+        """Return the positions of the pictures of a block, other than `missing`, whose checksum does not hold."""
+        there = sorted(set(range(start, start + len(images))) - set(missing))
+        return [i for i in there if _sum(images[i - start]) != self._sums[i]]
 
     def write(self, start: int, images: Tensor, which: Sequence[int]) -> None:
         """Write the pictures `which` of a block; raises `OSError`, which names the file, on a full disk."""
@@ -184,7 +177,10 @@ class _Kept:
                 self._pixels.seek(i * self._bytes)
                 _write_all(self._pixels, images[i - start].numpy().tobytes())
             os.fsync(self._pixels.fileno())
-        self._write_sums(which, *(_sum(images[i - start]) for i in which))
+        with naming(self.folder / _SUMS):
+            for i in which:
+                self._sum_file.seek(i * _SUM.itemsize)
+                _write_all(self._sum_file, np.array(_sum(images[i - start]), _SUM).tobytes())
 
     def forget(self, start: int, stop: int) -> None:
         """Return the memory of a used block to the system; reading it again is still correct."""

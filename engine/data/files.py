@@ -101,8 +101,11 @@ class PictureFiles:
         return text.splitlines()[0]
 
     def stamp(self, path: str) -> int:
-        """Return `identity` as one number, int64, that is not 0."""
-        digest = hashlib.sha256(repr(self.identity(path)).encode()).digest()
+        """Return `identity` as one number, int64; 0 for a picture that is not found."""
+        identity = self.identity(path)
+        if identity[0] < 0:
+            return 0
+        digest = hashlib.sha256(repr(identity).encode()).digest()
         return int.from_bytes(digest[:8], "little", signed=True) or 1
 
     def members(self, tar: str) -> Mapping[str, Member]:

@@ -190,7 +190,7 @@ def _files(folder: Path, root: Path) -> tuple[str, ...]:
     for where, folders, names in os.walk(folder, followlinks=True, onerror=_unlisted):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in folders:
-            _refuse_circle(Path(where) / name)
+            _refuse_folder(Path(where) / name)
         found += [(Path(where) / name).relative_to(root).as_posix() for name in names if not name.startswith(".")]
     if not found:
         raise InputError(f"{folder}: holds no pictures; fill it or remove the folder")
@@ -205,9 +205,11 @@ def _unlisted(error: OSError) -> None:
     raise error
 
 
-def _refuse_circle(folder: Path) -> None:
-    if folder.is_symlink() and folder.absolute().is_relative_to(folder.resolve()):
+def _refuse_folder(folder: Path) -> None:
+    if folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{folder}: is a link to a folder that holds it; remove the link")
+    if folder.suffix == ".tar":
+        raise InputError(f"{folder}: is a folder that is named as a tar file; rename it")
 
 
 def beside_the_classes(data: DataSpec) -> str | None:

@@ -16,6 +16,9 @@ from ...export.preprocessing import Preprocessing
 from .files import PictureFiles
 from .source import Decoder, Pictures
 
+# Bytes a pixel that a decoder may take: WebP's and progressive JPEG's take the most.
+_DECODING = 16
+
 
 class PillowSource(Decoder):
     """Decode on `workers` threads, one list ahead."""
@@ -61,13 +64,15 @@ def decode(files: PictureFiles, path: str, content: bytes, preprocessing: Prepro
 
 
 def opened(content: bytes, preprocessing: Preprocessing) -> Image.Image | str:
-    """Return the picture in memory, or Pillow's message; an error of this project's own code is none of these."""
+    """Return the picture in memory, RGB, or Pillow's message; an error of this project's own code is none of these."""
+    size = (0, 0)
     try:
         picture = Image.open(io.BytesIO(content))
         preprocessing.geometry(*picture.size)  # before its pixels take memory
-        picture.load()
+        size = picture.size
+        return picture.convert("RGB")
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 (by file format: OSError, SyntaxError, ValueError, struct.error, …)
+        bytearray(size[0] * size[1] * _DECODING)  # some codecs call a lack of memory a broken picture
         return f"{type(error).__name__}: {error}".split(" <_io", 1)[0].splitlines()[0]
-    return picture

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -21,11 +22,42 @@ from ..progress import Progress, no_progress
 from .passes import Passes
 from .store import READ_TOGETHER, RunStore
 
+_SLACK = 1e-6  # of a number of pictures: 0.29 · 100 is 28.999999999999996
+
 
 def noise_row(epsilon: float, norm: str, size: int, seed: int) -> Tensor:
     """Return the noise control: seeded random signs on the ε sphere, float32 [S, S, 3] in pixel units."""
     signs = torch.randint(0, 2, (size, size, 3), generator=torch.Generator().manual_seed(seed)).float() * 2 - 1
     return signs * (epsilon if norm == "linf" else epsilon / signs.norm())
+
+
+@dataclass(frozen=True)
+class ToDo:
+    """The blocks of a run or of a shard, by their first pictures, and those to evaluate.
+
+    Attributes
+    ----------
+    changed
+        How many pictures of blocks that are done have changed since; these blocks are to be evaluated, too.
+    """
+
+    own: Sequence[int]
+    pending: Sequence[int]
+    changed: int = 0
+
+
+def to_do(store: RunStore, shard: tuple[int, int] | None = None, files: PictureFiles | None = None) -> ToDo:
+    """Look through the blocks of a run, or every n-th from the i-th for a shard (i, n), and through their pictures.
+
+    Another worker's blocks are left to it: it may see other times of the same files.
+    """
+    own = shard_starts(len(store), store.block, *(shard or (0, 1)))
+    pending = set(store.pending(own))
+    changed: dict[int, int] = {}
+    if files is not None:
+        done = (start for start in own if start not in pending)
+        changed = {start: store.changed(start, _stamps(store, files, start)) for start in done}
+    return ToDo(own, [start for start in own if start in pending or changed.get(start)], sum(changed.values()))
 
 
 def all_pairs(
@@ -34,12 +66,12 @@ def all_pairs(
     source: PictureSource,
     passes: Passes,
     *,
-    shard: tuple[int, int] | None = None,
-    most_quarantined: int | None = None,
+    todo: ToDo | None = None,
+    max_quarantined: float = 1.0,
     files: PictureFiles | None = None,
     progress: Progress = no_progress,
 ) -> tuple[float, int]:
-    """Evaluate the blocks of a store that are not done, or those of a shard.
+    """Evaluate the blocks of a store that are not done.
 
     Parameters
     ----------
@@ -47,12 +79,12 @@ def all_pairs(
         Open; its bank holds the store's rows but the clean one.
     passes
         How the pairs are cut into passes through the network.
-    shard
-        (i, n): every n-th block from the i-th.
-    most_quarantined
-        How many pictures of the store may be quarantined; None for any number.
+    todo
+        Which blocks; None for all of the store that are not done.
+    max_quarantined
+        Share of the store's pictures that may be quarantined, 0 … 1.
     files
-        The pictures; they are stamped, so that `forget_changed` sees which have changed since.
+        The pictures; they are stamped, so that `to_do` sees which have changed since.
 
     Returns
     -------
@@ -65,17 +97,21 @@ def all_pairs(
         The network returned NaN or infinity, a pass does not fit into memory, or too many pictures are quarantined.
         Finished blocks are kept.
     """
-    rows, own, pending = len(store.occluders), _starts(store, shard), pending_starts(store, shard)
+    todo = todo or to_do(store)
+    rows = len(store.occluders)
     done, every = (
-        [min(store.block, len(store) - start) for start in starts] for starts in (set(own) - set(pending), own)
+        [min(store.block, len(store) - start) for start in starts]
+        for starts in (set(todo.own) - set(todo.pending), todo.own)
     )
     if done:
         progress.say(f"resuming: {sum(done)} of {sum(every)} pictures are done")
+    finished = sorted(set(todo.own) - set(todo.pending))
+    known = refuse_quarantined(store, max_quarantined, finished)
+    # Taken before anything of a block is read, which happens while the block before it is scored.
+    stamps = {start: _stamps(store, files, start) for start in todo.pending} if files is not None else {}
     started, pairs = time.perf_counter(), 0
     with progress.task("all pairs", sum(every) * rows, sum(done) * rows) as bar:
-        # Taken before anything of a block is read, which happens while the block before it is scored.
-        stamps = _stamps(store, files, pending)
-        for start, parts in _parts(store, source, pending):
+        for start, parts in _parts(store, source, todo.pending):
             scores = _blank_scores(min(store.block, len(store) - start) * rows)
             quarantined: dict[int, str] = {}
             for part in parts:
@@ -89,47 +125,30 @@ def all_pairs(
                 quarantined |= {offset + position: why for position, why in part.quarantined.items()}
                 bar.advance(len(part.quarantined) * rows)
             store.write(start, scores, quarantined, stamps.get(start))
-            if quarantined and most_quarantined is not None:
-                _refuse_more(store, most_quarantined)
+            finished.append(start)
+            known += len(quarantined)
+            if known > max_quarantined * len(store) + _SLACK:
+                refuse_quarantined(store, max_quarantined, finished)
     return time.perf_counter() - started, pairs
 
 
-def _stamps(store: RunStore, files: PictureFiles | None, starts: Sequence[int]) -> dict[int, list[int]]:
-    if files is None:
-        return {}
-    return {start: [files.stamp(path) for path in store.paths[start : start + store.block]] for start in starts}
+def refuse_quarantined(store: RunStore, most: float, starts: Sequence[int] | None = None) -> int:
+    """Return how many pictures are quarantined, of all blocks or of those that start here.
 
-
-def forget_changed(store: RunStore, files: PictureFiles, shard: tuple[int, int] | None) -> int:
-    """Make the blocks whose pictures have changed since ones that are not done; return how many pictures have changed.
-
-    Of a shard only its own blocks are looked at: another worker may see other times of the same files.
+    Raises `InputError` for more than a share of all pictures, 0 … 1.
     """
-    pending, changed = set(store.pending()), 0
-    for start, stamps in _stamps(store, files, [s for s in _starts(store, shard) if s not in pending]).items():
-        if found := store.changed(start, stamps):
-            store.forget(start)
-            changed += found
-    return changed
-
-
-def _refuse_more(store: RunStore, most: int) -> None:
-    found = store.quarantined()
-    if len(found) > most:
+    found = store.quarantined(starts)
+    if len(found) > most * len(store) + _SLACK:
         raise InputError(
             f"{store.run.data_root}: {len(found)} of {len(store)} pictures are no pictures, the first: "
-            f"{found[0].path} ({found[0].reason}); fix or remove them, or allow more with --max-quarantined"
+            f"{found[0].path} ({found[0].reason}); fix them, or allow more with --max-quarantined; without them, use "
+            "another --out"
         )
+    return len(found)
 
 
-def _starts(store: RunStore, shard: tuple[int, int] | None) -> Sequence[int]:
-    return shard_starts(len(store), store.block, *(shard or (0, 1)))
-
-
-def pending_starts(store: RunStore, shard: tuple[int, int] | None) -> list[int]:
-    """Return the first pictures of the blocks that are not done, of the whole run or of a shard."""
-    own = _starts(store, shard)
-    return [start for start in store.pending() if start in own]
+def _stamps(store: RunStore, files: PictureFiles, start: int) -> list[int]:
+    return [files.stamp(path) for path in store.paths[start : start + store.block]]
 
 
 def _blank_scores(count: int) -> Score:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -28,7 +27,7 @@ from ..engines.base import Engine
 from ..engines.choice import open_engine
 from ..machine import peak_rss_mb
 from ..progress import Progress, no_progress
-from .all_pairs import all_pairs, forget_changed, noise_row, pending_starts
+from .all_pairs import all_pairs, noise_row, refuse_quarantined, to_do
 from .config import EvaluationConfig
 from .metrics import summarize
 from .passes import choose_passes
@@ -102,23 +101,28 @@ def evaluate(
         if isinstance(held, OccluderBank):
             noise = noise_row(held.epsilon, held.norm, held.occluders.shape[1], config.seed)
             engine.load_bank(torch.cat([held.occluders, noise[None]]))
-        if changed := forget_changed(store, data.files, config.shard):
-            progress.say(f"{changed} pictures have changed since they were evaluated: evaluating their blocks again")
-        passes, why = choose_passes(engine, len(store.occluders), _to_do(store, config.shard), config.batch_size)
+        todo = to_do(store, config.shard, data.files)
+        if todo.changed:
+            progress.say(
+                f"{todo.changed} pictures have changed since they were evaluated: evaluating their blocks again"
+            )
+            (out / SUMMARY_FILE).unlink(missing_ok=True)
+        pictures_left = sum(min(store.block, len(store) - start) for start in todo.pending)
+        passes, why = choose_passes(engine, len(store.occluders), pictures_left, config.batch_size)
         progress.say(f"{passes}: {why}")
-        most = math.floor(config.max_quarantined * len(store))
         seconds, pairs = all_pairs(
             engine,
             store,
             source,
             passes,
-            shard=config.shard,
-            most_quarantined=most,
+            todo=todo,
+            max_quarantined=config.max_quarantined,
             files=data.files,
             progress=progress,
         )
     summary = _summary(store, _speed(out, seconds, pairs))
     if summary.complete:  # otherwise other workers' shards are not done
+        refuse_quarantined(store, config.max_quarantined)  # each worker has counted its own
         summary.write(out)
         if line := accuracy_doubt(summary.clean, summary.num_classes):
             progress.say(line)
@@ -235,13 +239,9 @@ def _open_store(out: Path, run: Run, pictures: Sequence[Picture], rows: Sequence
     return store
 
 
-def _to_do(store: RunStore, shard: tuple[int, int] | None) -> int:
-    """Return the number of pictures that are not done, of the whole run or of a shard."""
-    return sum(min(store.block, len(store) - start) for start in pending_starts(store, shard))
-
-
 def _summary(store: RunStore, speed: Speed) -> Summary:
-    quarantined, remaining = tuple(store.quarantined()), _to_do(store, None)
+    quarantined = tuple(store.quarantined())
+    remaining = sum(min(store.block, len(store) - start) for start in store.pending())
     codes = {"unseen": FIT_UNSEEN, "fitted": FIT_FITTED, "held_out": FIT_HELD_OUT}
     return Summary(
         schema=SCHEMA,

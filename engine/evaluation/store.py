@@ -185,9 +185,9 @@ class RunStore:
             ) from error
         return found
 
-    def pending(self) -> list[int]:
-        """Return the starts of the blocks that are not done, damaged, or without one of their parts."""
-        starts = range(0, len(self), self.block)
+    def pending(self, starts: Sequence[int] | None = None) -> list[int]:
+        """Return which blocks, of all or of those that start here, are not done, are damaged or lack a part."""
+        starts = range(0, len(self), self.block) if starts is None else starts
         return [start for start in starts if not self._done(start)]
 
     def _done(self, start: int) -> bool:
@@ -210,19 +210,15 @@ class RunStore:
             then = np.asarray(self._array("stamp")[start : start + len(now)])
         except (ValueError, RuntimeError):  # its checksum does not hold
             return len(now)
-        return int(((then != UNKNOWN) & (then != now)).sum())
-
-    def forget(self, start: int) -> None:
-        """Make a block one that is not done. Raises `OSError` where it cannot be written."""
-        with naming(self.path):
-            self._array("prediction")[start : min(start + self.block, len(self))] = NOT_DONE
+        return int(((then != UNKNOWN) & (now != UNKNOWN) & (then != now)).sum())
 
     def write(
         self, start: int, scores: Score, quarantined: Mapping[int, str], stamps: Sequence[int] | None = None
     ) -> None:
         """Write a whole block: scores of [n, K+2] pairs, row by row. Raises `OSError` where it cannot be written.
 
-        `prediction` comes last: it says that the block is done. `stamps` are what `changed` compares.
+        `prediction` comes last, and what there was goes first: it says that the block is done. `stamps` are what
+        `changed` compares.
         """
         stop = min(start + self.block, len(self))
         shape = (stop - start, len(self.occluders))
@@ -233,6 +229,7 @@ class RunStore:
             prediction[rows], rank[rows], margin[rows] = QUARANTINED, QUARANTINED, np.nan
             reasons[rows] = list(quarantined.values())
         with naming(self.path):
+            self._array("prediction")[start:stop] = NOT_DONE
             self._array("reason")[start:stop] = reasons  # all empty: removes what an earlier attempt left
             if stamps is not None and "stamp" in self._group:
                 self._array("stamp")[start:stop] = np.array(stamps, dtype=np.int64)
@@ -240,19 +237,24 @@ class RunStore:
             self._array("margin")[start:stop] = margin
             self._array("prediction")[start:stop] = prediction.astype(np.int32)
 
-    def _reasons(self) -> list[str]:
+    def _reasons(self, start: int, stop: int) -> list[str]:
         try:
-            return [str(reason) for reason in self._array("reason")[:]]  # type: ignore[union-attr]
+            return [str(reason) for reason in self._array("reason")[start:stop]]  # type: ignore[union-attr]
         except (ValueError, RuntimeError) as error:
             raise InputError(f"{self.path}: reasons are damaged ({error}); run the same gfo-eval again") from error
 
     def readable(self) -> NDArray[np.bool_]:
         """Return which pictures are not quarantined, bool [N]."""
-        return np.array([not reason for reason in self._reasons()], dtype=bool)
+        return np.array([not reason for reason in self._reasons(0, len(self))], dtype=bool)
 
-    def quarantined(self) -> list[Quarantined]:
-        """Return every picture that could not be read."""
-        return [Quarantined(path, why) for path, why in zip(self.paths, self._reasons(), strict=True) if why]
+    def quarantined(self, starts: Sequence[int] | None = None) -> list[Quarantined]:
+        """Return the pictures that are no pictures, of all blocks or of those that start here."""
+        found: list[Quarantined] = []
+        for start in [0] if starts is None else starts:
+            stop = len(self) if starts is None else min(start + self.block, len(self))
+            reasons = zip(self.paths[start:stop], self._reasons(start, stop), strict=True)
+            found += [Quarantined(path, why) for path, why in reasons if why]
+        return found
 
 
 _CODECS = [ZstdCodec(level=1), Crc32cCodec()]

@@ -269,6 +269,7 @@ def test_eval_quarantines_counts_and_lists(
     assert f"{own_data}: 3 of 18 pictures are no pictures, the first: val/bee/0.jpg (OSError: " in line
     assert "allow more with --max-quarantined" in line
     assert not (tmp_path / "run" / "summary.json").exists()
+    assert run(*command)[0] == 2  # again
     code, out, _ = run(*command, "--max-quarantined", 0.2)  # what was done is kept
     assert code == 0
     assert "3 quarantined, the first: val/bee/0.jpg" in out
@@ -334,6 +335,26 @@ def test_storage_that_is_lost_on_the_way_ends_the_run_and_the_same_command_resum
     assert "resuming: 12 of 18 pictures are done" in err
     assert summary_of(tmp_path / "run")["quarantined_count"] == 0
     np.testing.assert_allclose(margins_of(tmp_path / "run"), margins_of(tmp_path / "whole"), rtol=0, atol=1e-5)
+
+
+def test_a_finished_run_outlives_its_pictures(
+    own_data: Path, tiny_bank: Path, tmp_path: Path, run: Run, evaluate: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture that is not there has not changed."""
+    monkeypatch.setattr("gfo.engine.data.files._WAITS", (0.0, 0.0))
+    far = tmp_path / "far"
+    (own_data / "val" / "bee").rename(far)
+    (own_data / "val" / "bee").mkdir()
+    for picture in far.iterdir():
+        (own_data / "val" / "bee" / picture.name).symlink_to(picture)
+    command = evaluate(own_data, tiny_bank, tmp_path / "run")
+    assert run(*command)[0] == 0
+    before = summary_of(tmp_path / "run")
+    far.rename(tmp_path / "offline")
+    code, _, err = run(*command)
+    assert (code, RunStore.open(tmp_path / "run").pending()) == (0, [])
+    assert "changed" not in err
+    assert summary_of(tmp_path / "run")["matched"] == before["matched"]
 
 
 def test_training_does_not_leave_out_what_it_could_not_reach(

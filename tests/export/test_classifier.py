@@ -382,9 +382,39 @@ class Place(nn.Module):
         return x.flatten(1)[:, :9] + torch.arange(len(x))[:, None]
 
 
+class Standardised(nn.Module):
+    """Without a spread, one picture alone gives NaN."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x.flatten(1)[:, :9]
+        return (y - y.mean(0)) / y.std(0)
+
+
+class Squeezed(nn.Module):
+    """Logits of one picture without their first dimension."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :9].squeeze()
+
+
+class Together(nn.Sequential):
+    """BatchNorm that refuses a single value."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.BatchNorm1d(192, track_running_stats=False))
+
+
+@pytest.mark.filterwarnings("ignore:std")
 @pytest.mark.parametrize(
     ("module", "named"),
-    [(Chance(), "differently from pass to pass"), (Neighbours(), "depends on the other"), (Place(), "depends on the")],
+    [
+        (Chance(), "differently from pass to pass"),
+        (Neighbours(), "depends on the other"),
+        (Place(), "depends on the other"),
+        (Standardised(), "returns NaN or infinity"),
+        (Squeezed(), r"got \[9\] for P = 1"),
+        (Together(), "does not run on a single 8×8 RGB input"),
+    ],
 )
 def test_a_network_that_is_no_function_of_its_picture_is_refused(module: nn.Module, named: str) -> None:
     with pytest.raises(InputError, match=f"mine: .*{named}"):

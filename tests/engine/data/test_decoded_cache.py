@@ -162,17 +162,16 @@ def test_pixels_without_their_checksum_are_not_believed(own_data: Path, kept: Pa
 
 
 @pytest.mark.parametrize(("name", "place"), [("pixels.u8", 5 * 16 * 16 * 3 + 100), ("sums.u32", 5 * 4)])
-def test_damaged_pixels_are_dropped_and_read_anew(own_data: Path, kept: Path, name: str, place: int) -> None:
+def test_damaged_pixels_are_decoded_anew(own_data: Path, kept: Path, name: str, place: int) -> None:
     read(own_data)
     (folder,) = kept.iterdir()
     content = bytearray((folder / name).read_bytes())
     content[place] ^= 8
     (folder / name).write_bytes(content)
-    with pytest.raises(InputError, match=r"pixels\.u8: 1 decoded pictures are damaged and dropped; run the same"):
-        read(own_data)
-    images, asked = read(own_data)
-    assert asked == [names(own_data)[5]]
-    np.testing.assert_array_equal(images, fresh(own_data))
+    for wanted in ([names(own_data)[5]], []):
+        images, asked = read(own_data)
+        assert asked == wanted
+        np.testing.assert_array_equal(images, fresh(own_data))
 
 
 _WRITER = """

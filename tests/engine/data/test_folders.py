@@ -94,9 +94,18 @@ def test_pictures_are_those_of_torchvisions_image_folder(tmp_path: Path) -> None
     assert sorted(path for c in classes_of(tmp_path) for path in c.paths) == theirs
 
 
-def test_a_link_to_a_folder_around_it_is_refused(root: Path) -> None:
-    (root / "val" / "ant" / "again").symlink_to(root / "val")
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_link_to_a_folder_around_it_is_refused(root: Path, tmp_path: Path, linked: bool) -> None:
+    (root / "val" / "ant" / "again").symlink_to(root.resolve() / "val" / "ant")
+    if linked:
+        (tmp_path / "elsewhere").symlink_to(root)
     with pytest.raises(InputError, match="again: is a link to a folder that holds it"):
+        classes_of(tmp_path / "elsewhere" if linked else root)
+
+
+def test_a_folder_that_is_named_as_a_tar_file_is_refused(root: Path) -> None:
+    (root / "val" / "ant" / "x.tar").mkdir()
+    with pytest.raises(InputError, match=r"x\.tar: is a folder that is named as a tar file"):
         classes_of(root)
 
 

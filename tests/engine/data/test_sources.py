@@ -6,6 +6,7 @@ import errno
 import functools
 import os
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -113,6 +114,11 @@ def spoil(path: Path, how: str) -> None:
         content = bytearray(path.read_bytes())
         content[16:24] = (60_000).to_bytes(4, "big") * 2
         path.write_bytes(content[:29] + png_checksum(content[12:29]) + content[33:])
+    elif how == "no palette":  # Pillow opens and loads it, and fails when it is converted
+        chunks = (b"IHDR" + bytes([0, 0, 0, 2, 0, 0, 0, 2, 8, 3, 0, 0, 0]), b"tRNS\0")
+        chunks += (b"IDAT" + zlib.compress(bytes(6)), b"IEND")
+        content = b"".join((len(c) - 4).to_bytes(4, "big") + c + png_checksum(c) for c in chunks)
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
     elif how == "thin":
         Image.new("RGB", (200_000, 1)).save(path, "PNG")
     elif how == "folder":
@@ -126,14 +132,13 @@ def spoil(path: Path, how: str) -> None:
 
 
 def png_checksum(chunk: bytes | bytearray) -> bytes:
-    import zlib
-
     return zlib.crc32(chunk).to_bytes(4, "big")
 
 
 BOTH = ("truncated", "empty", "text")
 SPOILED = [(how, name) for how in BOTH for name in ("0.jpg", "1.png")]
 SPOILED += [("flipped", "1.png"), ("marker", "0.jpg"), ("gigapixel", "1.png"), ("thin", "1.png")]
+SPOILED += [("no palette", "1.png")]
 SAID = {"gigapixel": "exceeds limit of 178956970 pixels", "thin": "when resized, over the limit"}
 
 
