@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from gfo.bench.demo import digits
+from gfo.export.files import load_tensors
 from gfo.export.models.digits_networks import DIGITS_NETWORKS
 from gfo.export.models.digits_recipe import DIGITS_RECIPES, digits_weights_path
 
@@ -124,7 +124,7 @@ def test_training_is_reproducible_and_leaves_torch_as_it_was(root: Path, name: s
 def test_weights_are_trained_once_and_fit(root: Path, monkeypatch: pytest.MonkeyPatch):
     path = digits.digits_weights("digits-vgg", root)
     assert path == digits_weights_path("digits-vgg")
-    DIGITS_NETWORKS["digits-vgg"]().load_state_dict(load_file(path))
+    DIGITS_NETWORKS["digits-vgg"]().load_state_dict(load_tensors(path)[1])
     monkeypatch.setattr(digits, "train_network", lambda *_: pytest.fail("trained again"))
     assert digits.digits_weights("digits-vgg", root) == path
 

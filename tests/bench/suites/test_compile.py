@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from gfo.bench.commands import bench
 from gfo.kernels import compile as command
-from gfo.kernels._triton import HAVE_TRITON
+from gfo.kernels._triton import HAVE_TRITON, INTERPRETED
 
 pytestmark = pytest.mark.skipif(not HAVE_TRITON, reason="needs Triton")
 
@@ -168,10 +169,15 @@ def test_bad_targets_are_one_line_and_2(text: str) -> None:
     assert f"--targets {wrong}: expected some of sm_80, sm_89, sm_90, sm_100, sm_120" in line
 
 
-def test_interpreted_there_is_nothing_to_compile() -> None:
-    ended = run(TRITON_INTERPRET="1")
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
+@pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here")
+def test_interpreted_there_is_nothing_to_compile(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["gfo-bench", "compile"])
+    with pytest.raises(SystemExit) as left:
+        bench.main()
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert "unset it" in line
 
 
