@@ -118,16 +118,14 @@ def _alternatives(run: OpenRun, stages: Sequence[str]) -> dict[str, _Alternative
     work, chosen = run.work, dict[str, _Alternative]()
     if "bare" in stages:
         chosen["bare"] = _bare(run)
-    pictures = work.pictures or READ_TOGETHER
     if set(stages) & {"pairs", "end-to-end"}:
         passes, rate = best_passes(run)
-        pictures = work.pictures or _fitting(run, rate)
         if "pairs" in stages:
             chosen["pairs"] = _pairs(run, passes)
         if "end-to-end" in stages:
-            chosen |= _end_to_end(run, passes, pictures)
+            chosen |= _end_to_end(run, passes, work.pictures or _fitting(run, rate))
     if "baseline" in stages:
-        chosen["baseline"] = _baseline(run, min(_PLAIN_PICTURES, pictures))
+        chosen["baseline"] = _baseline(run, min(_PLAIN_PICTURES, work.pictures or READ_TOGETHER))
     return chosen
 
 

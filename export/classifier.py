@@ -114,7 +114,7 @@ class FrozenClassifier:
         example = example.to(memory_format=torch.channels_last)
         logits = _checked_logits(network, example, model)
         _check_fixed(network, example, logits, model)
-        network = fold_batchnorm(network, example, model)
+        network = fold_batchnorm(network, example, logits, model)
         return cls(network, model, weights, weights_hash, preprocessing, logits.shape[1])
 
 
@@ -157,11 +157,11 @@ def _check_fixed(network: nn.Module, example: Tensor, logits: Tensor, model: str
         return
     if not same(_checked_logits(network, example, model)):
         raise InputError(
-            f"{model}: answers the same pictures differently from pass to pass; switch its chance off in evaluation "
+            f"{model}: gives the same pictures different answers in two passes; make it deterministic in evaluation "
             "mode (F.dropout takes training=self.training)"
         )
     raise InputError(
-        f"{model}: its answer to a picture depends on the other pictures of the batch; switch batch statistics off in "
+        f"{model}: its answer to a picture depends on the other pictures of the batch; turn batch statistics off in "
         "evaluation mode (BatchNorm needs track_running_stats)"
     )
 

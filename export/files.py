@@ -170,10 +170,9 @@ def load_tensors(path: Path, names: Collection[str] | None = None) -> tuple[dict
     if stated is not None and (stated.dtype == torch.uint8 or names is not None):
         del tensors[_CHECKSUM]
         if bytes(stated.flatten().to(torch.uint8).tolist()) != _checksum(tensors, metadata):
-            raise ValueError("its checksum does not hold")
-    foreign = sorted(set(tensors) - set(tensors if names is None else names))
-    if foreign:
-        raise ValueError(f"it holds {foreign[0]!r}, which is none of {', '.join(names or ())}")
+            raise ValueError("its checksum does not match")
+    if names is not None and (foreign := sorted(set(tensors) - set(names))):
+        raise ValueError(f"it holds {foreign[0]!r}, expected only {', '.join(names)}")
     return metadata, tensors
 
 

@@ -90,12 +90,12 @@ class Preprocessing:
 
     @property
     def doubt(self) -> str | None:
-        """A line about a mean or std that is hardly meant; None where there is nothing to say."""
+        """A warning about a mean or std of another scale; None where there is nothing to say."""
         if all(0 <= m <= 1 for m in self.mean) and all(s <= 1 for s in self.std):
             return None
         return (
-            f"--mean {self.mean}, --std {self.std}: outside of 0 to 1; they are of pictures scaled to 0 to 1, not of "
-            "grey levels to 255"
+            f"--mean {self.mean}, --std {self.std}: outside of 0 to 1; they apply to pixels scaled to 0..1, not to "
+            "0..255"
         )
 
     def to_dict(self) -> dict[str, Any]:

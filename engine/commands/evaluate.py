@@ -63,7 +63,7 @@ class RunOptions(options.Group):
         str | None, typer.Option(help="I/N: this is worker I (from 0) of N that fill one --out together.")
     ] = None
     max_quarantined: Annotated[
-        float, typer.Option(help="Share of the pictures, 0 to 1, that may be unreadable before the run is refused.")
+        float, typer.Option(help="Maximum share of files that are not pictures, 0 to 1; a run with more is refused.")
     ] = 0.05
     seed: options.Seed = 0
 

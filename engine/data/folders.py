@@ -207,16 +207,16 @@ def _unlisted(error: OSError) -> None:
 
 def _refuse_folder(folder: Path) -> None:
     if folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{folder}: is a link to a folder that holds it; remove the link")
+        raise InputError(f"{folder}: is a link to a folder that contains it; remove the link")
     if folder.suffix == ".tar":
-        raise InputError(f"{folder}: is a folder that is named as a tar file; rename it")
+        raise InputError(f"{folder}: is a folder with the name of a tar file; rename it")
 
 
 def beside_the_classes(data: DataSpec) -> str | None:
-    """Return a line about files beside the class folders of a split, which nobody reads; None if there are none."""
+    """Return a line about the files of a split that are in no class folder, and so not read; None if there are none."""
     if tar_files(data.folder):
         return None
     names = sorted(e.name for e in os.scandir(data.folder) if not e.name.startswith(".") and not e.is_dir())
     if not names:
         return None
-    return f"{data.folder}: {len(names)} files beside the class folders are not read, the first: {names[0]}"
+    return f"{data.folder}: files beside the class folders are not read ({len(names)}, the first: {names[0]})"

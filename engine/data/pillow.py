@@ -64,7 +64,7 @@ def decode(files: PictureFiles, path: str, content: bytes, preprocessing: Prepro
 
 
 def opened(content: bytes, preprocessing: Preprocessing) -> Image.Image | str:
-    """Return the picture in memory, RGB, or Pillow's message; an error of this project's own code is none of these."""
+    """Return the picture in memory, RGB, or Pillow's message where Pillow fails; other errors are raised."""
     size = (0, 0)
     try:
         picture = Image.open(io.BytesIO(content))

@@ -21,6 +21,7 @@ from ..engines.base import Engine
 from ..progress import Progress, no_progress
 from .passes import Passes
 from .store import READ_TOGETHER, RunStore
+from .summary import Quarantined
 
 _SLACK = 1e-6  # of a number of pictures: 0.29 · 100 is 28.999999999999996
 
@@ -99,20 +100,18 @@ def all_pairs(
     """
     todo = todo or to_do(store)
     rows = len(store.occluders)
-    done, every = (
-        [min(store.block, len(store) - start) for start in starts]
-        for starts in (set(todo.own) - set(todo.pending), todo.own)
-    )
-    if done:
-        progress.say(f"resuming: {sum(done)} of {sum(every)} pictures are done")
     finished = sorted(set(todo.own) - set(todo.pending))
-    known = refuse_quarantined(store, max_quarantined, finished)
+    done, every = store.count(finished), store.count(todo.own)
+    if done:
+        progress.say(f"resuming: {done} of {every} pictures are done")
+    set_aside = store.quarantined(finished)
+    refuse_quarantined(store, set_aside, max_quarantined)
     # Taken before anything of a block is read, which happens while the block before it is scored.
     stamps = {start: _stamps(store, files, start) for start in todo.pending} if files is not None else {}
     started, pairs = time.perf_counter(), 0
-    with progress.task("all pairs", sum(every) * rows, sum(done) * rows) as bar:
+    with progress.task("all pairs", every * rows, done * rows) as bar:
         for start, parts in _parts(store, source, todo.pending):
-            scores = _blank_scores(min(store.block, len(store) - start) * rows)
+            scores = _blank_scores((store.end(start) - start) * rows)
             quarantined: dict[int, str] = {}
             for part in parts:
                 offset = part.start - start
@@ -125,30 +124,22 @@ def all_pairs(
                 quarantined |= {offset + position: why for position, why in part.quarantined.items()}
                 bar.advance(len(part.quarantined) * rows)
             store.write(start, scores, quarantined, stamps.get(start))
-            finished.append(start)
-            known += len(quarantined)
-            if known > max_quarantined * len(store) + _SLACK:
-                refuse_quarantined(store, max_quarantined, finished)
+            set_aside += [Quarantined(store.paths[start + i], why) for i, why in quarantined.items()]
+            refuse_quarantined(store, set_aside, max_quarantined)
     return time.perf_counter() - started, pairs
 
 
-def refuse_quarantined(store: RunStore, most: float, starts: Sequence[int] | None = None) -> int:
-    """Return how many pictures are quarantined, of all blocks or of those that start here.
-
-    Raises `InputError` for more than a share of all pictures, 0 … 1.
-    """
-    found = store.quarantined(starts)
+def refuse_quarantined(store: RunStore, found: Sequence[Quarantined], most: float) -> None:
+    """Raise `InputError` if the quarantined pictures found are more than a share of all pictures, 0 … 1."""
     if len(found) > most * len(store) + _SLACK:
         raise InputError(
-            f"{store.run.data_root}: {len(found)} of {len(store)} pictures are no pictures, the first: "
-            f"{found[0].path} ({found[0].reason}); fix them, or allow more with --max-quarantined; without them, use "
-            "another --out"
+            f"{store.run.data_root}: {len(found)} of {len(store)} files are not pictures, the first: {found[0].path} "
+            f"({found[0].reason}); fix them, or allow more with --max-quarantined; if you remove any, use another --out"
         )
-    return len(found)
 
 
 def _stamps(store: RunStore, files: PictureFiles, start: int) -> list[int]:
-    return [files.stamp(path) for path in store.paths[start : start + store.block]]
+    return [files.stamp(path) for path in store.paths[start : store.end(start)]]
 
 
 def _blank_scores(count: int) -> Score:
@@ -158,11 +149,10 @@ def _blank_scores(count: int) -> Score:
 def _parts(store: RunStore, source: PictureSource, pending: Sequence[int]) -> Iterator[tuple[int, Iterator[Block]]]:
     """Yield the blocks of the store, each as the parts that are read together: small, so that the first comes soon."""
     together = READ_TOGETHER if store.block % READ_TOGETHER == 0 else store.block
-    ends = {start: min(start + store.block, len(store)) for start in pending}
-    starts = [part for start in pending for part in range(start, ends[start], together)]
+    starts = [part for start in pending for part in range(start, store.end(start), together)]
     with closing(source.blocks(store.paths, together, starts)) as parts:  # type: ignore[type-var]
         for start in pending:
-            yield start, islice(parts, len(range(start, ends[start], together)))
+            yield start, islice(parts, len(range(start, store.end(start), together)))
 
 
 def score_block(

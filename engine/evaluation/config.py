@@ -29,7 +29,8 @@ class EvaluationConfig:
     shard
         (i, n) evaluates every n-th block from the i-th (0 … n − 1), for n workers that fill one RUN together.
     max_quarantined
-        Share of the run's pictures, 0 … 1, that may be quarantined; one more ends it: so many are no accident.
+        Share of the run's pictures, 0 … 1, that may be quarantined. A larger share ends the run: it is probably over
+        the wrong folder.
     seed
         Seed of the noise row, the permutation, the draws and the bootstrap.
 

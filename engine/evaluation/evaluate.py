@@ -103,12 +103,9 @@ def evaluate(
             engine.load_bank(torch.cat([held.occluders, noise[None]]))
         todo = to_do(store, config.shard, data.files)
         if todo.changed:
-            progress.say(
-                f"{todo.changed} pictures have changed since they were evaluated: evaluating their blocks again"
-            )
+            progress.say(f"evaluating again the blocks of pictures that have changed since ({todo.changed})")
             (out / SUMMARY_FILE).unlink(missing_ok=True)
-        pictures_left = sum(min(store.block, len(store) - start) for start in todo.pending)
-        passes, why = choose_passes(engine, len(store.occluders), pictures_left, config.batch_size)
+        passes, why = choose_passes(engine, len(store.occluders), store.count(todo.pending), config.batch_size)
         progress.say(f"{passes}: {why}")
         seconds, pairs = all_pairs(
             engine,
@@ -122,7 +119,7 @@ def evaluate(
         )
     summary = _summary(store, _speed(out, seconds, pairs))
     if summary.complete:  # otherwise other workers' shards are not done
-        refuse_quarantined(store, config.max_quarantined)  # each worker has counted its own
+        refuse_quarantined(store, summary.quarantined, config.max_quarantined)  # each worker has counted its own
         summary.write(out)
         if line := accuracy_doubt(summary.clean, summary.num_classes):
             progress.say(line)
@@ -240,8 +237,7 @@ def _open_store(out: Path, run: Run, pictures: Sequence[Picture], rows: Sequence
 
 
 def _summary(store: RunStore, speed: Speed) -> Summary:
-    quarantined = tuple(store.quarantined())
-    remaining = sum(min(store.block, len(store) - start) for start in store.pending())
+    quarantined, remaining = tuple(store.quarantined()), store.count(store.pending())
     codes = {"unseen": FIT_UNSEEN, "fitted": FIT_FITTED, "held_out": FIT_HELD_OUT}
     return Summary(
         schema=SCHEMA,

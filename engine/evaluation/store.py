@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,13 +185,21 @@ class RunStore:
             ) from error
         return found
 
+    def end(self, start: int) -> int:
+        """Return where the block that starts here ends."""
+        return min(start + self.block, len(self))
+
+    def count(self, starts: Iterable[int]) -> int:
+        """Return how many pictures are in the blocks that start here."""
+        return sum(self.end(start) - start for start in starts)
+
     def pending(self, starts: Sequence[int] | None = None) -> list[int]:
         """Return which blocks, of all or of those that start here, are not done, are damaged or lack a part."""
         starts = range(0, len(self), self.block) if starts is None else starts
         return [start for start in starts if not self._done(start)]
 
     def _done(self, start: int) -> bool:
-        stop = min(start + self.block, len(self))
+        stop = self.end(start)
         try:
             rank, margin, reason = (np.asarray(self._array(n)[start:stop]) for n in ("rank", "margin", "reason"))
             left_out = self.predictions(start, stop) == QUARANTINED
@@ -220,7 +228,7 @@ class RunStore:
         `prediction` comes last, and what there was goes first: it says that the block is done. `stamps` are what
         `changed` compares.
         """
-        stop = min(start + self.block, len(self))
+        stop = self.end(start)
         shape = (stop - start, len(self.occluders))
         prediction, rank, margin = (part.reshape(shape).numpy().copy() for part in scores)
         reasons = np.full(shape[0], "", dtype=object)
@@ -251,7 +259,7 @@ class RunStore:
         """Return the pictures that are no pictures, of all blocks or of those that start here."""
         found: list[Quarantined] = []
         for start in [0] if starts is None else starts:
-            stop = len(self) if starts is None else min(start + self.block, len(self))
+            stop = len(self) if starts is None else self.end(start)
             reasons = zip(self.paths[start:stop], self._reasons(start, stop), strict=True)
             found += [Quarantined(path, why) for path, why in reasons if why]
         return found

@@ -12,6 +12,7 @@ from gfo.engine.commands import evaluate as eval_command
 from gfo.engine.commands import export as export_command
 from gfo.engine.commands import report as report_command
 from gfo.engine.commands import train as train_command
+from gfo.engine.data import files
 from gfo.engine.evaluation.summary import Run as RunRecord
 from gfo.engine.training import train as training
 from gfo.engine.training.batches import ClassPictures
@@ -27,6 +28,12 @@ COMMANDS = {
     "gfo-report": report_command.main,
 }
 MODEL = ("--model", "python:gfo_tiny:network")
+
+
+@pytest.fixture
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask storage that fails again at once."""
+    monkeypatch.setattr(files, "_WAITS", (0.0, 0.0))
 
 
 @pytest.fixture(scope="session")

@@ -266,7 +266,7 @@ def test_eval_quarantines_counts_and_lists(
     code, out, err = run(*command)
     assert (code, out) == (2, "")
     line = err.splitlines()[-1]
-    assert f"{own_data}: 3 of 18 pictures are no pictures, the first: val/bee/0.jpg (OSError: " in line
+    assert f"{own_data}: 3 of 18 files are not pictures, the first: val/bee/0.jpg (OSError: " in line
     assert "allow more with --max-quarantined" in line
     assert not (tmp_path / "run" / "summary.json").exists()
     assert run(*command)[0] == 2  # again
@@ -307,11 +307,11 @@ def test_eval_of_a_class_without_a_readable_picture(
     assert summary["clean"] is summary["matched"] is summary["fooling_rate"] is None
 
 
+@pytest.mark.usefixtures("no_waits")
 def test_storage_that_is_lost_on_the_way_ends_the_run_and_the_same_command_resumes(
     own_data: Path, tiny_bank: Path, tmp_path: Path, run: Run, evaluate: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when a network drive goes away: no picture of it is set aside, and none is forgotten."""
-    monkeypatch.setattr("gfo.engine.data.files._WAITS", (0.0, 0.0))
     monkeypatch.setattr("gfo.engine.evaluation.store._MOST", 4)  # 4 pictures a block
     read, before = PictureFiles.read, run(*evaluate(own_data, tiny_bank, tmp_path / "whole"))[0]
 
@@ -337,11 +337,11 @@ def test_storage_that_is_lost_on_the_way_ends_the_run_and_the_same_command_resum
     np.testing.assert_allclose(margins_of(tmp_path / "run"), margins_of(tmp_path / "whole"), rtol=0, atol=1e-5)
 
 
+@pytest.mark.usefixtures("no_waits")
 def test_a_finished_run_outlives_its_pictures(
-    own_data: Path, tiny_bank: Path, tmp_path: Path, run: Run, evaluate: Command, monkeypatch: pytest.MonkeyPatch
+    own_data: Path, tiny_bank: Path, tmp_path: Path, run: Run, evaluate: Command
 ) -> None:
     """A picture that is not there has not changed."""
-    monkeypatch.setattr("gfo.engine.data.files._WAITS", (0.0, 0.0))
     far = tmp_path / "far"
     (own_data / "val" / "bee").rename(far)
     (own_data / "val" / "bee").mkdir()
@@ -357,10 +357,10 @@ def test_a_finished_run_outlives_its_pictures(
     assert summary_of(tmp_path / "run")["matched"] == before["matched"]
 
 
+@pytest.mark.usefixtures("no_waits")
 def test_training_does_not_leave_out_what_it_could_not_reach(
-    own_data: Path, tmp_path: Path, run: Run, train: Command, monkeypatch: pytest.MonkeyPatch
+    own_data: Path, tmp_path: Path, run: Run, train: Command
 ) -> None:
-    monkeypatch.setattr("gfo.engine.data.files._WAITS", (0.0, 0.0))
     (own_data / "train" / "bee" / "0.jpg").unlink()
     (own_data / "train" / "bee" / "0.jpg").symlink_to(own_data / "gone.jpg")
     code, out, err = run(*train(own_data, tmp_path / "bank.safetensors", "--epochs", 1))

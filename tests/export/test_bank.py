@@ -154,7 +154,7 @@ def with_another_value(path: Path, tiny_bank: Path) -> None:
         (foreign, "not an occluder bank"),
         (without_header, "not an occluder bank"),
         (with_a_foreign_tensor, "not an occluder bank"),
-        (with_another_value, "its checksum does not hold"),
+        (with_another_value, "its checksum does not match"),
         (with_another_header("{"), "header is not valid"),
         (with_another_header("[1]"), "header is not valid"),
         (with_another_header("{}"), "header is not valid"),

@@ -408,7 +408,7 @@ class Together(nn.Sequential):
 @pytest.mark.parametrize(
     ("module", "named"),
     [
-        (Chance(), "differently from pass to pass"),
+        (Chance(), "gives the same pictures different answers in two passes"),
         (Neighbours(), "depends on the other"),
         (Place(), "depends on the other"),
         (Standardised(), "returns NaN or infinity"),

@@ -78,7 +78,7 @@ def test_what_is_hidden_or_beside_the_classes_is_not_listed_and_anything_else_is
     listed = ("val/ant/a.jpg", "val/ant/b.png", "val/ant/images/0.jpg", "val/ant/notes.txt")
     assert classes_of(root)[0].paths == listed
     line = beside_the_classes(DataSpec(root))
-    assert line == f"{root / 'val'}: 1 files beside the class folders are not read, the first: loose.jpg"
+    assert line == f"{root / 'val'}: files beside the class folders are not read (1, the first: loose.jpg)"
 
 
 def test_pictures_are_those_of_torchvisions_image_folder(tmp_path: Path) -> None:
@@ -99,13 +99,13 @@ def test_a_link_to_a_folder_around_it_is_refused(root: Path, tmp_path: Path, lin
     (root / "val" / "ant" / "again").symlink_to(root.resolve() / "val" / "ant")
     if linked:
         (tmp_path / "elsewhere").symlink_to(root)
-    with pytest.raises(InputError, match="again: is a link to a folder that holds it"):
+    with pytest.raises(InputError, match="again: is a link to a folder that contains it"):
         classes_of(tmp_path / "elsewhere" if linked else root)
 
 
-def test_a_folder_that_is_named_as_a_tar_file_is_refused(root: Path) -> None:
+def test_a_folder_with_the_name_of_a_tar_file_is_refused(root: Path) -> None:
     (root / "val" / "ant" / "x.tar").mkdir()
-    with pytest.raises(InputError, match=r"x\.tar: is a folder that is named as a tar file"):
+    with pytest.raises(InputError, match=r"x\.tar: is a folder with the name of a tar file"):
         classes_of(root)
 
 

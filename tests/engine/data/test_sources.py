@@ -20,7 +20,6 @@ from PIL import Image
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import functional as F
 
-from gfo.engine.data import files as files_module
 from gfo.engine.data.files import PictureFiles
 from gfo.engine.data.loading import open_source
 from gfo.engine.data.source import PictureSource, shard_starts
@@ -162,11 +161,6 @@ def test_what_cannot_be_read_is_set_aside_with_a_reason(own_data: Path, open_loa
         for i in block.readable.tolist():
             wanted = reference(own_data / paths[i], source_preprocessing(how))
             np.testing.assert_array_equal(block.images[i], wanted)
-
-
-@pytest.fixture
-def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files_module, "_WAITS", (0.0, 0.0))
 
 
 @pytest.mark.usefixtures("no_waits")

@@ -298,7 +298,7 @@ def test_a_picture_that_has_changed_is_evaluated_again(
     changed, other = pictures / store.paths[5], pictures / store.paths[0]
     Image.open(other).convert("RGB").save(changed, "PNG")
     evaluate(classifier, bank, pictures, tmp_path / "run")
-    assert "1 pictures have changed since they were evaluated: evaluating their blocks again" in said
+    assert "evaluating again the blocks of pictures that have changed since (1)" in said
     evaluate(classifier, bank, pictures, tmp_path / "fresh")
     for name in ("prediction", "rank", "margin"):
         again, fresh = (
