@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .bank import OccluderBank, check_keys
 from .bank_header import BankHeader, EmbeddedBank
 from .classifier import FrozenClassifier, load_classifier
@@ -124,6 +126,31 @@ class Artefact:
             bank.check_fits(self, self.folder)
         except (ValueError, TypeError, OSError) as error:
             raise InputError(f"{self.folder}: {_BANK_NOT_VALID} ({error}); export again") from error
+        return bank
+
+    def read_bank(self) -> OccluderBank:
+        """Return the bank inside with its occluders, found to be those of the manifest's hash.
+
+        Raises
+        ------
+        InputError
+            The bank is an input, its description or the file is not valid, or the format does not give it back.
+        EngineUnavailable
+            The format's library is not installed.
+        """
+        embedded, layout = self.embedded_bank(), FORMATS[self.format]()
+        if embedded is None:
+            raise InputError(f"{self.folder}: its bank is an input, none is inside; name the bank's file")
+        size = self.preprocessing.input_size
+        shape = (1 + len(embedded.class_ids), size, size, 3)
+        layout.check(self.path, (size, self.num_classes, shape[0]), self.manifest.files)
+        rows = layout.bank(self.path)
+        if rows is None:
+            raise InputError(f"{self.path}: format {self.format} does not give back the occluders compiled into it")
+        occluders = torch.tensor(rows[1:] if rows.shape == shape else ())
+        bank = OccluderBank(occluders, embedded.header, embedded.fitted, embedded.held_out)
+        if bank.hash != embedded.hash:
+            raise InputError(f"{self.folder}: the occluders inside are not those of its manifest; export again")
         return bank
 
 

@@ -245,6 +245,17 @@ def save_graph(model: onnx.ModelProto, path: Path) -> list[str]:
     return names
 
 
+def read_bank(path: Path) -> NDArray[np.float32]:
+    """Return the bank inside a graph's file that `check_graph` has found to hold one, and load nothing else of it.
+
+    float32 [K + 1, S, S, 3], the first row zeros.
+    """
+    onnx = import_onnx()
+    graph = onnx.load(path, load_external_data=False).graph
+    bank = next(array for array in graph.initializer if array.name == BANK)
+    return onnx.numpy_helper.to_array(bank, str(path.parent))
+
+
 def ports(size: int, classes: int, rows: int | None) -> dict[str, tuple[str, list[int | None]]]:
     """Return type and shape of the graph's inputs, output and bank; None is any size.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ...export.artefact import Artefact
 from ...export.bank import OccluderBank
-from ...export.errors import InputError
-from ...export.preprocessing import Preprocessing
+from ...export.errors import EngineUnavailable, InputError
 from ...kernels.occlude import Normalisation, occlude
 from ...kernels.pairs import Pairs
 from ..data.files import PictureFiles
 from ..data.folders import name_of
+from ..data.pillow import decode
 from ..evaluation.store import RunStore
 from .rows import short_hash
 from .runs import RunFolder
@@ -95,14 +95,18 @@ def figure_blocks(run: RunFolder, classes: int, pictures: int) -> list[Block]:
 
 
 def _bank(run: RunFolder) -> OccluderBank:
+    """Return the RUN's bank, from its file or from inside its artefact."""
+    summary = run.summary
+    where = Path(summary.bank)
+    if summary.artefact is not None and not where.exists():
+        raise Moved(f"{where} is not there any more")
     try:
-        bank = OccluderBank.load(run.summary.bank)
-    except (InputError, OSError) as error:
-        raise Moved(f"the bank cannot be read ({error})") from error
-    if bank.hash != run.summary.bank_hash:
+        bank = Artefact.load(where).read_bank() if where.is_dir() else OccluderBank.of(where, summary)
+    except (InputError, EngineUnavailable, OSError) as error:
+        raise Moved(f"the occluders cannot be read ({error})") from error
+    if bank.hash != summary.bank_hash:
         raise Moved(
-            f"{run.summary.bank} is another bank by now: expected {short_hash(run.summary.bank_hash)}, got "
-            f"{short_hash(bank.hash)}"
+            f"{where} is another bank by now: expected {short_hash(summary.bank_hash)}, got {short_hash(bank.hash)}"
         )
     return bank
 
@@ -118,7 +122,7 @@ def _block(material: _Material, row: int, pictures: int) -> Block:
     occluder = bank.occluders[row]
     found: list[Picture] = []
     for i in shown:
-        clean = _load(run.summary.preprocessing, material.files, store.paths[start + i])
+        clean = _load(material, start + int(i))
         names = [_name(run, int(p)) for p in predictions[i]]
         found.append(
             Picture(clean, occluded(clean, occluder), *names, occluded_right=bool(predictions[i, 1] == class_id))
@@ -127,11 +131,19 @@ def _block(material: _Material, row: int, pictures: int) -> Block:
     return Block(run.name(class_id), magnified(occluder), 127.5 / peak if peak else 1.0, tuple(found))
 
 
-def _load(preprocessing: Preprocessing, files: PictureFiles, path: str) -> NDArray[np.uint8]:
+def _load(material: _Material, index: int) -> NDArray[np.uint8]:
+    """Read a picture as the RUN did, unless it has changed since."""
+    files, path = material.files, material.store.paths[index]
+    if material.store.changed(index, [files.stamp(path)]):
+        raise Moved(f"{files.root / path} has changed since it was evaluated; run the same gfo-eval again")
     try:
-        return preprocessing.load_uint8(io.BytesIO(files.read(path)))
-    except (OSError, SyntaxError, ValueError) as error:
+        content = files.read(path)
+    except OSError as error:
         raise Moved(f"{files.root / path} cannot be read any more ({type(error).__name__})") from error
+    picture = decode(files, path, content, material.run.summary.preprocessing)
+    if isinstance(picture, str):
+        raise Moved(f"{files.root / path} is no picture any more ({picture})")
+    return picture
 
 
 def _name(run: RunFolder, class_id: int) -> str:

@@ -13,7 +13,9 @@ from ..errors import InputError
 from ..records import STRICT
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
+    from numpy.typing import NDArray
 
     from ..classifier import FrozenClassifier
     from ..onnx_graph import Gather
@@ -152,6 +154,20 @@ class Format(ABC):
         files
             Names of the artefact's files: those that it may read.
         """
+
+    def bank(self, path: Path) -> NDArray[np.float32] | None:
+        """Return the bank inside a file that passed `check`: float32 [K + 1, S, S, 3], the first row zeros.
+
+        None for a format that does not give back what was compiled into it.
+
+        Raises
+        ------
+        InputError
+            The file holds no bank, or is damaged.
+        EngineUnavailable
+            The format's library is not installed.
+        """
+        return None
 
 
 @contextlib.contextmanager

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 from .base import ONNX_FILE, Format, Written
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
+    from numpy.typing import NDArray
 
     from ..classifier import FrozenClassifier
     from .base import ExportConfig
@@ -34,3 +36,9 @@ class Onnx(Format):
         from ..onnx_check import check_graph
 
         check_graph(path, *sizes, files)
+
+    def bank(self, path: Path) -> NDArray[np.float32]:
+        """See `Format.bank`."""
+        from ..onnx_graph import read_bank
+
+        return read_bank(path)

@@ -11,7 +11,9 @@ from ..optional import optional
 from .base import Format, Written, onnx_file
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
+    from numpy.typing import NDArray
 
     from ..classifier import FrozenClassifier
     from .base import ExportConfig
@@ -30,6 +32,22 @@ class OpenVino(Format):
         with onnx_file(graph, folder) as source:
             openvino_from_onnx(source, folder / self.first)
         return Written([self.first, *self.beside], {"openvino": version("openvino")})
+
+    def bank(self, path: Path) -> NDArray[np.float32]:
+        """See `Format.bank`."""
+        import numpy as np
+
+        from ..onnx_graph import BANK
+
+        openvino = optional("openvino", "--format openvino", "openvino")
+        try:
+            nodes = openvino.Core().read_model(path).get_ops()
+        except RuntimeError as error:
+            raise InputError(f"{path}: OpenVINO does not read it ({openvino_reason(error)}); export again") from error
+        for node in nodes:
+            if (node.get_type_name(), node.get_friendly_name()) == ("Constant", BANK):
+                return np.array(node.data)
+        raise InputError(f"{path}: holds no bank; export again")
 
 
 def openvino_from_onnx(source: Path, target: Path) -> None:

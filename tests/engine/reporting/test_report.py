@@ -12,6 +12,7 @@ import sys
 import tarfile
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,11 @@ from PIL import Image
 from rich.console import Console
 
 from gfo.engine.commands import report as command
+from gfo.engine.data.files import PictureFiles
 from gfo.engine.reporting import ReportFiles, page, read_run, report, tables
-from gfo.engine.reporting.figure_s1 import figure_blocks
+from gfo.engine.reporting.figure_s1 import Moved, figure_blocks
 from gfo.engine.reporting.rows import join
+from gfo.export.artefact import Artefact
 from gfo.export.bank import OccluderBank
 from gfo.export.bank_header import BankHeader
 from gfo.export.errors import InputError
@@ -290,6 +293,22 @@ def test_figure_blocks_of_a_run_over_tar_files_are_those_of_its_folders(
     assert opened == [data / "val/0000.tar"]
 
 
+def test_figure_blocks_of_a_run_of_an_artefact_show_the_occluders_inside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", 1)
+    wanted = figure_blocks(read_run(run), classes=1, pictures=1)
+    bank, other = OccluderBank.load(summary_of(run)["bank"]), make_bank(tmp_path / "other", epsilon=9.0)
+    edited(run, artefact="key", bank=str(tmp_path))
+    artefact = SimpleNamespace(read_bank=lambda: bank)
+    monkeypatch.setattr(Artefact, "load", lambda folder: artefact if folder == tmp_path else None)
+    (block,) = figure_blocks(read_run(run), classes=1, pictures=1)
+    np.testing.assert_array_equal(block.occluder, wanted[0].occluder)
+    artefact.read_bank = lambda: other
+    with pytest.raises(Moved, match="is another bank by now"):
+        figure_blocks(read_run(run), classes=1, pictures=1)
+
+
 def test_a_missing_split_is_a_dash_and_an_empty_csv_cell(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 3, unmatched=None, ratios={"matched/clean": None, "unmatched/clean": None})
     files = report([run], tmp_path / "out", figure_classes=1, figure_pictures=1)
@@ -372,8 +391,32 @@ def other_bank(run: Path) -> None:
     make_bank(Path(summary_of(run)["bank"]), epsilon=9.0)
 
 
+def first_shown(run: Path) -> Path:
+    return Path(summary_of(run)["data_root"]) / "val/f5/1.png"
+
+
 def moved_picture(run: Path) -> None:
-    (Path(summary_of(run)["data_root"]) / "val/f5/1.png").unlink()
+    first_shown(run).unlink()
+
+
+def no_picture(run: Path) -> None:
+    first_shown(run).write_bytes(b"text")
+
+
+def other_picture(run: Path) -> None:
+    data = Path(summary_of(run)["data_root"])
+    group = zarr.open_group(run / "predictions.zarr", mode="r+")
+    stamps = np.array([PictureFiles(data).stamp(str(path)) for path in group["path"][:]])  # type: ignore[index, union-attr]
+    group.create_array("stamp", data=stamps)
+    first_shown(run).write_bytes((data / "val/f2/1.png").read_bytes())
+
+
+def moved_artefact(run: Path) -> None:
+    edited(run, artefact="key", bank=str(run / "nowhere"))
+
+
+def no_artefact(run: Path) -> None:
+    edited(run, artefact="key", bank=str(run))
 
 
 def never_right(run: Path) -> None:
@@ -387,16 +430,27 @@ def never_right(run: Path) -> None:
     [
         (moved_bank, "bank not found"),
         (other_bank, "is another bank by now"),
-        (moved_picture, "1.png cannot be read any more"),
+        (moved_artefact, "nowhere is not there any more"),
+        (no_artefact, "manifest.json: no such file; --artefact takes a folder that gfo-export wrote"),
+        (moved_picture, "1.png cannot be read any more (FileNotFoundError)"),
+        (no_picture, "1.png is no picture any more (UnidentifiedImageError: cannot identify image file)"),
+        (other_picture, "1.png has changed since it was evaluated"),
         (never_right, "gets no clean picture"),
     ],
 )
-def test_figure_s1_is_left_out_with_a_reason(tmp_path: Path, change: Any, reason: str) -> None:
+def test_figure_s1_is_not_made_of_what_the_run_did_not_read(tmp_path: Path, change: Any, reason: str) -> None:
     run = make_run(tmp_path / "run", 1)
     change(run)
+    with pytest.raises(Moved, match=re.escape(reason)):
+        figure_blocks(read_run(run), classes=1, pictures=1)
+
+
+def test_figure_s1_is_left_out_with_a_reason(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 1)
+    moved_bank(run)
     files = report([run], tmp_path / "out", figure_classes=1, figure_pictures=1)
     (note,) = [note for note in files.notes if note.startswith("Figure S1 of m, ε = 8, is left out")]
-    assert reason in note
+    assert "bank not found" in note
     assert note in Page(files.page).text
     assert not list((tmp_path / "out").glob("figure-S1*"))
     assert (tmp_path / "out/matrix-m-eps8-val.png").is_file()
