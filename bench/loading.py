@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,6 +23,7 @@ from ..engine.machine import worker_count
 from ..engine.progress import Progress, no_progress
 from ..export.cache import cache_dir
 from ..export.errors import EngineUnavailable
+from ..export.files import ScratchFolder
 from ..export.preprocessing import Preprocessing
 from .measure import measure, ratio, timer, with_rates
 from .pictures import awkward_pictures, open_pictures, picture_paths
@@ -146,7 +146,7 @@ def _own_cache() -> Iterator[None]:
     """Keep a benchmark's decoded pictures for as long as it runs, on the disk that the cache is on."""
     cache_dir().mkdir(parents=True, exist_ok=True)
     before = os.environ.get("GFO_CACHE")
-    with tempfile.TemporaryDirectory(prefix=".bench-", dir=cache_dir()) as folder:
+    with ScratchFolder(cache_dir()) as folder:
         os.environ["GFO_CACHE"] = folder
         try:
             yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from ..engine.data.loading import open_source
 from ..engine.data.source import PictureSource
 from ..engine.data.spec import DataSpec
 from ..export.errors import InputError
+from ..export.files import ScratchFolder
 from ..export.preprocessing import Preprocessing
 from .rows import DECODED_CACHE
 
@@ -83,7 +83,7 @@ def picture_folder(images: str) -> Iterator[Path]:
 @contextlib.contextmanager
 def synthetic_pictures(count: int = _COUNT, seed: int = 0) -> Iterator[Path]:
     """Yield a folder of JPEGs of ImageNet's usual 500 x 375 pixels and about 110 kB each; remove it at the end."""
-    with tempfile.TemporaryDirectory(prefix="gfo-bench-") as folder:
+    with ScratchFolder() as folder:
         rng = np.random.default_rng(seed)
         for i in range(count):
             coarse = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
@@ -95,7 +95,7 @@ def synthetic_pictures(count: int = _COUNT, seed: int = 0) -> Iterator[Path]:
 @contextlib.contextmanager
 def awkward_pictures(seed: int = 0) -> Iterator[Path]:
     """Yield a folder of JPEGs of awkward sizes, in the noise that is hardest for a resize; remove it at the end."""
-    with tempfile.TemporaryDirectory(prefix="gfo-bench-") as folder:
+    with ScratchFolder() as folder:
         rng = np.random.default_rng(seed)
         for width, height in AWKWARD:
             pixels = rng.integers(0, 2, (height, width, 3), dtype=np.uint8) * 255

@@ -24,6 +24,9 @@ RECORDS: Final[Mapping[str, str]] = {
 }
 """Class of each record, or a function that returns it, relative to this package, by the name of its schema's file."""
 
+_FILES: Final = ("summary", "manifest")
+"""Records that have a file of their own, with a checksum."""
+
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -31,7 +34,7 @@ def schema_text(name: str) -> str:
     """Return the contents of `<name>.json` for a record of `RECORDS`."""
     module, _, found = RECORDS[name].partition(":")
     record = getattr(import_module(module, __package__), found)
-    described = schema(record if isinstance(record, type) else record())
+    described = schema(record if isinstance(record, type) else record(), sealed=name in _FILES)
     return json.dumps({"$schema": _DIALECT, **described}, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from ..engine.evaluation.summary import Run
 from ..engine.machine import worker_count
 from ..engine.progress import Progress
 from ..export.errors import EngineUnavailable, InputError
+from ..export.files import ScratchFolder
 from .gate import BLIND, check_engine
 from .pictures import open_pictures
 from .rows import BenchRow, PairsFacts
@@ -167,7 +167,7 @@ def end_to_end(engine: Engine, work: Workload, pictures: int, passes: Passes, wo
     """
     source = open_pictures("auto", work.folder, work.classifier.preprocessing, workers, engine.torch_device)
     rows, paths = [CLEAN, *range(len(work.occluders))], work.files(pictures)
-    with tempfile.TemporaryDirectory(prefix="gfo-bench-") as folder:
+    with ScratchFolder() as folder:
         zeros, run = [0] * pictures, _run(engine, work, source.name)
         store = RunStore.create(Path(folder), run, paths=paths, labels=zeros, fit=zeros, occluders=rows)
         _, pairs = all_pairs(engine, store, source, passes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 import os
 import sys
@@ -115,7 +114,8 @@ def remembered(note: Path | None, parse: Callable[[Any], Choice | None]) -> Choi
     if note is None:
         return None
     try:
-        return parse(json.loads(note.read_text()))
+        facts, sealed = unsealed(note.read_bytes())
+        return parse(facts) if sealed else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -123,5 +123,4 @@ def remembered(note: Path | None, parse: Callable[[Any], Choice | None]) -> Choi
 def remember(note: Path | None, facts: Mapping[str, Any]) -> None:
     """Write a measured choice for `remembered`; None keeps nothing."""
     if note is not None:
-        with atomic_path(note) as partial:
-            partial.write_text(json.dumps(facts))
+        save_record(note, facts)

@@ -7,16 +7,28 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
     from torch import Tensor
+
+_PARTIAL, _SCRATCH = ".partial", ".gfo-scratch-"
+_RANDOM = re.compile(r"[a-z0-9_]{8}")  # of `tempfile`
+_DAY, _MINUTES = 86_400.0, 600.0
 
 # A tensor, not metadata: safetensors writes several metadata keys in any order, and equal files should be equal.
 _CHECKSUM = "sha256"
@@ -55,7 +67,7 @@ def usual_mode(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` for a file; move it into place at the end, remove it on an error.
 
-    Parent folders are created.
+    Parent folders are created, and what writers of `path` that were killed have left is removed.
 
     Raises
     ------
@@ -64,12 +76,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Created anew under a name that nobody guesses: processes in containers may have the same number, and a link
-        # laid at a name that is known would lead the write elsewhere.
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    os.close(descriptor)
-    partial = Path(name)
+        partial, claim = _temporary(path, _new_file)
     try:
         with _naming_instead_of(partial, path):
             yield partial
@@ -78,13 +85,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with naming(path):
             partial.unlink(missing_ok=True)
+        os.close(claim)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, accept: Callable[[], bool] | None = None) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; move it into place at the end, remove it on an error.
 
-    Parent folders are created.
+    Parent folders are created, and what writers of `path` that were killed have left is removed.
 
     Parameters
     ----------
@@ -102,8 +110,7 @@ def atomic_folder(path: Path, *, accept: Callable[[], bool] | None = None) -> It
     """
     path = Path(path)
     with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        partial, claim = _temporary(path, _new_folder)
     try:
         with _naming_instead_of(partial, path):
             yield partial
@@ -115,6 +122,109 @@ def atomic_folder(path: Path, *, accept: Callable[[], bool] | None = None) -> It
                     raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        os.close(claim)
+
+
+class ScratchFolder(tempfile.TemporaryDirectory[str]):
+    """A temporary folder, in the system's own or in `place`; what killed processes have left there is removed."""
+
+    def __init__(self, place: Path | None = None) -> None:
+        place = place or Path(tempfile.gettempdir())
+        _remove_abandoned(place, _SCRATCH, "")
+        while True:
+            super().__init__(prefix=_SCRATCH, dir=place)
+            self._claim = os.open(self.name, os.O_RDONLY)
+            if _claimed(self._claim, Path(self.name)):
+                break
+            self.cleanup()
+
+    def cleanup(self) -> None:
+        """Remove the folder."""
+        super().cleanup()
+        os.close(self._claim)
+
+
+def _temporary(path: Path, make: Callable[[str, Path], tuple[str, int]]) -> tuple[Path, int]:
+    """Create a temporary file or folder beside `path`, and return it with an open descriptor that holds its lock.
+
+    It has a name that nobody guesses: processes in containers may have the same number, and a link laid at a name that
+    is known would lead the write elsewhere.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path.parent, f".{path.name}.", _PARTIAL)
+    while True:
+        name, claim = make(f".{path.name}.", path.parent)
+        if _claimed(claim, Path(name)):
+            return Path(name), claim
+        os.close(claim)
+
+
+def _new_file(prefix: str, folder: Path) -> tuple[str, int]:
+    descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=_PARTIAL, dir=folder)
+    return name, descriptor
+
+
+def _new_folder(prefix: str, folder: Path) -> tuple[str, int]:
+    name = tempfile.mkdtemp(prefix=prefix, suffix=_PARTIAL, dir=folder)
+    return name, os.open(name, os.O_RDONLY)
+
+
+def _claimed(descriptor: int, path: Path) -> bool:
+    """Lock what was just created, for as long as it is open; False if another process has taken it for abandoned."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a file system without locks: then its age protects it
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return path.exists()
+
+
+def _remove_abandoned(folder: Path, prefix: str, suffix: str) -> None:
+    """Remove temporary files and folders whose writers were killed: their locks went with them."""
+    with os.scandir(folder) as entries:
+        found = [e.path for e in entries if e.name.startswith(prefix) and e.name.endswith(suffix)]
+    for path in found:
+        middle = Path(path).name[len(prefix) : -len(suffix) or None]
+        if _RANDOM.fullmatch(middle):
+            with contextlib.suppress(OSError):  # just moved or removed, or of another user: left to that one
+                _remove_if_abandoned(Path(path))
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    status = path.lstat()
+    folder = stat.S_ISDIR(status.st_mode)
+    if not folder and not stat.S_ISREG(status.st_mode):
+        return
+    # Writable, because NFS locks only such descriptors.
+    descriptor = os.open(path, (os.O_RDONLY if folder else os.O_RDWR) | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        if not _lockable(descriptor, status.st_mtime):
+            return
+        if folder:
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _lockable(descriptor: int, changed: float) -> bool:
+    """Return whether nobody holds the lock; where there are no locks, whether it has not changed for a day."""
+    if fcntl is None:
+        return time.time() - changed > _DAY
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return time.time() - changed > _DAY
+    return True
+
+
+def remove_old_partials(folder: Path) -> None:
+    """Remove `*.partial` files below a folder that other libraries were killed over: those some minutes old."""
+    for path in folder.rglob(f"*{_PARTIAL}"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.lstat().st_mtime > _MINUTES and not path.is_dir():
+                path.unlink()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

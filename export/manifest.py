@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +16,10 @@ from annotated_types import Ge
 from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 on
 
 from .errors import InputError
-from .files import atomic_path
 from .formats import FORMATS
 from .formats.base import Limits
 from .preprocessing import Preprocessing
-from .records import STRICT, read_record
+from .records import STRICT, load_record, save_record
 
 NAME = "manifest.json"
 FIT = "fit.safetensors"
@@ -140,8 +138,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json`, whole or not at all."""
-        with atomic_path(folder / NAME) as partial:
-            partial.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False))
+        save_record(folder / NAME, self.to_dict())
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -155,7 +152,7 @@ class Manifest:
         path = folder / NAME
         if not path.is_file():
             raise InputError(f"{path}: no such file; --artefact takes a folder that gfo-export wrote")
-        manifest = read_record(cls, path.read_bytes(), path, "export again", "not a manifest of gfo-export")
+        manifest = load_record(cls, path, "export again", "not a manifest of gfo-export")
         for name, facts in manifest.files.items():
             _check_file(folder, name, facts)
         return manifest

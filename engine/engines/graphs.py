@@ -122,9 +122,13 @@ def bare_file(classifier: FrozenClassifier, precision: str, layout: str, scratch
 
 def note_files(folder: Path) -> None:
     """Record the hashes of the files in a folder of the cache: engines do not check what they read."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != _SUMS)
+    facts = file_facts(folder, _names(folder))
     with atomic_path(folder / _SUMS) as partial:
-        partial.write_text(json.dumps(file_facts(folder, names)))
+        partial.write_text(json.dumps(facts))
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != _SUMS)
 
 
 def drop_damaged(folder: Path) -> None:
@@ -133,7 +137,7 @@ def drop_damaged(folder: Path) -> None:
         return
     try:
         noted = json.loads((folder / _SUMS).read_text())
-        whole = file_facts(folder, list(noted)) == noted
+        whole = file_facts(folder, _names(folder)) == noted
     except (OSError, ValueError, TypeError, AttributeError):
         whole = False
     if not whole:

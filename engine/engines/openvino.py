@@ -6,7 +6,6 @@ OpenVINO's own switch (`INFERENCE_PRECISION_HINT` bf16) would round pictures and
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ...export.classifier import DTYPES
 from ...export.errors import InputError
+from ...export.files import ScratchFolder
 from ...export.formats.openvino import openvino_reason
 from ...export.onnx_graph import BANK, LOGITS, ports, with_clean_row
 from ...export.optional import optional
@@ -84,9 +84,9 @@ class OpenVinoEngine(Engine):
         return tuple(name for capability, name in _CAPABILITIES.items() if capability in capable)
 
     def open(self) -> None:
-        """Compile the graph, or load what an earlier run compiled."""
+        """Compile the graph, or load what an earlier run compiled, and try it."""
         self._core = _openvino().Core()
-        self._scratch = tempfile.TemporaryDirectory(prefix="gfo-")
+        self._scratch = ScratchFolder()
         try:
             graph = occluded_file(self.subject, self.precision, "uint8", self._sizes(), Path(self._scratch.name))
             self._compile(graph)

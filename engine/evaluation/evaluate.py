@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias
@@ -34,7 +34,7 @@ from .passes import choose_passes
 from .results import PENDING, Accuracy
 from .selection import Picture, bank_folders, select_pictures
 from .store import CLEAN, FIT_FITTED, FIT_HELD_OUT, FIT_UNSEEN, NOISE, RunStore
-from .summary import SCHEMA, STORE, SUMMARY_FILE, Fit, Run, Speed, Summary, plain, read_speed
+from .summary import SCHEMA, STORE, SUMMARY_FILE, Fit, Run, Speed, Summary, plain, read_summary
 
 _FEW = 10  # outputs: with fewer, twice chance is no mean accuracy
 
@@ -256,6 +256,7 @@ def _speed(out: Path, seconds: float, pairs: int) -> Speed:
     """Return the speed of this call, or of the last one that did something where this one had nothing left to do."""
     if not pairs and (out / SUMMARY_FILE).is_file():
         with contextlib.suppress(InputError):  # damaged: it is written anew, without a speed
-            return read_speed(out / SUMMARY_FILE)
+            before = read_summary(out / SUMMARY_FILE)
+            return Speed(**{field.name: getattr(before, field.name) for field in fields(Speed)})
     rate = pairs / seconds if pairs else None
     return Speed(pairs=pairs, seconds=seconds, pairs_per_second=rate, peak_rss_mb=peak_rss_mb())

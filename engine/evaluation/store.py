@@ -1,7 +1,8 @@
 """The labelled results of one run: a zarr group that `xarray.open_zarr` opens, written a block at a time.
 
 Dimensions `image` and `occluder`; arrays `prediction`, `rank`, `margin`. A chunk is a block of pictures under every
-occluder, checksummed, and written whole or not at all. Fill value −1 = not done, −2 = quarantined.
+occluder, checksummed, and written whole or not at all. Fill value −1 = not done, −2 = quarantined. The group's
+`zarr.json`, which describes the arrays and the run, has its checksum among its attributes.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ...export.errors import InputError
-from ...export.files import atomic_folder, naming
+from ...export.files import atomic_folder, atomic_path, naming, remove_old_partials
+from ...export.records import checksum
 from ...kernels.score import Score
 from .summary import STORE, Quarantined, Run, plain, read_run_record
 
+_FACTS, _CHECKSUM = "zarr.json", "sha256"
+_ATTRIBUTES = ("run", "data_root", "coordinates")
 CLEAN, NOISE = -1, -2
 NOT_DONE, QUARANTINED = -1, -2
 UNKNOWN = 0
@@ -56,12 +60,16 @@ class RunStore:
     def __init__(self, group: zarr.Group, path: Path) -> None:
         self._group = group
         self.path = path
+        _check_facts(path)
         self.run = read_run_record(group.attrs["run"], path)
         self.paths: list[str] = [str(p) for p in self._array("path")[:]]  # type: ignore[union-attr]
         self.labels: NDArray[np.int32] = np.asarray(self._array("label")[:])
         self.fit: NDArray[np.int8] = np.asarray(self._array("fit")[:])
         self.occluders: NDArray[np.int32] = np.asarray(self._array("occluder")[:])
         self.block = self._array("prediction").chunks[0]
+        # A chunk that is missing reads as the fill value.
+        if "" in self.paths or bool((self.labels < 0).any() | (self.fit < 0).any() | (self.occluders < NOISE).any()):
+            raise ValueError("a chunk of path, label, fit or occluder is missing")
 
     def _array(self, name: str) -> zarr.Array[Any]:
         array = self._group[name]
@@ -131,12 +139,11 @@ class RunStore:
             compressors=_CODECS,
         )
         occluder[:] = np.array(occluders, dtype=np.int32)
-        group.attrs.update(
-            {"run": plain(run), "data_root": run.data_root, "coordinates": "path label fit stamp reason occluder"}
-        )
+        group.attrs.update({"coordinates": "path label fit stamp reason occluder"})
         with warnings.catch_warnings():  # xarray asks for consolidated metadata; zarr warns that v3 has not settled it
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             zarr.consolidate_metadata(group.store)
+        _describe(path, run)
 
     @classmethod
     def open(cls, run_dir: Path, *, writable: bool = False) -> RunStore:
@@ -145,16 +152,18 @@ class RunStore:
         Raises
         ------
         InputError
-            Not there, or not a store of this kind.
+            Not there, not a store of this kind, or damaged.
         """
         path = Path(run_dir) / STORE
         if not path.is_dir():
             raise InputError(f"{path}: no such store; gfo-eval --out {run_dir} writes one")
         try:
+            if writable:
+                remove_old_partials(path)
             return cls(zarr.open_group(path, mode="r+" if writable else "r"), path)
         except InputError:
             raise
-        except (KeyError, ValueError, TypeError, FileNotFoundError, json.JSONDecodeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, FileNotFoundError) as error:
             raise InputError(f"{path}: not a store of gfo-eval ({error}); remove it and evaluate again") from error
 
     def __len__(self) -> int:
@@ -162,8 +171,8 @@ class RunStore:
 
     def update_run(self, run: Run) -> None:
         """Record where things lie now, when a run is resumed from another place."""
-        if plain(run) != self._group.attrs["run"]:
-            self._group.attrs.update({"run": plain(run), "data_root": run.data_root})
+        if run != self.run:
+            _describe(self.path, run)
             self.run = run
 
     def predictions(self, start: int, stop: int) -> NDArray[np.int32]:
@@ -218,7 +227,7 @@ class RunStore:
             then = np.asarray(self._array("stamp")[start : start + len(now)])
         except (ValueError, RuntimeError):  # its checksum does not hold
             return len(now)
-        return int(((then != UNKNOWN) & (now != UNKNOWN) & (then != now)).sum())
+        return int(((now != UNKNOWN) & (then != now)).sum())
 
     def write(
         self, start: int, scores: Score, quarantined: Mapping[int, str], stamps: Sequence[int] | None = None
@@ -263,6 +272,29 @@ class RunStore:
             reasons = zip(self.paths[start:stop], self._reasons(start, stop), strict=True)
             found += [Quarantined(path, why) for path, why in reasons if why]
         return found
+
+
+def _describe(path: Path, run: Run) -> None:
+    """Write the run and the checksum into the attributes of the store at `path`, all at once."""
+    facts = json.loads((path / _FACTS).read_bytes())
+    facts["attributes"] |= {"run": plain(run), "data_root": run.data_root}
+    facts["attributes"].pop(_CHECKSUM, None)
+    facts["attributes"][_CHECKSUM] = checksum(facts)
+    with atomic_path(path / _FACTS) as partial:
+        partial.write_text(json.dumps(facts, indent=2), encoding="ascii")
+
+
+def _check_facts(path: Path) -> None:
+    """Raise `ValueError` unless `zarr.json` is what was written; without a checksum, from an older version, it passes.
+
+    Then it holds no other attribute: otherwise damage to the checksum's name would be taken for its absence.
+    """
+    facts = json.loads((path / _FACTS).read_bytes())
+    stated = facts["attributes"].pop(_CHECKSUM, None)
+    if stated is None and not set(facts["attributes"]) <= set(_ATTRIBUTES):
+        raise ValueError(f"attributes are {', '.join(facts['attributes'])}")
+    if stated is not None and stated != checksum(facts):
+        raise ValueError(f"the checksum of {_FACTS} does not match")
 
 
 _CODECS = [ZstdCodec(level=1), Crc32cCodec()]

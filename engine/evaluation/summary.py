@@ -12,9 +12,8 @@ from typing import Annotated, Any, Final, Literal
 
 from annotated_types import MinLen
 
-from ...export.files import atomic_path
 from ...export.preprocessing import Preprocessing
-from ...export.records import read_record
+from ...export.records import load_record, read_record, save_record
 from ..data.spec import Split
 from .results import Count, Record, Results, Text
 
@@ -166,8 +165,7 @@ class Summary(Speed, Results, _Counts, Run, _Head):
 
     def write(self, folder: Path) -> None:
         """Write `summary.json` into a run's folder, whole or not at all. Raises `OSError`, which names the file."""
-        with atomic_path(folder / SUMMARY_FILE) as partial:
-            partial.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False))
+        save_record(folder / SUMMARY_FILE, self.to_dict())
 
 
 def read_summary(path: Path) -> Summary:
@@ -176,13 +174,8 @@ def read_summary(path: Path) -> Summary:
     Raises
     ------
     InputError
-        The file is not valid JSON or lacks a field; file and field are named.
+        The file is not valid JSON, lacks a field or is not what was written; file and field are named.
     OSError
         The file cannot be read.
     """
-    return read_record(Summary, path.read_bytes(), path, FIX)
-
-
-def read_speed(path: Path) -> Speed:
-    """Read the speed alone from one `summary.json`. Raises as `read_summary` does."""
-    return read_record(Speed, path.read_bytes(), path, FIX)
+    return load_record(Summary, path, FIX)

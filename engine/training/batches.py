@@ -33,10 +33,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class ClassPictures:
-    """Readable training pictures of one class: `images` uint8 [n, S, S, 3], n ≥ 1."""
+    """Training pictures of one class: the readable ones, `images` uint8 [n, S, S, 3], n ≥ 1, and the others' names."""
 
     folder: ClassFolder
     images: Tensor
+    unreadable: Sequence[Unreadable] = ()
 
     def order(self, epoch: int, pictures: int, seed: int) -> Tensor:
         """Return the positions that an epoch takes, int64 [pictures]: as many seeded permutations as that needs."""
@@ -63,10 +64,8 @@ class Batches:
             yield Batch(torch.cat(chosen), occluder_index, labels)
 
 
-def read_class(
-    folder: ClassFolder, paths: Sequence[str], source: PictureSource
-) -> tuple[ClassPictures, list[Unreadable]]:
-    """Read the pictures of a class into memory, and list those that cannot be read.
+def read_class(folder: ClassFolder, paths: Sequence[str], source: PictureSource) -> ClassPictures:
+    """Read the pictures of a class into memory.
 
     Raises
     ------
@@ -83,4 +82,4 @@ def read_class(
             f"{split}/{folder.folder}: none of its {len(paths)} pictures could be read "
             f"({unreadable[0].reason}); fix them or leave the class out"
         )
-    return ClassPictures(folder, torch.cat(images)), unreadable
+    return ClassPictures(folder, torch.cat(images), unreadable)

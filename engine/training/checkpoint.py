@@ -1,17 +1,20 @@
 """Checkpoints: what a training run saves as it goes, so that the same command resumes after an interruption.
 
 `<out>.parts/` holds `config.json`, a file per finished class, and the state of the classes in work after their last
-epoch. The bank itself is written once, at the end, and the folder is removed.
+epoch. Each of these names the checksum of `config.json`, its classes and the state of their pictures: it belongs to
+that training alone, and a class whose pictures have changed since is trained again. The bank itself is written once, at
+the end, and the folder is removed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,9 +22,11 @@ from torch import Tensor
 from ...export.bank import OccluderBank, picture_key
 from ...export.bank_header import BankHeader
 from ...export.errors import InputError
-from ...export.files import atomic_path, load_tensors, save_tensors
-from ...export.records import read_record
+from ...export.files import load_tensors, save_tensors
+from ...export.records import STRICT, checksum, load_record, save_record
+from ..data.files import PictureFiles
 
+_EPOCH = "epoch.safetensors"
 Splits = Mapping[int, tuple[Sequence[str], Sequence[str]]]
 
 
@@ -45,6 +50,8 @@ class EpochState:
 class _Begun:
     """Contents of `config.json`: the bank's header, the network's precision and the keys of the pictures."""
 
+    __pydantic_config__: ClassVar = STRICT
+
     header: dict[str, Any]
     precision: str
     fitted: list[int]
@@ -62,6 +69,10 @@ class Checkpoint:
         Its header as far as it is known before training.
     splits
         {class id: (fitted paths, held-out paths)}.
+    files
+        The pictures.
+    say
+        Takes a line about what is damaged or has changed, and is made again.
 
     Raises
     ------
@@ -69,14 +80,19 @@ class Checkpoint:
         `out` is a folder.
     """
 
-    def __init__(self, out: Path, header: BankHeader, splits: Splits) -> None:
+    def __init__(
+        self, out: Path, header: BankHeader, splits: Splits, files: PictureFiles, say: Callable[[str], None]
+    ) -> None:
         if out.is_dir() or not out.name:
             raise InputError(f"--out {out}: is a folder; name the bank's file in it, as {out / 'bank.safetensors'}")
         self.out = out
         self.folder = out.with_name(out.name + ".parts")
         self._header = header
         self._splits = splits
-        self.precision = self.device = ""
+        self._files = files
+        self._say = say
+        self._pictures: dict[int, str] = {}
+        self.precision = self.device = self._run = ""
 
     def finished_bank(self, precision: str) -> OccluderBank | None:
         """Return the bank at `out` if the same configuration made it, or None if there is none.
@@ -95,7 +111,7 @@ class Checkpoint:
         return bank
 
     def open(self, precision: str, device: str, choose_precision: Callable[[], str]) -> None:
-        """Start on `device`, or resume with the precision that training began with.
+        """Start on `device`, or resume with the precision that training began with; the folder is there.
 
         Raises
         ------
@@ -105,19 +121,23 @@ class Checkpoint:
         self.device = device
         config = self.folder / "config.json"
         if config.is_file():
-            begun = read_record(_Begun, config.read_bytes(), config, f"remove {self.folder} to start over")
+            begun = load_record(_Begun, config, f"remove {self.folder} to start over")
             fitted, held_out = (torch.tensor(keys, dtype=torch.int64) for keys in (begun.fitted, begun.held_out))
             self._compare(self.folder, begun.header, fitted, held_out)
             _compare_precision(self.folder, precision, begun.precision)
-            self.precision = begun.precision
-            return
-        # Before anything is measured: it fails early on a read-only disk.
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.precision = choose_precision()
-        fitted, held_out = self._keys()
-        begun = _Begun(json.loads(self._header.to_json()), self.precision, fitted.tolist(), held_out.tolist())
-        with atomic_path(config) as partial:
-            partial.write_text(json.dumps(asdict(begun)))
+        else:
+            fitted, held_out = self._keys()
+            begun = _Begun(json.loads(self._header.to_json()), choose_precision(), fitted.tolist(), held_out.tolist())
+            save_record(config, asdict(begun))
+        self.precision = begun.precision
+        self._run = checksum(asdict(begun))
+        # Before any of them is read.
+        self._pictures = {class_id: self._state(class_id) for class_id in self._splits}
+
+    def _state(self, class_id: int) -> str:
+        """Return what differs once a picture of the class has changed; empty if one of them cannot be found now."""
+        stamps = [self._files.stamp(path) for part in self._splits[class_id] for path in part]
+        return hashlib.sha256(json.dumps(stamps).encode()).hexdigest() if all(stamps) else ""
 
     def _compare(self, where: Path, theirs: dict[str, Any], fitted: Tensor, held_out: Tensor) -> None:
         ours = json.loads(self._header.to_json())
@@ -142,63 +162,81 @@ class Checkpoint:
     def _part(self, class_id: int) -> Path:
         return self.folder / f"{class_id}.safetensors"
 
-    def _unreadable(self, class_id: int) -> Path:
-        return self.folder / f"{class_id}.quarantined.json"
-
     def has(self, class_id: int) -> bool:
-        """Return whether the class is finished."""
-        return self._part(class_id).is_file()
+        """Return whether the class is finished, and its file whole; one that is not is removed."""
+        try:
+            self._read_part(class_id)
+        except FileNotFoundError:
+            return False
+        except (KeyError, ValueError, TypeError) as error:
+            self._drop(self._part(class_id), error)
+            return False
+        return True
 
-    def save(self, class_id: int, occluder: Tensor) -> None:
-        """Save the occluder of a finished class, float32 [S, S, 3]."""
-        save_tensors(self._part(class_id), {"occluder": occluder})
+    def _drop(self, path: Path, why: Exception) -> None:
+        path.unlink(missing_ok=True)
+        self._say(f"{path}: removed ({why}); its classes are trained again")
 
-    def note_unreadable(self, class_id: int, unreadable: Sequence[Unreadable]) -> None:
-        """Save the list of a class's unreadable pictures, if there are any."""
-        if unreadable:
-            with atomic_path(self._unreadable(class_id)) as partial:
-                partial.write_text(json.dumps([asdict(picture) for picture in unreadable]))
+    def save(self, class_id: int, occluder: Tensor, unreadable: Sequence[Unreadable]) -> None:
+        """Save the occluder of a finished class, float32 [S, S, 3], and its pictures that could not be read."""
+        listed = json.dumps([asdict(picture) for picture in unreadable])
+        save_tensors(self._part(class_id), {"occluder": occluder}, self._facts([class_id], unreadable=listed))
 
     def save_epoch(self, class_ids: Sequence[int], state: EpochState) -> None:
         """Save the state of the classes in work after an epoch."""
-        metadata = {"ids": json.dumps(list(class_ids)), "epoch": str(state.epoch)}
-        save_tensors(self.folder / "epoch.safetensors", state.tensors, metadata)
+        save_tensors(self.folder / _EPOCH, state.tensors, self._facts(class_ids, epoch=str(state.epoch)))
+
+    def _facts(self, class_ids: Sequence[int], **others: str) -> dict[str, str]:
+        pictures = json.dumps([self._pictures[class_id] for class_id in class_ids])
+        return {"run": self._run, "ids": json.dumps(list(class_ids)), "pictures": pictures, **others}
+
+    def _check(self, metadata: Mapping[str, str], class_ids: Sequence[int]) -> None:
+        """Raise `ValueError` unless a file is of this training and these pictures; a picture not found is unchanged."""
+        if metadata["run"] != self._run or json.loads(metadata["ids"]) != list(class_ids):
+            raise ValueError("of another training or class")
+        before = json.loads(metadata["pictures"])
+        now = [self._pictures[class_id] for class_id in class_ids]
+        if any(a and b and a != b for a, b in zip(before, now, strict=True)):
+            raise ValueError("pictures have changed since")
 
     def load_epoch(self, class_ids: Sequence[int], names: Iterable[str]) -> EpochState | None:
         """Return the saved state of these classes with the named tensors; None if it is of other classes or missing.
 
-        Raises
-        ------
-        InputError
-            The file is damaged. It is removed, so that the same command starts these classes over.
+        A file that is damaged, or of pictures that have changed, is removed: these classes start over.
         """
-        path = self.folder / "epoch.safetensors"
-        if not path.is_file():
-            return None
+        path, names = self.folder / _EPOCH, list(names)
         try:
-            names = list(names)
             metadata, tensors = load_tensors(path, names)
             if json.loads(metadata["ids"]) != list(class_ids):
                 return None
+            self._check(metadata, class_ids)
             return EpochState({name: tensors[name] for name in names}, int(metadata["epoch"]))
+        except FileNotFoundError:
+            return None
         except (KeyError, ValueError, TypeError) as error:
-            path.unlink()
-            raise InputError(f"{path}: damaged ({error}) and removed; run the same command again") from error
+            self._drop(path, error)
+            return None
 
     def drop_epoch(self) -> None:
         """Remove the state of the classes in work: they are finished."""
-        (self.folder / "epoch.safetensors").unlink(missing_ok=True)
+        (self.folder / _EPOCH).unlink(missing_ok=True)
 
-    def join(self, say: Callable[[str], None]) -> OccluderBank:
+    def join(self) -> OccluderBank:
         """Write the bank from the finished classes, and remove the checkpoint.
 
         Raises
         ------
         InputError
-            A class's file is damaged. It is removed, so that the same command trains the class again.
+            A class's file has been damaged since `has`; the same command trains the class again.
         """
-        rows = [self._read_part(class_id) for class_id in self._header.class_ids]
-        unreadable = [asdict(picture) for class_id in self._header.class_ids for picture in self._read_list(class_id)]
+        rows, unreadable = list[Tensor](), list[dict[str, str]]()
+        for class_id in self._header.class_ids:
+            try:
+                occluder, listed = self._read_part(class_id)
+            except (KeyError, ValueError, TypeError, OSError) as error:
+                raise InputError(f"{self._part(class_id)}: damaged ({error}); run the same command again") from error
+            rows.append(occluder)
+            unreadable += listed
         how = {"precision": self.precision, "device": self.device, "quarantined": unreadable}
         objective = {**self._header.objective, **how}
         fitted, held_out = self._keys()
@@ -206,24 +244,14 @@ class Checkpoint:
         bank.save(self.out)
         shutil.rmtree(self.folder)
         if unreadable:
-            say(f"{len(unreadable)} pictures could not be read and were left out, the first: {unreadable[0]['path']}")
+            first = unreadable[0]["path"]
+            self._say(f"{len(unreadable)} pictures could not be read and were left out, the first: {first}")
         return bank
 
-    def _read_list(self, class_id: int) -> list[Unreadable]:
-        path = self._unreadable(class_id)
-        if not path.is_file():
-            return []
-        return read_record(list[Unreadable], path.read_bytes(), path, f"remove {self.folder} to start over")
-
-    def _read_part(self, class_id: int) -> Tensor:
-        part = self._part(class_id)
-        try:
-            return load_tensors(part, ["occluder"])[1]["occluder"]
-        except (KeyError, ValueError, OSError) as error:
-            part.unlink(missing_ok=True)
-            raise InputError(
-                f"{part}: damaged ({error}) and removed; run the same command again to train it"
-            ) from error
+    def _read_part(self, class_id: int) -> tuple[Tensor, list[dict[str, str]]]:
+        metadata, tensors = load_tensors(self._part(class_id), ["occluder"])
+        self._check(metadata, [class_id])
+        return tensors["occluder"], json.loads(metadata["unreadable"])
 
 
 def _compare_precision(where: Path, asked: str, theirs: str | None) -> None:

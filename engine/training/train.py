@@ -35,6 +35,7 @@ from .checkpoint import Checkpoint, EpochState, Splits
 from .config import TrainConfig, split_pictures
 from .optimizers import OPTIMIZERS
 from .optimizers.base import Ball
+from .owner import sole_owner
 
 _OTHER_OUT = " (and another --out where a training has begun: it is part of how a bank is made)"
 # fp16 gradients of a deep network underflow; the step divides by the gradient's size, so any factor may stand here.
@@ -127,20 +128,20 @@ def train(
         progress.say(line)
     splits = {f.class_id: split_pictures(f.paths, f.class_id, config) for f in folders}
     source = open_source(data, classifier.preprocessing, device)
-    checkpoint = Checkpoint(out, _header(classifier, config, folders, source), splits)
+    checkpoint = Checkpoint(out, _header(classifier, config, folders, source), splits, data.files, progress.say)
     finished = checkpoint.finished_bank(config.precision)
     if finished is not None:
         progress.say(f"{out}: already trained with this configuration")
         return finished
     keep_freed_memory()
     place = device_name(device)
-    with deterministic(device), fitting_memory(config.batch_size, place, _OTHER_OUT):
+    with deterministic(device), fitting_memory(config.batch_size, place, _OTHER_OUT), sole_owner(checkpoint.folder):
         checkpoint.open(config.precision, place, lambda: _choose_precision(classifier, config, device, progress))
         progress.say(f"kernels {kernels}: {why}; loader {source.name}: {source.how}")
         network = OccludedClassifier(classifier, checkpoint.precision, impl=kernels).to(device)
         with exact_float32(checkpoint.precision, device):
             _train_groups(_Run(network, config, source, splits, checkpoint, device), folders, progress)
-    return checkpoint.join(progress.say)
+        return checkpoint.join()
 
 
 def _header(
@@ -187,14 +188,8 @@ def _train_groups(run: _Run, folders: Sequence[ClassFolder], progress: Progress)
         progress.say(f"resuming: {done} of {len(folders)} classes are done")
     with progress.task("training", len(folders) * config.epochs, done=done * config.epochs) as bar:
         for group in todo:
-            work = [_read(run, folder) for folder in group]
+            work = [read_class(folder, run.splits[folder.class_id][0], run.source) for folder in group]
             _train_group(run, work, Batches(share, steps), bar.advance)
-
-
-def _read(run: _Run, folder: ClassFolder) -> ClassPictures:
-    pictures, unreadable = read_class(folder, run.splits[folder.class_id][0], run.source)
-    run.checkpoint.note_unreadable(folder.class_id, unreadable)
-    return pictures
 
 
 def _train_group(
@@ -217,8 +212,8 @@ def _train_group(
             advance(len(work) / batches.steps, f"fooling rate {fooled / pictures:.2f}")
         if epoch + 1 < config.epochs:
             checkpoint.save_epoch(ids, EpochState({k: v.cpu() for k, v in step.state_dict().items()}, epoch + 1))
-    for class_id, occluder in zip(ids, step.occluders.cpu(), strict=True):
-        checkpoint.save(class_id, occluder)
+    for pictures, occluder in zip(work, step.occluders.cpu(), strict=True):
+        checkpoint.save(pictures.folder.class_id, occluder, pictures.unreadable)
     checkpoint.drop_epoch()
 
 

@@ -20,6 +20,7 @@ from gfo.export.formats import FORMATS
 from gfo.export.formats.base import Format, Written
 from gfo.export.manifest import NOT_RUN, file_hash
 from gfo.export.models.spec import ModelSpec
+from gfo.export.records import save_record
 from gfo.export.subject import Subject
 
 MakeBank = Callable[..., OccluderBank]
@@ -54,9 +55,8 @@ def artefact(exported: Path, tmp_path: Path) -> Artefact:
 
 
 def spoil(artefact: Artefact, **changes: Any) -> Path:
-    """Change the manifest's words."""
-    path = artefact.folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    """Change the manifest's words, with a checksum that is right."""
+    save_record(artefact.folder / "manifest.json", {**artefact.manifest.to_dict(), **changes})
     return artefact.folder
 
 
@@ -89,9 +89,22 @@ def test_the_graph_says_itself_what_it_is(artefact: Artefact, bank: OccluderBank
     assert json.loads(said["gfo.preprocessing"]) == artefact.preprocessing.to_dict()
 
 
+def test_the_occluders_inside_are_given_back_or_refused(
+    artefact: Artefact, bank: OccluderBank, make_bank: MakeBank
+) -> None:
+    inside = artefact.read_bank()
+    assert torch.equal(inside.occluders, bank.occluders)
+    assert (inside.header, inside.hash, inside.fitted.tolist()) == (bank.header, bank.hash, [3, 1])
+    spoil(artefact, bank_hash=make_bank(epsilon=9.0).hash)
+    with pytest.raises(InputError, match="the occluders inside are not those of its manifest; export again"):
+        Artefact.load(artefact.folder).read_bank()
+
+
 def test_without_a_bank_inside(tiny_classifier: FrozenClassifier, bank: OccluderBank, tmp_path: Path) -> None:
     free = export(tiny_classifier, bank, tmp_path / "out", ExportConfig(bank_input=True))
     assert free.embedded_bank() is None
+    with pytest.raises(InputError, match="its bank is an input"):
+        free.read_bank()
     assert list(free.manifest.files) == ["model.onnx"]
     assert free.manifest.bank_hash is None
 
@@ -108,6 +121,7 @@ def test_other_formats_have_their_own_files(
         "model.xml",
     ]
     assert "openvino" in made.manifest.built_with
+    assert torch.equal(made.read_bank().occluders, bank.occluders)
 
 
 @pytest.mark.parametrize("bank_input", [False, True])
@@ -125,6 +139,8 @@ def test_a_tensorrt_engine_file_is_built_without_a_gpu(
     assert made.manifest.layers is not None
     assert made.manifest.layers["HALF"] > 0
     assert Artefact.load(made.folder).manifest == made.manifest
+    with pytest.raises(InputError, match="its bank is an input" if bank_input else "does not give back the occluders"):
+        made.read_bank()
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "fit.safetensors"])
@@ -192,8 +208,7 @@ def test_folders_that_are_no_artefact(tmp_path: Path, artefact: Artefact) -> Non
         Artefact.load(artefact.folder)
     header = artefact.manifest.bank_header or {}
     for changes in ({"class_ids": []}, {"folders": ["ant"]}, {"norm": "l1"}, {"weights_hash": "sha256:0"}):
-        facts = {**artefact.manifest.to_dict(), "bank_header": {**header, **changes}}
-        (artefact.folder / "manifest.json").write_text(json.dumps(facts))
+        spoil(artefact, bank_header={**header, **changes})
         with pytest.raises(InputError, match="its bank is not described"):
             Artefact.load(artefact.folder).embedded_bank()
 

@@ -6,6 +6,10 @@ import contextlib
 import errno
 import os
 import resource
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gfo.export.files import atomic_folder, atomic_path, load_tensors, save_tensors
+from gfo.export.files import ScratchFolder, atomic_folder, atomic_path, load_tensors, save_tensors
 
 
 def test_the_file_appears_at_the_end_and_parents_are_made(tmp_path: Path) -> None:
@@ -173,3 +177,60 @@ def test_tensors_are_in_memory_whatever_becomes_of_the_file(tmp_path: Path) -> N
 def test_a_file_of_another_program_has_no_checksum(tmp_path: Path) -> None:
     save_file({"a": torch.ones(3)}, tmp_path / "t.safetensors")
     assert load_tensors(tmp_path / "t.safetensors")[1].keys() == {"a"}
+
+
+def killed_over(path: Path, how: str) -> None:
+    """Leave what a writer of `path` leaves that is killed on the way."""
+    code = f"""
+import os
+from pathlib import Path
+from gfo.export.files import ScratchFolder, atomic_folder, atomic_path
+with {how} as partial:
+    (Path(str(partial)) / "x" if Path(str(partial)).is_dir() else Path(partial)).write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", f"path = {str(path)!r}\n{code}"], check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_what_killed_writers_leave_is_removed_by_the_next_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "tmp").mkdir()
+    others = [".a.txt.partial", ".a.txt.short.partial", ".b.txt.abcdefgh.partial", "a.txt.abcdefgh.partial"]
+    for name in others:
+        (tmp_path / name).touch()
+    (tmp_path / ".a.txt.linklink.partial").symlink_to(tmp_path / others[0])
+    kept = {*others, ".a.txt.linklink.partial", "tmp"}
+    for path, how in (
+        (tmp_path / "a.txt", "atomic_path(path)"),
+        (tmp_path / "c", "atomic_folder(path)"),
+        (tmp_path / "tmp", "ScratchFolder()"),
+    ):
+        killed_over(path, how)
+    assert len(list(tmp_path.rglob("*"))) == len(kept) + 5  # a file, a folder with a file, a scratch folder with one
+    with atomic_path(tmp_path / "a.txt") as mine, atomic_folder(tmp_path / "c") as folder:
+        assert {path.name for path in tmp_path.iterdir()} == kept | {mine.name, folder.name}
+        with atomic_path(tmp_path / "a.txt") as other:  # leaves alone what is being written
+            assert mine.exists()
+            other.touch()
+        with ScratchFolder() as scratch, ScratchFolder() as second:
+            assert {path.name for path in (tmp_path / "tmp").iterdir()} == {Path(scratch).name, Path(second).name}
+    assert {path.name for path in tmp_path.iterdir()} == kept | {"a.txt", "c"}
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_where_there_are_no_locks_age_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("gfo.export.files.fcntl.flock", refused)
+    young, old = (tmp_path / f".a.txt.{name}.partial" for name in ("youngone", "oldoldol"))
+    for path in (young, old):
+        path.touch()
+    os.utime(old, (0, 0))
+    with atomic_path(tmp_path / "a.txt") as partial:
+        partial.touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", young.name}

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from hashlib import sha256
+from pathlib import Path
+
 import pytest
 
 from gfo.export.bank_header import BankHeader
@@ -10,7 +15,7 @@ from gfo.export.errors import InputError
 from gfo.export.formats.base import Limits
 from gfo.export.manifest import Manifest
 from gfo.export.preprocessing import Preprocessing
-from gfo.export.records import read_record, schema
+from gfo.export.records import load_record, read_record, save_record, schema
 
 
 def test_a_record_is_read_strictly() -> None:
@@ -47,3 +52,38 @@ def test_cache_keys_depend_on_the_facts_alone() -> None:
     assert key(facts) == key({"a": {"x": 0.5, "y": None}, "b": (1, 2)})
     assert len(key(facts)) == 32
     assert key({**facts, "b": [2, 1]}) != key(facts)
+
+
+def test_a_record_in_a_file_is_what_was_written(tmp_path: Path) -> None:
+    record = Preprocessing(8, 9, mean=(0.1, 0.5, 1.0))
+    path = tmp_path / "p.json"
+    save_record(path, record.to_dict())
+    assert load_record(Preprocessing, path, "fix it") == record
+    # the same by hand, as the documentation of the files says it
+    facts = json.loads(path.read_text())
+    stated = facts.pop("sha256")
+    assert stated == sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    content = path.read_bytes()
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with contextlib.suppress(InputError):
+            assert load_record(Preprocessing, path, "fix it") == record  # white space
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(InputError):
+            load_record(Preprocessing, path, "fix it")
+
+
+def test_a_record_without_a_checksum_holds_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(Preprocessing(8, 9).to_dict()))
+    assert load_record(Preprocessing, path, "fix it") == Preprocessing(8, 9)
+    path.write_text(json.dumps({**Preprocessing(8, 9).to_dict(), "sha257": ""}))
+    with pytest.raises(InputError, match=r"p\.json: 'sha257' is no key of it, and it has no checksum; fix it$"):
+        load_record(Preprocessing, path, "fix it")
+    for text in ("[" * 100_000, '{"a":' * 100_000, "1" * 5000, '{"input_size": ' + "1" * 5000 + "}", '"\ud800"', ""):
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        with pytest.raises(InputError, match=r"p\.json: "):
+            load_record(Preprocessing, path, "fix it")

@@ -7,7 +7,6 @@ between passes is copied there first. Plans do not depend on banks.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +17,7 @@ from torch import Tensor
 from ....export.artefact import Artefact
 from ....export.classifier import DTYPES, FrozenClassifier
 from ....export.errors import EngineUnavailable, InputError
+from ....export.files import ScratchFolder
 from ....export.onnx_graph import NETWORK_INPUT
 from ....export.options import NoOptions
 from ....export.subject import Subject
@@ -92,7 +92,7 @@ class TrtEngine(Engine):
         """Build the plan, or load what an earlier run built, and allocate the memory of a pass."""
         size = self.subject.preprocessing.input_size
         self._stream = torch.cuda.Stream(self.torch_device)
-        with self._on_stream(), tempfile.TemporaryDirectory(prefix="gfo-") as scratch:
+        with self._on_stream(), ScratchFolder() as scratch:
             self._pairs = FixedPairs(self._size, size, self.torch_device)
             stem = plan_stem(self.library, self._version, self.device, self._capability)
             path, jit, found = self._composition.plan_file(stem, Path(scratch))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from gfo.bench.commands.demo import main, summary_table
 from gfo.bench.demo import run as demo_module
 from gfo.bench.demo.run import EPSILONS, DemoResult, demo, demo_rows
 from gfo.bench.stages import STAGES
+from gfo.engine.evaluation.summary import read_summary
 from gfo.export.bank import OccluderBank
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def test_floors(result: DemoResult, name: str):
 @pytest.mark.parametrize("name", EPSILONS)
 def test_files_hold_the_same_as_the_result(result: DemoResult, out: Path, name: str):
     for split, run in (("val", out / name), ("train", out / name / "train")):
-        assert json.loads((run / "summary.json").read_text()) == result.summaries[name][split].to_dict()
+        assert read_summary(run / "summary.json") == result.summaries[name][split]
     assert OccluderBank.load(out / f"{name}.safetensors").hash == result.summaries[name]["val"].bank_hash
     page = (out / "report.html").read_text()
     for cell in ("clean", "matched", "unmatched"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import xarray
-import zarr
 
 from gfo.engine.evaluation.store import NOT_DONE, QUARANTINED, RunStore, block_size
 from gfo.engine.evaluation.summary import Quarantined, Run, plain
@@ -105,13 +105,31 @@ def test_a_part_of_a_block_that_is_missing_is_not_done(tmp_path: Path, run_recor
             store.predictions(8, 16)
 
 
+def unseal(run_dir: Path, **attributes: Any) -> None:
+    """Change attributes of a store, and take its checksum away, as in older versions."""
+    file = run_dir / "predictions.zarr" / "zarr.json"
+    facts = json.loads(file.read_text())
+    facts["attributes"].pop("sha256", None)
+    facts["attributes"] |= attributes
+    file.write_text(json.dumps(facts))
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_another_fill_value_does_not_make_a_block_done(tmp_path: Path, run_record: Run) -> None:
+    """Not in the arrays' own records, which are not read, nor where the checksum is gone, too."""
     make(tmp_path, run_record)
     store = tmp_path / "predictions.zarr"
-    for facts in (store / "zarr.json", store / "prediction" / "zarr.json"):
-        facts.write_text(facts.read_text().replace('"fill_value": -1', '"fill_value": 1'))
+    (store / "prediction" / "zarr.json").write_text("{")
     assert RunStore.open(tmp_path).pending() == [0, 8, 16]
+    facts = store / "zarr.json"
+    facts.write_text(facts.read_text().replace('"fill_value": -1', '"fill_value": 1'))
+    with pytest.raises(InputError, match=r"the checksum of zarr\.json does not match\); remove it"):
+        RunStore.open(tmp_path)
+    unseal(tmp_path)
+    assert RunStore.open(tmp_path).pending() == [0, 8, 16]
+    unseal(tmp_path, sha257="0")
+    with pytest.raises(InputError, match="attributes are .*, sha257"):
+        RunStore.open(tmp_path)
 
 
 def test_what_is_no_store_is_named(tmp_path: Path) -> None:
@@ -130,19 +148,17 @@ def test_a_run_attribute_that_is_not_valid_is_named(
     tmp_path: Path, run_record: Run, facts: dict[str, Any], named: str
 ) -> None:
     make(tmp_path, run_record)
-    group = zarr.open_group(tmp_path / "predictions.zarr", mode="r+")
-    group.attrs.update({"run": {**plain(run_record), **facts}})
+    unseal(tmp_path, run={**plain(run_record), **facts})
     with pytest.raises(InputError, match=f"predictions.zarr: {named}"):
         RunStore.open(tmp_path)
 
 
 def test_an_older_store_has_defaults_for_what_it_lacks(tmp_path: Path, run_record: Run) -> None:
     make(tmp_path, run_record)
-    group = zarr.open_group(tmp_path / "predictions.zarr", mode="r+")
     facts = {
         key: value for key, value in plain(run_record).items() if key not in ("artefact", "engine_variant", "impl")
     }
-    group.attrs.update({"run": {**facts, "of another version": 1}})
+    unseal(tmp_path, run={**facts, "of another version": 1})
     assert RunStore.open(tmp_path).run == run_record
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from gfo.export.bank import OccluderBank, picture_key
 from gfo.export.classifier import FrozenClassifier
 from gfo.export.errors import InputError
 from gfo.export.preprocessing import Preprocessing
+from gfo.export.records import save_record
 
 SIZE, FOLDERS, PICTURES = 12, ("ant", "bee", "cat"), 6
 PREPROCESSING = Preprocessing(SIZE, SIZE, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -225,6 +227,7 @@ def test_what_was_begun_before_there_was_a_choice_of_optimizer_goes_on_with_mome
     begun = tmp_path / "bank.safetensors.parts" / "config.json"
     stored = json.loads(begun.read_text())
     del stored["header"]["objective"]["optimizer"]
+    del stored["sha256"]
     begun.write_text(json.dumps(stored))
     with pytest.raises(InputError, match="optimizer momentum, not adam"):
         train(classifier, DataSpec(pictures), out, adam)
@@ -248,9 +251,68 @@ def test_a_damaged_record_of_what_was_begun_is_named(
         with pytest.raises(_Stopped):
             train(classifier, DataSpec(pictures), tmp_path / "bank.st", CONFIG)
     begun = tmp_path / "bank.st.parts" / "config.json"
-    begun.write_text(json.dumps({k: v for k, v in json.loads(begun.read_text()).items() if k != lost}))
+    stored = {k: v for k, v in json.loads(begun.read_text()).items() if k not in (lost, "sha256")}
+    save_record(begun, stored)
     with pytest.raises(InputError, match=f"config.json: {lost}: Field required; remove .*bank.st.parts to start over"):
         train(classifier, DataSpec(pictures), tmp_path / "bank.st", CONFIG)
+
+
+def spoiled_pictures(parts: Path, data: Path) -> str:
+    Image.new("RGB", (SIZE, SIZE)).save(data / "train" / "ant" / "2.png")
+    return "0.safetensors: removed (pictures have changed since); its classes are trained again"
+
+
+def spoiled_epoch(parts: Path, data: Path) -> str:
+    """Of pictures that have changed, although the class in work has none finished."""
+    Image.new("RGB", (SIZE, SIZE)).save(data / "train" / "cat" / "0.png")
+    return "epoch.safetensors: removed (pictures have changed since); its classes are trained again"
+
+
+def swapped_parts(parts: Path, data: Path) -> str:
+    shutil.copy(parts / "3.safetensors", parts / "0.safetensors")
+    return "0.safetensors: removed (of another training or class); its classes are trained again"
+
+
+def damaged_part(parts: Path, data: Path) -> str:
+    content = bytearray((parts / "3.safetensors").read_bytes())
+    content[-5] ^= 1
+    (parts / "3.safetensors").write_bytes(content)
+    return "3.safetensors: removed (its checksum does not match); its classes are trained again"
+
+
+@pytest.mark.parametrize("spoil", [spoiled_pictures, spoiled_epoch, swapped_parts, damaged_part])
+def test_what_no_longer_belongs_to_a_checkpoint_is_made_again(
+    classifier: FrozenClassifier,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Path, Path], str],
+) -> None:
+    data, out, said = shutil.copytree(pictures, tmp_path / "data"), tmp_path / "bank.st", list[str]()
+    monkeypatch.setattr(type(no_progress), "say", lambda _, line: said.append(line))
+    with monkeypatch.context() as patch:
+        stop_after(8, patch)  # the first two classes are done after 6 steps
+        with pytest.raises(_Stopped):
+            train(classifier, DataSpec(data), out, CONFIG)
+    named = spoil(tmp_path / "bank.st.parts", data)
+    train(classifier, DataSpec(data), out, CONFIG)
+    assert f"{tmp_path / 'bank.st.parts'}/{named}" in said
+    train(classifier, DataSpec(data), tmp_path / "whole.st", CONFIG)
+    assert out.read_bytes() == (tmp_path / "whole.st").read_bytes()
+
+
+def test_parts_without_the_record_of_what_was_begun_are_of_another_training(
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, other = tmp_path / "bank.st", replace(CONFIG, seed=4)
+    with monkeypatch.context() as patch:
+        stop_after(8, patch)
+        with pytest.raises(_Stopped):
+            train(classifier, DataSpec(pictures), out, CONFIG)
+    (tmp_path / "bank.st.parts" / "config.json").unlink()
+    train(classifier, DataSpec(pictures), out, other)
+    train(classifier, DataSpec(pictures), tmp_path / "whole.st", other)
+    assert out.read_bytes() == (tmp_path / "whole.st").read_bytes()
 
 
 def test_finished_classes_are_not_trained_again(
