@@ -276,6 +276,8 @@ def load_tensors(path: Path, names: Collection[str] | None = None) -> tuple[dict
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(str(error)) from error
+    except RuntimeError as error:  # PyTorch opens and maps the file
+        raise OSError(errno.EIO, str(error).splitlines()[0], str(path)) from error
     stated = tensors.get(_CHECKSUM)
     if stated is not None and (stated.dtype == torch.uint8 or names is not None):
         del tensors[_CHECKSUM]

@@ -1,0 +1,192 @@
+"""Faults on purpose: commands that are killed, torn or refused at their k-th file operation, and files that are damaged.
+
+    with Commands(folder) as commands:
+        whole = commands.run(["gfo-eval", ...], below=out)          # counts file operations below `out`
+        for k in range(1, whole.operations + 1):
+            commands.run(["gfo-eval", ...], Fault("kill", k), below=out)
+            ...                                                     # run it again; compare
+
+Each command runs in a fork of one process that has imported everything, so that it takes a fraction of a second. File
+operations are those of the C library (`faults.c`): Python's, zarr's and those of libraries in Rust alike.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+HERE = Path(__file__).parent
+SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens at an operation, counted from 1.
+
+    Attributes
+    ----------
+    kind
+        `count` nothing; `kill` the process dies before it; `tear` half of a write is done, then it dies; `fail` it is
+        refused; `fail on` it and all later ones are.
+    at
+        Which operation.
+    error
+        With `fail`: the error's number.
+    reading
+        Whether operations that read are meant, instead of those that change something.
+    """
+
+    kind: str = "count"
+    at: int = 0
+    error: int = errno.EIO
+    reading: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended: exit code (negative for a signal), what it wrote, and its file operations."""
+
+    code: int
+    out: str
+    err: str
+    operations: int
+
+    @property
+    def line(self) -> str:
+        """The last line on standard error."""
+        return (self.err.splitlines() or [""])[-1]
+
+
+def compiler() -> str | None:
+    """Return a C compiler; None where there is none, or no LD_PRELOAD."""
+    return shutil.which("cc") if sys.platform == "linux" else None
+
+
+class Commands:
+    """A process that runs commands in forks; `folder` takes its files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._numbers = itertools.count()
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Commands:
+        library = self.folder / "faults.so"
+        cc = compiler()
+        assert cc is not None
+        command = [cc, "-shared", "-fPIC", "-O1", "-o", str(library), str(HERE / "faults.c"), "-ldl"]
+        subprocess.run(command, check=True)
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "server.py"), str(library)],
+            env={**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._pipes()[1].readline() == "ready\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process is not None
+        self._pipes()[0].close()
+        self._process.wait()
+        self._pipes()[1].close()
+
+    def _pipes(self) -> tuple[IO[str], IO[str]]:
+        assert self._process is not None
+        given, answered = self._process.stdin, self._process.stdout
+        assert given is not None
+        assert answered is not None
+        return given, answered
+
+    def run(
+        self,
+        words: Sequence[object],
+        fault: Fault | None = None,
+        *,
+        below: Path,
+        first: str = "",
+        process: int = 0,
+        seconds: float = SECONDS,
+        **environment: str,
+    ) -> Outcome:
+        """Run a command, with a fault below a folder.
+
+        Parameters
+        ----------
+        first
+            Python code to run before.
+        process
+            The number that the process believes to have; 0 for its own.
+        seconds
+            A command that takes longer is killed, with code −999.
+        environment
+            Variables to add.
+        """
+        fault = fault or Fault()
+        number = next(self._numbers) % 64
+        files = {name: self.folder / f"{name}-{number}" for name in ("out", "err", "count")}
+        files["count"].unlink(missing_ok=True)
+        job: dict[str, Any] = {name: str(path) for name, path in files.items()}
+        job |= {"words": [str(word) for word in words], "first": first, "below": str(below), "environment": environment}
+        job |= {"kind": fault.kind, "at": fault.at, "error": fault.error, "reading": int(fault.reading)}
+        job |= {"process": process, "seconds": seconds}
+        given, answered = self._pipes()
+        print(json.dumps(job), file=given, flush=True)
+        code = json.loads(answered.readline())["code"]
+        count = int(files["count"].read_text()) if files["count"].exists() else 0
+        return Outcome(code, *(files[name].read_text(errors="replace") for name in ("out", "err")), count)
+
+
+# Damage: each takes the content of a file and gives another one; None removes the file.
+
+
+def damaged(content: bytes, kind: str, draw: random.Random) -> bytes | None:
+    """Return what damage leaves of a file: `flip` a bit, `byte`, `cut`, `zero` a stretch, `insert`, `empty`, `remove`."""
+    if kind == "remove":
+        return None
+    if kind == "empty" or not content:
+        return b""
+    place = draw.randrange(len(content))
+    length = min(draw.choice((1, 8, 64, 512)), len(content) - place)
+    if kind == "flip":
+        return content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :]
+    if kind == "byte":
+        return content[:place] + bytes([draw.randrange(256)]) + content[place + 1 :]
+    if kind == "cut":
+        return content[:place]
+    if kind == "zero":
+        return content[:place] + bytes(length) + content[place + length :]
+    assert kind == "insert"
+    return content[:place] + draw.randbytes(length) + content[place:]
+
+
+DAMAGES = ("flip", "byte", "cut", "zero", "insert", "empty", "remove")
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return the files below a folder, in order."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return what a command should not leave: temporary files and folders."""
+    return sorted(path for path in folder.rglob("*") if path.name.endswith(".partial"))
+
+
+def sample(count: int, most: int) -> Iterator[int]:
+    """Yield at most `most` of 1 … count, evenly spread, both ends among them."""
+    if count <= most:
+        yield from range(1, count + 1)
+        return
+    yield from sorted({1 + round(i * (count - 1) / (most - 1)) for i in range(most)})

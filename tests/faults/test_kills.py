@@ -1,0 +1,145 @@
+"""Commands that are killed, torn or refused at any file operation: the same command ends with the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Commands, Fault, Outcome, leftovers, sample
+from scenarios import SCENARIOS, Material, Scenario
+
+EVERY = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.name)
+_SUITE, _LONG = 3, 130  # tries of a kind of fault
+
+
+class Bench:
+    """One scenario: its folder, anew for each try, and how it ends undisturbed."""
+
+    def __init__(self, commands: Commands, material: Material, scenario: Scenario, folder: Path) -> None:
+        self.commands, self.scenario, self.folder = commands, scenario, folder
+        self.words = scenario.words(material, folder / "out")
+        self.whole = self.run()
+        assert self.whole.code == 0, self.whole.err
+        self.result = scenario.result(folder / "out")
+
+    def anew(self) -> None:
+        """Remove what there is; the decoded cache, too."""
+        shutil.rmtree(self.folder)
+        (self.folder / "out").mkdir(parents=True)
+
+    def run(self, fault: Fault | None = None) -> Outcome:
+        """Run the command with a fault below the folder."""
+        cache = str(self.folder / "cache")
+        return self.commands.run(self.words, fault, below=self.folder, first=self.scenario.first, GFO_CACHE=cache)
+
+    def check_end(self) -> None:
+        """Run the command again, undisturbed: it ends, with the same result, and leaves nothing behind."""
+        again = self.run()
+        assert again.code in self.scenario.again, again.err
+        assert self.scenario.result(self.folder / "out") == self.result
+        assert leftovers(self.folder) == []
+
+
+@pytest.fixture
+def bench(commands: Commands, material: Material, scenario: Scenario, tmp_path: Path, long: bool) -> Bench:
+    if scenario.name == "export" and not long:
+        pytest.skip("takes seconds a try: only in a long campaign")
+    (tmp_path / "b" / "out").mkdir(parents=True)
+    return Bench(commands, material, scenario, tmp_path / "b")
+
+
+def most(scenario: Scenario, long: bool) -> int:
+    if not long:
+        return _SUITE
+    return _LONG // 5 if scenario.name == "export" else _LONG
+
+
+@EVERY
+def test_a_killed_command_ends_with_the_same_bytes(
+    bench: Bench, scenario: Scenario, long: bool, counts: Counter[str]
+) -> None:
+    for kind in ("kill", "tear"):
+        for at in sample(bench.whole.operations, most(scenario, long)):
+            bench.anew()
+            killed = bench.run(Fault(kind, at))
+            if killed.code == -9:
+                counts["kills"] += 1
+                # Once more while it picks up what was left, then to the end.
+                counts["kills"] += bench.run(Fault(kind, 1 + at // 2)).code == -9
+            else:  # threads share the count: this operation came after the last one that counted
+                assert killed.code in bench.scenario.again, killed.err
+            bench.check_end()
+            counts["ended with the same bytes"] += 1
+
+
+@EVERY
+@pytest.mark.parametrize(
+    ("kind", "error"), [("fail", errno.EIO), ("fail on", errno.ENOSPC)], ids=["EIO", "full disk"]
+)
+def test_a_refused_operation_is_one_line_and_loses_nothing(
+    bench: Bench, scenario: Scenario, kind: str, error: int, long: bool, counts: Counter[str]
+) -> None:
+    for at in sample(bench.whole.operations, most(scenario, long)):
+        bench.anew()
+        refused = bench.run(Fault(kind, at, error))
+        counts["refused operations"] += 1
+        is_refusal(refused, bench.words)
+        if refused.code == 0:
+            counts["of them without effect"] += 1
+            assert bench.scenario.result(bench.folder / "out") == bench.result
+        bench.check_end()
+
+
+@EVERY
+def test_what_cannot_be_read_for_once_is_one_line_or_read_again(
+    bench: Bench, scenario: Scenario, long: bool, counts: Counter[str]
+) -> None:
+    reads = bench.run(Fault("count", reading=True))
+    for at in sample(reads.operations, most(scenario, long)):
+        refused = bench.run(Fault("fail", at, reading=True))
+        counts["refused reads"] += 1
+        is_refusal(refused, bench.words)
+        bench.check_end()
+
+
+def is_refusal(outcome: Outcome, words: list[object]) -> None:
+    assert outcome.code in (0, 2, 5), outcome.err
+    assert "Traceback" not in outcome.err, outcome.err
+    if outcome.code:
+        assert outcome.line.startswith(f"{words[0]}: ")
+        assert outcome.out == ""
+
+
+def test_workers_with_the_same_process_number_share_a_run(
+    commands: Commands, material: Material, tmp_path: Path, long: bool, counts: Counter[str]
+) -> None:
+    """As in containers, where every worker is process 1."""
+    scenario = SCENARIOS[1]
+    words = scenario.words(material, tmp_path / "whole")
+    assert commands.run(words, below=tmp_path, first=scenario.first).code == 0
+    (tmp_path / "second").mkdir()
+    with Commands(tmp_path / "second") as others:
+        for number in range(30 if long else 1):
+            out = tmp_path / str(number)
+            ends: dict[int, Outcome] = {}
+
+            def work(
+                shard: int, where: Commands, words: list[Any] = scenario.words(material, out), ends: Any = ends
+            ) -> None:
+                sharded = [*words, "--shard", f"{shard}/2"]
+                ends[shard] = where.run(sharded, below=tmp_path, first=scenario.first, process=1)
+
+            threads = [threading.Thread(target=work, args=pair) for pair in enumerate((commands, others))]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert [ends[shard].code for shard in (0, 1)] == [0, 0], (ends[0].err, ends[1].err)
+            assert scenario.result(out) == scenario.result(tmp_path / "whole")
+            assert leftovers(out) == []
+            counts["pairs of workers with one process number"] += 1
