@@ -107,6 +107,16 @@ class Artefact:
         """See `FrozenClassifier.num_classes`."""
         return self.manifest.num_classes
 
+    @property
+    def accuracy(self) -> None:
+        """None: the manifest does not say, see `Subject`."""
+        return
+
+    @property
+    def doubt(self) -> None:
+        """None: the weights were chosen when it was exported, see `Subject`."""
+        return
+
     def embedded_bank(self) -> EmbeddedBank | None:
         """Return the bank inside; None where it is an input.
 

@@ -13,12 +13,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import InputError, in_short
 from .files import add_tensors
 from .fold import fold_batchnorm
 from .models import FAMILIES, model_forms
 from .models.base import Family
 from .models.spec import ModelSpec
+from .models.weights import check_tensors, dtype_name, unusable
 from .preprocessing import Preprocessing
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -50,6 +51,8 @@ class FrozenClassifier:
         C, at least 2.
     origin
         Library and version that the network's code comes from; empty for a user's own.
+    accuracy, doubt
+        See `Loaded`.
     """
 
     network: nn.Module
@@ -59,6 +62,8 @@ class FrozenClassifier:
     preprocessing: Preprocessing
     num_classes: int
     origin: str = ""
+    accuracy: float | None = None
+    doubt: str | None = None
 
     @property
     def name(self) -> str:
@@ -102,11 +107,10 @@ class FrozenClassifier:
         Raises
         ------
         InputError
-            The network does not run on such an input, returns something else than finite logits, or its logits
-            depend on more than the picture.
+            The network cannot be copied, does not run on such an input, returns something else than finite logits, or
+            its logits depend on more than the picture.
         """
-        weights_hash = hash_state(module.state_dict())
-        network = copy.deepcopy(module).float().cpu().eval().requires_grad_(False)
+        network, weights_hash = _copied(module, model)
         _undo_slow_inplace(network)
         network = network.to(memory_format=torch.channels_last)
         size = preprocessing.input_size
@@ -118,14 +122,28 @@ class FrozenClassifier:
         return cls(network, model, weights, weights_hash, preprocessing, logits.shape[1])
 
 
+def _copied(module: nn.Module, model: str) -> tuple[nn.Module, str]:
+    """Return a frozen float32 copy of a network, and the hash of its weights as they are."""
+    try:
+        state = module.state_dict()
+        check_tensors(state, model)
+        return copy.deepcopy(module).float().cpu().eval().requires_grad_(False), hash_state(state)
+    except InputError:
+        raise
+    except Exception as error:  # the network's own code raises any kind
+        raise InputError(
+            f"{model}: cannot be copied ({in_short(error)}); expected a torch.nn.Module that copy.deepcopy takes and "
+            "that is not TorchScript"
+        ) from error
+
+
 @torch.no_grad()
 def _checked_logits(network: nn.Module, pictures: Tensor, model: str) -> Tensor:
     """Run the network once; raise `InputError` unless it returns finite logits [P, C]."""
     count, size = len(pictures), pictures.shape[-1]
     try:
         logits = network(pictures)
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except (Exception, SystemExit) as error:  # the network's own code raises any kind
         where, fix = (
             (f"a {size}×{size}", "set --input-size")
             if count > 1
@@ -134,9 +152,9 @@ def _checked_logits(network: nn.Module, pictures: Tensor, model: str) -> Tensor:
                 "let it take any number of pictures",
             )
         )
-        raise InputError(f"{model}: does not run on {where} RGB input ({reason}); {fix}") from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != count or logits.shape[1] < 2:
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"{model}: does not run on {where} RGB input ({in_short(error)}); {fix}") from error
+    got = unusable(logits) or (list(logits.shape) if logits.is_floating_point() else dtype_name(logits))
+    if not isinstance(got, list) or len(got) != 2 or got[0] != count or got[1] < 2:
         raise InputError(f"{model}: expected logits [P, C ≥ 2] in evaluation mode, got {got} for P = {count}")
     if not bool(logits.isfinite().all()):
         raise InputError(f"{model}: returns NaN or infinity on random pictures; check the weights")
@@ -192,10 +210,10 @@ def load_classifier(spec: ModelSpec) -> FrozenClassifier:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(spec.seed)
         warnings.filterwarnings("ignore", message="The default weight initialization of", category=FutureWarning)
-        network, preprocessing = family.load(name, spec)
-    weights = family.weights_name(name, spec)
-    made = FrozenClassifier.from_module(network, _overridden(preprocessing, spec), model=spec.model, weights=weights)
-    return replace(made, origin=family.origin())
+        loaded = family.load(name, spec)
+    weights, preprocessing = family.weights_name(name, spec), _overridden(loaded.preprocessing, spec)
+    made = FrozenClassifier.from_module(loaded.network, preprocessing, model=spec.model, weights=weights)
+    return replace(made, origin=family.origin(), accuracy=loaded.accuracy, doubt=loaded.doubt)
 
 
 def _family(model: str) -> tuple[Family, str]:

@@ -1,5 +1,7 @@
 """Errors that a person at the terminal can fix. Commands print them as one line and exit with a code."""
 
+from __future__ import annotations
+
 
 class InputError(ValueError):
     """Bad input; the message names the file, the value and what to do. Exit code 2."""
@@ -14,3 +16,9 @@ class Unreachable(Exception):
 
 class EngineUnavailable(RuntimeError):
     """An engine that cannot run here; the message names the library or driver and what to install. Exit code 3."""
+
+
+def in_short(error: BaseException) -> str:
+    """Return the kind of an error of other code and the first line of what it says, as the end of a message."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return ": ".join([type(error).__name__, *[line for line in lines if line][:1]])

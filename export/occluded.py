@@ -5,6 +5,10 @@ Training differentiates it and the torch engine runs it; `onnx_graph` writes the
 
 from __future__ import annotations
 
+import contextlib
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +17,10 @@ from torch import Tensor, nn
 from ..kernels.occlude import Normalisation, occlude
 from ..kernels.pairs import Grid, Pairs
 from .classifier import DTYPES, FrozenClassifier
+from .errors import InputError, in_short
+
+_ON_CPU_FULL = "DefaultCPUAllocator"
+"""What PyTorch names when the memory of the CPU is full; its error is of no kind of its own."""
 
 
 class OccludedClassifier(nn.Module):
@@ -45,6 +53,8 @@ class OccludedClassifier(nn.Module):
         self.impl = impl
         self.network = classifier.network_as(precision)
         self.precision = precision
+        self.model = classifier.model
+        self._size = classifier.preprocessing.input_size
         preprocessing = classifier.preprocessing
         self.normalisation = Normalisation(preprocessing.scale, preprocessing.shift, DTYPES[precision])
         self.register_buffer("bank", bank)
@@ -67,10 +77,52 @@ class OccludedClassifier(nn.Module):
         ------
         TypeError, ValueError
             `occlude` does not take the inputs, or no bank is given and none embedded.
+        InputError
+            The network fails; see `naming_failure`.
         """
         chosen: Any = self.bank if bank is None else bank
         if chosen is None:
             raise ValueError("no bank: give one with the call or embed one")
         pairs = (Grid if grid else Pairs)(images, chosen, image_index, occluder_index)
         inputs = occlude(pairs, self.normalisation, impl=self.impl, validate=validate)
-        return self.network(inputs).to(torch.float32)
+        with self.naming_failure(inputs.device):
+            return self.network(inputs).to(torch.float32)
+
+    def try_network(self, device: torch.device, *, gradient: bool = False) -> None:
+        """Run the network on one picture, and its gradient: what the precision lacks on the device shows before work.
+
+        Raises
+        ------
+        InputError
+            The network fails; see `naming_failure`.
+        """
+        shape = (1, 3, self._size, self._size)
+        picture = torch.zeros(shape, device=device, dtype=DTYPES[self.precision]).to(memory_format=torch.channels_last)
+        with torch.set_grad_enabled(gradient), self.naming_failure(device):
+            logits = self.network(picture.requires_grad_(gradient))
+            if gradient:
+                torch.autograd.grad(logits.float().sum(), picture)
+
+    @contextlib.contextmanager
+    def naming_failure(self, device: torch.device) -> Iterator[None]:
+        """Turn what the network raises into one line that names the operation, as one that the precision lacks.
+
+        A lack of memory and a failing GPU pass: they are not the network's.
+        """
+        try:
+            yield
+        except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError):
+            raise
+        except (Exception, SystemExit) as error:  # the network's own code raises any kind
+            if _ON_CPU_FULL in str(error):
+                raise
+            reason = f"{in_short(error)}, {_place(error)}"
+            half = self.precision != "fp32"
+            fix = "use --precision fp32" if half else "it must run there, and for training be differentiable"
+            raise InputError(f"{self.model}: fails at {self.precision} on {device.type} ({reason}); {fix}") from error
+
+
+def _place(error: BaseException) -> str:
+    """Return the function and line that an error comes from: PyTorch's messages often name only a kernel inside."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"in {last.name}, {Path(last.filename).name} line {last.lineno}"

@@ -44,6 +44,16 @@ class Subject(Model, Protocol):
         """Verdict of the comparison with PyTorch."""
         ...
 
+    @property
+    def accuracy(self) -> float | None:
+        """Accuracy that the weights' authors report, for a classifier whose weights are a library's."""
+        ...
+
+    @property
+    def doubt(self) -> str | None:
+        """A line about a choice among several weights, for a classifier from a checkpoint."""
+        ...
+
     def embedded_bank(self) -> EmbeddedBank | None:
         """Return the bank inside; None where a bank is given with each call.
 

@@ -30,6 +30,7 @@ class ModelOptions:
 
     model: options.Model = "torchvision/resnet50"
     weights: options.Weights = "random"
+    weights_key: options.WeightsKey = None
     input_size: options.InputSize = None
     seed: Annotated[
         int,
@@ -41,7 +42,7 @@ class ModelOptions:
         """The network that the options name."""
         from ...export.models.spec import ModelSpec
 
-        return ModelSpec(self.model, self.weights, self.input_size, seed=self.seed)
+        return ModelSpec(self.model, self.weights, self.input_size, seed=self.seed, weights_key=self.weights_key)
 
     @cached_property
     def classifier(self) -> FrozenClassifier:

@@ -29,6 +29,10 @@ Weights = Annotated[
     str,
     typer.Option(help="default, a torchvision name such as IMAGENET1K_V1, random, or a .safetensors/.pth state dict."),
 ]
+WeightsKey = Annotated[
+    str | None,
+    typer.Option(help="Entry of a .pth file that holds the weights, as ema; its state_dict or model if not given."),
+]
 InputSize = Annotated[
     int | None, typer.Option(help="Input size in pixels; the short side follows the model's own crop ratio.")
 ]
@@ -57,6 +61,7 @@ class ModelOptions(Group):
     panel: ClassVar[str] = "Model"
     model: Model
     weights: Weights = "default"
+    weights_key: WeightsKey = None
     input_size: InputSize = None
     resize: Annotated[int | None, typer.Option(help="Short side in pixels before the centre crop.")] = None
     interpolation: Annotated[str | None, typer.Option(help="bilinear or bicubic.")] = None
@@ -76,6 +81,7 @@ class ModelOptions(Group):
             _three("--mean", self.mean),
             _three("--std", self.std),
             seed,
+            self.weights_key,
         )
 
 

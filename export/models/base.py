@@ -4,13 +4,34 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from importlib.metadata import version
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ..preprocessing import Preprocessing
     from .spec import ModelSpec
+
+
+class Loaded(NamedTuple):
+    """What a family gives for a model.
+
+    Attributes
+    ----------
+    network
+        Maps normalised float32 [P, 3, S, S] to logits [P, C].
+    preprocessing
+        The network's own.
+    doubt
+        A line about a choice among several weights, as `fetch_state` returns it; None where there was none.
+    accuracy
+        Accuracy on ImageNet's validation pictures that the weights' authors report, 0 … 1; None where it is not known.
+    """
+
+    network: nn.Module
+    preprocessing: Preprocessing
+    doubt: str | None = None
+    accuracy: float | None = None
 
 
 class Family(ABC):
@@ -23,7 +44,7 @@ class Family(ABC):
     """The installed distribution that the networks' code comes from; empty where it may change under its name."""
 
     @abstractmethod
-    def load(self, name: str, spec: ModelSpec) -> tuple[nn.Module, Preprocessing]:
+    def load(self, name: str, spec: ModelSpec) -> Loaded:
         """Build a network with the weights that `spec.weights` names.
 
         Parameters
@@ -36,10 +57,8 @@ class Family(ABC):
 
         Returns
         -------
-        nn.Module
-            Maps normalised float32 [P, 3, S, S] to logits [P, C].
-        Preprocessing
-            The network's own.
+        Loaded
+            The network and what is known of it.
 
         Raises
         ------

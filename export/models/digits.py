@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import InputError
-from .base import Family
+from .base import Family, Loaded
 from .digits_recipe import (
     DIGITS_INPUT_SIZE,
     DIGITS_INTERPOLATION,
@@ -21,9 +21,6 @@ from .digits_recipe import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from ..preprocessing import Preprocessing
     from .spec import ModelSpec
 
 
@@ -33,7 +30,7 @@ class Digits(Family):
     forms: ClassVar[tuple[str, ...]] = tuple(f"gfo/{name}" for name in DIGITS_RECIPES)
     library: ClassVar[str] = "gfo"
 
-    def load(self, name: str, spec: ModelSpec) -> tuple[nn.Module, Preprocessing]:
+    def load(self, name: str, spec: ModelSpec) -> Loaded:
         """See `Family.load`."""
         from ..preprocessing import Preprocessing
         from .digits_networks import DIGITS_NETWORKS
@@ -46,7 +43,8 @@ class Digits(Family):
             if not path.is_file():
                 raise InputError(f"--weights default: {spec.model}: {path} is not there yet; run gfo-demo once")
             spec = replace(spec, weights=str(path))
-        state = fetch_state(spec, None)
+        state, doubt = fetch_state(spec, None)
         build = DIGITS_NETWORKS[name]
         network = build() if state is None else fit_state(build, state, spec, any_outputs=False)
-        return network, Preprocessing(DIGITS_INPUT_SIZE, DIGITS_RESIZE, DIGITS_INTERPOLATION, DIGITS_MEAN, DIGITS_STD)
+        preprocessing = Preprocessing(DIGITS_INPUT_SIZE, DIGITS_RESIZE, DIGITS_INTERPOLATION, DIGITS_MEAN, DIGITS_STD)
+        return Loaded(network, preprocessing, doubt)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import sys
-from importlib import import_module
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import InputError
-from .base import Family
+from ..errors import InputError, in_short
+from .base import Family, Loaded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +26,7 @@ class UserFunction(Family):
     forms: ClassVar[tuple[str, ...]] = ("python:module:function",)
     separator: ClassVar[str] = ":"
 
-    def load(self, name: str, spec: ModelSpec) -> tuple[nn.Module, Preprocessing]:
+    def load(self, name: str, spec: ModelSpec) -> Loaded:
         """See `Family.load`. The module is searched in the working directory, too."""
         from torch import nn
 
@@ -34,18 +37,37 @@ class UserFunction(Family):
             raise InputError(f"--model {spec.model}: expected python:module:function")
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
-        try:
-            function = getattr(import_module(module_name), function_name)
-        except (ImportError, AttributeError) as error:
-            raise InputError(f"--model {spec.model}: {error}; the module must be importable from here") from error
-        if spec.weights == "default":
-            network = function()
-        else:
-            state = fetch_state(spec, None)
-            network = function() if state is None else fit_state(function, state, spec, any_outputs=False)
-        if not isinstance(network, nn.Module):
-            raise InputError(f"--model {spec.model}: returned {type(network).__name__}, expected a torch.nn.Module")
-        return network, _preprocessing(network, spec)
+        with _one_line(spec.model, "the module must be importable from here"):
+            function = getattr(importlib.import_module(module_name), function_name)
+
+        def build() -> nn.Module:
+            with _one_line(spec.model, "it is called without arguments and returns a torch.nn.Module"):
+                network = function()
+            if not isinstance(network, nn.Module):
+                raise InputError(f"--model {spec.model}: returned {type(network).__name__}, expected a torch.nn.Module")
+            return network
+
+        state, doubt = (None, None) if spec.weights == "default" else fetch_state(spec, None)
+        network = build() if state is None else fit_state(build, state, spec, any_outputs=False)
+        return Loaded(network, _preprocessing(network, spec), doubt)
+
+
+@contextlib.contextmanager
+def _one_line(model: str, wanted: str) -> Iterator[None]:
+    """Turn whatever a user's code raises, an exit among it, into an `InputError` that ends with what is `wanted`."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        reason = f"{in_short(error)}{_place(error)}"
+        raise InputError(f"--model {model}: {reason}; {wanted}") from error
+
+
+def _place(error: BaseException) -> str:
+    """Return the line of the user's module that raised an error, or that called what did; empty where none did."""
+    ours = (__file__, importlib.__file__)
+    frames = traceback.extract_tb(error.__traceback__)
+    found = next((f for f in frames if f.filename not in ours and not f.filename.startswith("<")), None)
+    return "" if found is None else f" ({Path(found.filename).name}, line {found.lineno})"
 
 
 def _preprocessing(network: nn.Module, spec: ModelSpec) -> Preprocessing:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+
+CHECKPOINTS = (".pth", ".pt")
+"""Files that may hold other things than one state dict."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,14 @@ class ModelSpec:
         Replace those of the model's own preprocessing; see `Preprocessing`.
     seed
         Seed of random weights.
+    weights_key
+        Entry of the `.pth` file that holds the weights, as `ema` or `ema.state_dict`. None takes the file itself or
+        its `state_dict` or `model`.
+
+    Raises
+    ------
+    InputError
+        A key, but no file that has entries.
     """
 
     model: str
@@ -32,3 +46,11 @@ class ModelSpec:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     seed: int = 0
+    weights_key: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights_key is not None and Path(self.weights).suffix not in CHECKPOINTS:
+            raise InputError(
+                f"--weights-key {self.weights_key}: --weights {self.weights} has no entries, only a "
+                f"{' or '.join(CHECKPOINTS)} file may; leave it out"
+            )

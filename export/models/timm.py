@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import InputError
-from .base import Family
+from .base import Family, Loaded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,7 +22,7 @@ class Timm(Family):
     forms: ClassVar[tuple[str, ...]] = ("timm/<name>",)
     library: ClassVar[str] = "timm"
 
-    def load(self, name: str, spec: ModelSpec) -> tuple[nn.Module, Preprocessing]:
+    def load(self, name: str, spec: ModelSpec) -> Loaded:
         """See `Family.load`."""
         import timm
 
@@ -34,7 +34,7 @@ class Timm(Family):
         def fetch() -> dict[str, Tensor]:
             return dict(timm.create_model(name, pretrained=True).state_dict())
 
-        state = fetch_state(spec, fetch if spec.weights == "default" else None)
+        state, doubt = fetch_state(spec, fetch if spec.weights == "default" else None)
 
         def build(**sizes: Any) -> nn.Module:
             try:
@@ -44,7 +44,7 @@ class Timm(Family):
 
         network = build() if state is None else fit_state(build, state, spec)
         config: Any = network.pretrained_cfg
-        return network, preprocessing_from_timm(config, spec.model, spec.input_size)
+        return Loaded(network, preprocessing_from_timm(config, spec.model, spec.input_size), doubt)
 
 
 def preprocessing_from_timm(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import InputError
-from .base import Family
+from .base import Family, Loaded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,11 +25,11 @@ class Torchvision(Family):
     forms: ClassVar[tuple[str, ...]] = ("torchvision/<name>",)
     library: ClassVar[str] = "torchvision"
 
-    def load(self, name: str, spec: ModelSpec) -> tuple[nn.Module, Preprocessing]:
+    def load(self, name: str, spec: ModelSpec) -> Loaded:
         """See `Family.load`. Auxiliary heads are removed: they take no part in evaluation mode."""
         from torchvision.models import get_model, get_model_weights, list_models
 
-        from .weights import WRAPPED, fetch_state, fit_state
+        from .weights import bare_name, fetch_state, fit_state
 
         if name not in list_models(module=sys.modules["torchvision.models"]):
             raise InputError(
@@ -37,12 +38,12 @@ class Torchvision(Family):
         members = get_model_weights(name)
         wanted = self.weights_name(name, spec)
         chosen = members[wanted] if wanted in members.__members__ else None
-        state = fetch_state(spec, None if chosen is None else lambda: chosen.get_state_dict(check_hash=True))
+        state, doubt = fetch_state(spec, None if chosen is None else lambda: chosen.get_state_dict(check_hash=True))
 
         options: dict[str, bool] = {}
         if name in _INCEPTION:
             # Pretrained Inception networks normalise once more inside; the library's builder sets it with the weights.
-            auxiliary = state is not None and any(key.removeprefix(WRAPPED).lower().startswith("aux") for key in state)
+            auxiliary = state is not None and any(bare_name(key).lower().startswith("aux") for key in state)
             options = {"transform_input": True, "init_weights": False, "aux_logits": auxiliary}
 
         def build(**sizes: Any) -> nn.Module:
@@ -55,13 +56,20 @@ class Torchvision(Family):
             if getattr(network, head, None) is not None:
                 setattr(network, "aux_logits", False)  # noqa: B010 (nn.Module types its attributes as modules)
                 setattr(network, head, None)
-        return network, preprocessing_from_torchvision(name, None if chosen is None else wanted)
+        preprocessing = preprocessing_from_torchvision(name, None if chosen is None else wanted)
+        return Loaded(network, preprocessing, doubt, None if chosen is None else published_accuracy(chosen.meta))
 
     def weights_name(self, name: str, spec: ModelSpec) -> str:
         """Return the name of the weights: `default` stands for other ones in other versions of the library."""
         from torchvision.models import get_model_weights
 
         return get_model_weights(name)["DEFAULT"].name if spec.weights == "default" else spec.weights
+
+
+def published_accuracy(meta: Mapping[str, Any]) -> float | None:
+    """Return the accuracy on ImageNet-1k that torchvision's description of weights reports, 0 … 1; None without one."""
+    percent = meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
+    return None if percent is None else percent / 100
 
 
 def _keep_signal(network: nn.Module) -> None:

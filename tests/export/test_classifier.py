@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,7 +23,8 @@ from gfo.export.classifier import FrozenClassifier, load_classifier
 from gfo.export.errors import InputError
 from gfo.export.models.digits_networks import DIGITS_NETWORKS
 from gfo.export.models.spec import ModelSpec
-from gfo.export.models.weights import fit_state, read_state
+from gfo.export.models.torchvision import Torchvision
+from gfo.export.models.weights import fit_state
 from gfo.export.preprocessing import Preprocessing
 
 
@@ -186,35 +188,6 @@ def test_googlenet_takes_files_with_and_without_its_training_heads(tmp_path: Pat
         assert float((frozen.network(x).double() - truth).abs().max()) <= allowed
 
 
-class Inner(nn.Module):
-    """A network with an attribute that is called as `DataParallel` calls its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.module(x)
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-@pytest.mark.parametrize("form", ["plain", "wrapped", "uncounted"])
-@pytest.mark.parametrize("build", [Inner, DIGITS_NETWORKS["digits-vgg"]])
-def test_names_fit_where_nothing_but_their_wrapping_differs(
-    build: Callable[[], nn.Module], form: str, suffix: str, tmp_path: Path
-) -> None:
-    state = seeded(build).state_dict()
-    given = {
-        "plain": state,
-        "wrapped": {f"module.{key}": value for key, value in state.items()},
-        "uncounted": {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
-    }[form]
-    path = tmp_path / f"w{suffix}"
-    (save_file if suffix == ".safetensors" else torch.save)(dict(given), path)
-    loaded = fit_state(build, read_state(path, "mine"), ModelSpec("mine", str(path))).state_dict()
-    assert all(torch.equal(loaded[key], state[key]) for key in state)
-
-
 def test_googlenet_with_its_training_heads_may_be_fine_tuned_and_wrapped(tmp_path: Path) -> None:
     network = torchvision.models.googlenet(num_classes=20, aux_logits=True, init_weights=False)
     save_file({f"module.{k}": v for k, v in network.state_dict().items()}, tmp_path / "w.safetensors")
@@ -352,9 +325,91 @@ def test_input_sizes_that_do_not_go(size: int, named: str) -> None:
         load_classifier(ModelSpec("torchvision/squeezenet1_1", "random", input_size=size))
 
 
-def test_what_gives_no_logits_is_refused() -> None:
-    with pytest.raises(InputError, match=r"expected logits \[P, C ≥ 2\].*\[2, 3, 8, 8\]"):
-        FrozenClassifier.from_module(nn.Identity(), Preprocessing(8, 8))
+class Answers(nn.Module):
+    """Gives what a function makes of good logits."""
+
+    def __init__(self, answer: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> object:
+        return self.answer(x.flatten(1)[:, :9])
+
+
+def raising(error: BaseException) -> Callable[[Tensor], object]:
+    def answer(_logits: Tensor) -> object:
+        raise error
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (lambda y: y[:, :1], r"got \[2, 1\] for P = 2"),
+        (lambda y: y[..., None], r"got \[2, 9, 1\]"),
+        (lambda y: y.long(), "got int64"),
+        (lambda y: y > 0, "got bool"),
+        (lambda y: y.to(torch.complex64), "got complex"),
+        (lambda y: y.to_sparse(), "got not dense"),
+        (lambda y: y.to("meta"), "got without values"),
+        (lambda y: (y, y), "got a tuple"),
+        (lambda y: None, "got a NoneType"),
+        (raising(KeyError("conv")), r"does not run on a 8×8 RGB input \(KeyError: 'conv'\)"),
+        (raising(SystemExit(0)), r"does not run on a 8×8 RGB input \(SystemExit: 0\)"),
+        (raising(ZeroDivisionError()), r"does not run on a 8×8 RGB input \(ZeroDivisionError\)"),
+    ],
+)
+def test_what_gives_no_logits_is_refused(answer: Callable[[Tensor], object], named: str) -> None:
+    with pytest.raises(InputError, match=f"^mine: .*{named}"):
+        FrozenClassifier.from_module(Answers(answer), Preprocessing(8, 8), model="mine")
+
+
+def with_buffer(value: Tensor) -> nn.Module:
+    network = Answers(lambda y: y)
+    network.register_buffer("table", value)
+    return network
+
+
+class Stateful(Answers):
+    """State beside its tensors, which is not in the weights' hash."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+
+class Locked(Answers):
+    """Holds what cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda y: y)
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("build", "named"),
+    [
+        (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(9)), "1.weight is without values"),
+        (lambda: with_buffer(torch.zeros(2, device="meta")), "table is without values"),
+        (lambda: with_buffer(torch.eye(2).to_sparse()), "table is not dense"),
+        (lambda: with_buffer(torch.zeros(2, dtype=torch.complex64)), "table is complex"),  # bf16 would drop a part
+        (lambda: Stateful(lambda y: y), "_extra_state is a dict"),
+        (Locked, r"cannot be copied \(TypeError: cannot pickle"),
+    ],
+)
+def test_what_cannot_be_frozen_is_refused(build: Callable[[], nn.Module], named: str) -> None:
+    with pytest.raises(InputError, match=f"^mine: {named}"):
+        FrozenClassifier.from_module(build(), Preprocessing(8, 8), model="mine")
+
+
+def test_the_accuracy_that_torchvision_publishes_is_that_of_its_own_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name, state = "torchvision/squeezenet1_1", torchvision.models.squeezenet1_1().state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: dict(state))
+    save_file(state, tmp_path / "w.safetensors")
+    for weights, accuracy in (("default", 0.58178), ("random", None), (str(tmp_path / "w.safetensors"), None)):
+        assert Torchvision().load("squeezenet1_1", ModelSpec(name, weights)).accuracy == accuracy
 
 
 class Chance(nn.Module):

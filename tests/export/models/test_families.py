@@ -11,7 +11,7 @@ from torch import nn
 from gfo.export.classifier import load_classifier
 from gfo.export.errors import InputError
 from gfo.export.models import FAMILIES, model_forms
-from gfo.export.models.base import Family
+from gfo.export.models.base import Family, Loaded
 from gfo.export.models.spec import ModelSpec
 from gfo.export.preprocessing import Preprocessing
 
@@ -22,8 +22,8 @@ class Pooled(Family):
     forms = ("pooled/<anything>",)
     library = "torch"
 
-    def load(self, name: str, spec: ModelSpec) -> tuple[nn.Module, Preprocessing]:
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), Preprocessing(8, 9)
+    def load(self, name: str, spec: ModelSpec) -> Loaded:
+        return Loaded(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), Preprocessing(8, 9), "took a", 0.5)
 
     def weights_name(self, name: str, spec: ModelSpec) -> str:
         return f"none of {name}"
@@ -40,6 +40,7 @@ def test_another_package_adds_a_family() -> None:
     with FAMILIES.added("pooled", f"{__name__}:Pooled"):
         made = load_classifier(ModelSpec("pooled/x", input_size=16))
     assert (made.model, made.weights, made.num_classes) == ("pooled/x", "none of x", 3)
+    assert (made.doubt, made.accuracy) == ("took a", 0.5)
     assert made.origin.startswith("torch ")
     assert made.preprocessing == Preprocessing(16, 18)
     with pytest.raises(InputError, match="--model pooled/x: not a model; use torchvision/<name>"):
