@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..export.errors import InputError
-from ..export.files import atomic_path
+from ..export.errors import InputError, in_short
+from ..export.records import save_record, unsealed
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 Key = TypeVar("Key")
@@ -88,16 +88,38 @@ def best_seconds(
 
 
 def measured_precision(steps: Mapping[str, Callable[[], object]], device: torch.device) -> tuple[str, str]:
-    """Return the name of the fastest step that works, and the reason.
+    """Return the name of the fastest step that works, and the reason, which says why others do not.
 
     Raises
     ------
     RuntimeError, InputError
-        None works, with the message of the last one: the network or the device lacks the precision, or overflows.
+        None works, with the message of the first one: the network or the device lacks the precision, or overflows.
     """
-    best = best_seconds(steps, device, turns=3, errors=(RuntimeError, InputError))
+    failed: dict[str, Exception] = {}
+
+    def noting(name: str, step: Callable[[], object]) -> Callable[[], object]:
+        def run() -> object:
+            try:
+                return step()
+            except (RuntimeError, InputError) as error:
+                # Not the error itself: its traceback would keep the step's memory while others run.
+                failed[name] = type(error)(str(error))
+                raise
+
+        return run
+
+    try:
+        noted = {name: noting(name, step) for name, step in steps.items()}
+        best = best_seconds(noted, device, turns=3, errors=(RuntimeError, InputError))
+    except (RuntimeError, InputError) as error:
+        raise next(iter(failed.values())) from error
     listed = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in best.items())
-    return min(best, key=best.__getitem__), f"the fastest of {listed} per step"
+    without = "".join(f"; not {name}: {_told(error)}" for name, error in failed.items())
+    return min(best, key=best.__getitem__), f"the fastest of {listed} per step{without}"
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, InputError) else in_short(error)
 
 
 def remembered(note: Path | None, parse: Callable[[Any], Choice | None]) -> Choice | None:

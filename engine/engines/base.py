@@ -143,6 +143,13 @@ class Engine(ABC):
                 f"--engine {self.name}: {runs}, and {subject.name} is {subject.format}{_advice(subject.format)}"
             )
 
+    def _try_one_pair(self) -> None:
+        """Run a black picture without an occluder, for `open`: a graph that fails is an error before any work."""
+        size, index = self.subject.preprocessing.input_size, torch.zeros(1, dtype=torch.int64)
+        if self.takes_bank:
+            self._load_bank(torch.zeros(1, size, size, 3))
+        self._infer(torch.zeros(1, size, size, 3, dtype=torch.uint8), index, index)
+
     @property
     def takes_bank(self) -> bool:
         """Whether it needs a bank, having none embedded."""

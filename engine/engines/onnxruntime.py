@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ...export.classifier import DTYPES
-from ...export.errors import EngineUnavailable, InputError
+from ...export.errors import EngineUnavailable, InputError, in_short
+from ...export.files import ScratchFolder
 from ...export.onnx_graph import (
     BANK,
     LOGITS,
@@ -80,15 +81,17 @@ class OnnxRuntimeEngine(Engine):
         return _PRECISIONS[_resolve("auto", device)[0]]
 
     def open(self) -> None:
-        """Load the graph; a provider that does not start is an error, never replaced by another provider."""
-        self._scratch = tempfile.TemporaryDirectory(prefix="gfo-")
+        """Load the graph and try it; a provider that does not start is an error, never replaced by another one."""
+        self._bank: Any = None
+        self._bare: dict[str, Any] = {}
+        self._scratch = ScratchFolder()
         try:
             self._session = self._open_session(self._graph(Path(self._scratch.name)))
+            if self._provider != "tensorrt":  # which would build an engine for passes of one pair
+                self._try_one_pair()
         except BaseException:
             self._scratch.cleanup()
             raise
-        self._bank: Any = None
-        self._bare: dict[str, Any] = {}
 
     def _graph(self, scratch: Path) -> Graph:
         gather: Gather = "float32" if self._provider == "tensorrt" else "uint8"
@@ -100,7 +103,7 @@ class OnnxRuntimeEngine(Engine):
         options = ort.SessionOptions()
         # Spinning threads would take the cores from decoding, scoring and PyTorch.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what is an error is raised
         # Without these a GPU provider that fails only warns, and the CPU does the work.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "0" if self._provider == "cpu" else "1")
         try:
@@ -135,9 +138,17 @@ class OnnxRuntimeEngine(Engine):
         binding.bind_output(LOGITS, *place, _numpy_type(logits), tuple(logits.shape), logits.data_ptr())
         if self.torch_device.type == "cuda":  # it runs on its own stream
             torch.cuda.current_stream(self.torch_device).synchronize()
-        self._session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
+        self._run(self._session, binding)
         return logits
+
+    def _run(self, session: Any, binding: Any) -> None:
+        try:
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        except Exception as error:  # its own kinds of error have no other base
+            raise InputError(
+                f"{self.subject.name}: fails in ONNX Runtime ({in_short(error)}); use another --engine, or export again"
+            ) from error
 
     def bare(self, batch: int) -> dict[str, Callable[[], object]]:
         """See `Engine.bare`."""
@@ -159,8 +170,7 @@ class OnnxRuntimeEngine(Engine):
         def run() -> Tensor:
             if self.torch_device.type == "cuda":  # as in `_infer`: its stream is not PyTorch's
                 torch.cuda.current_stream(self.torch_device).synchronize()
-            session.run_with_iobinding(binding)
-            binding.synchronize_outputs()
+            self._run(session, binding)
             return logits if len(pictures) else pictures  # bound memory must stay alive
 
         return run

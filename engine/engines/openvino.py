@@ -6,7 +6,8 @@ OpenVINO's own switch (`INFERENCE_PRECISION_HINT` bf16) would round pictures and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -86,15 +87,16 @@ class OpenVinoEngine(Engine):
     def open(self) -> None:
         """Compile the graph, or load what an earlier run compiled, and try it."""
         self._core = _openvino().Core()
+        self._bank: Any = None
+        self._bare: dict[str, list[Any]] = {}
         self._scratch = ScratchFolder()
         try:
             graph = occluded_file(self.subject, self.precision, "uint8", self._sizes(), Path(self._scratch.name))
             self._compile(graph)
+            self._try_one_pair()
         except BaseException:
             self._scratch.cleanup()
             raise
-        self._bank: Any = None
-        self._bare: dict[str, list[Any]] = {}
 
     def _compile(self, graph: Graph) -> None:
         model = self._read(graph.path)
@@ -194,16 +196,28 @@ class OpenVinoEngine(Engine):
             zip(image_index.tensor_split(len(requests)), occluder_index.tensor_split(len(requests)), strict=True)
         )
         running = [(request, piece) for request, piece in zip(requests, pieces, strict=True) if len(piece[0])]
-        for request, (pictures, occluders) in running:
-            request.start_async(
-                {**given, "image_index": self._shared(pictures), "occluder_index": self._shared(occluders)},
-                share_inputs=True,
-            )
-        parts = []
-        for request, _ in running:
-            request.wait()
-            parts.append(torch.from_numpy(request.get_tensor(LOGITS).data.copy()))
+        with self._naming_failure():
+            for request, (pictures, occluders) in running:
+                request.start_async(
+                    {**given, "image_index": self._shared(pictures), "occluder_index": self._shared(occluders)},
+                    share_inputs=True,
+                )
+            parts = []
+            for request, _ in running:
+                request.wait()
+                parts.append(torch.from_numpy(request.get_tensor(LOGITS).data.copy()))
         return torch.cat(parts)
+
+    @contextlib.contextmanager
+    def _naming_failure(self) -> Iterator[None]:
+        """Turn what OpenVINO raises while it runs into one line."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise InputError(
+                f"{self.subject.name}: fails in OpenVINO ({openvino_reason(error)}); use another --engine, or "
+                "export again"
+            ) from error
 
     def bare(self, batch: int) -> dict[str, Callable[[], object]]:
         """See `Engine.bare`: at the engine's hint, one piece of the batch per stream."""
@@ -221,10 +235,11 @@ class OpenVinoEngine(Engine):
 
         def run() -> None:
             running = list(zip(requests, inputs, strict=False))
-            for request, given in running:
-                request.start_async([given], share_inputs=True)
-            for request, _ in running:
-                request.wait()
+            with self._naming_failure():
+                for request, given in running:
+                    request.start_async([given], share_inputs=True)
+                for request, _ in running:
+                    request.wait()
 
         return run
 

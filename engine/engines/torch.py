@@ -67,10 +67,17 @@ class TorchEngine(Engine):
         return PRECISIONS
 
     def open(self) -> None:
-        """Convert the network once to the precision, on the device; fp32 on CUDA is fp32, not TF32, until closed."""
+        """Convert the network once to the precision, on the device; fp32 on CUDA is fp32, not TF32, until closed.
+
+        Raises
+        ------
+        InputError
+            The network does not run at that precision on that device.
+        """
         assert isinstance(self.subject, FrozenClassifier)  # the engine has no formats
         model = OccludedClassifier(self.subject, self.precision, impl=self.impl)
         self._model = model.to(self.torch_device).eval()
+        self._model.try_network(self.torch_device)
         if self.options.compiled:  # the network alone; fused kernels surround it already
             model.network.compile(dynamic=True)
         self._switches.enter_context(exact_float32(self.precision, self.torch_device))

@@ -74,5 +74,5 @@ def openvino_from_onnx(source: Path, target: Path) -> None:
 def openvino_reason(error: Exception) -> str:
     """Return the reason from one of OpenVINO's errors, without the lines that name places in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reasons = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    reasons = [line for line in lines if not line.startswith(("Exception from", "Caught exception: ", "Check '"))]
     return (reasons or lines or [type(error).__name__])[0]

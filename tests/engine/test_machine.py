@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gfo.engine.machine import best_seconds, measured_precision
+from gfo.export.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -28,14 +29,17 @@ def test_the_fastest_call_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert order == ["a", "b"] * 4
 
 
-def test_what_fails_is_left_out() -> None:
+def test_what_fails_is_left_out_and_the_reason_says_why() -> None:
     def fails() -> None:
-        raise RuntimeError("no bf16 here")
+        raise NotImplementedError("no bf16 here\nat all")
 
-    name, why = measured_precision({"bf16": fails, "fp32": lambda: None}, CPU)
+    def unfit() -> None:
+        raise InputError("mine: use fp32")
+
+    name, why = measured_precision({"bf16": fails, "fp32": lambda: None, "fp16": unfit}, CPU)
     assert name == "fp32"
-    assert "bf16" not in why
-    with pytest.raises(RuntimeError, match="no bf16 here"):
-        measured_precision({"bf16": fails}, CPU)
+    assert why.endswith(" ms per step; not bf16: NotImplementedError: no bf16 here; not fp16: mine: use fp32")
+    with pytest.raises(NotImplementedError, match="no bf16 here"):
+        measured_precision({"bf16": fails, "fp16": unfit}, CPU)
     with pytest.raises(RuntimeError):
         best_seconds({"bf16": fails, "fp32": lambda: None}, CPU)

@@ -6,10 +6,12 @@ from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gfo.export.classifier import FrozenClassifier
+from gfo.export.errors import InputError
 from gfo.export.occluded import OccludedClassifier
+from gfo.export.preprocessing import Preprocessing
 
 G = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8, generator=G)
@@ -55,6 +57,65 @@ def test_bf16_is_close_and_gives_float32(tiny_classifier: FrozenClassifier, tiny
     logits = OccludedClassifier(tiny_classifier, "bf16", BANK)(IMAGES, *PAIRS)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits.double(), by_hand(tiny, BANK.double()), rtol=0.1, atol=0.1)
+
+
+class Breaks(nn.Module):
+    """Good until it is told what to raise."""
+
+    error: BaseException | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.error is not None:
+            raise self.error
+        return (x * 1).flatten(1)[:, :9]
+
+
+FULL = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted", "named"),
+    [
+        (NotImplementedError("no 'Half' here\nsecond line"), InputError, r"\(NotImplementedError: no 'Half' here, in "),
+        (
+            KeyError("a"),
+            InputError,
+            r"^mine: fails at fp16 on cpu \(KeyError: 'a', in forward, .*\); use --precision fp32$",
+        ),
+        (SystemExit(0), InputError, r"\(SystemExit: 0, in forward, test_occluded\.py line"),
+        (torch.OutOfMemoryError("full"), torch.OutOfMemoryError, "full"),
+        (FULL, RuntimeError, "^.enforce fail"),
+        (KeyboardInterrupt("now"), KeyboardInterrupt, "now"),
+    ],
+)
+def test_a_network_that_fails_is_one_line_and_a_lack_of_memory_stays_one(
+    error: BaseException, wanted: type[BaseException], named: str
+) -> None:
+    model = OccludedClassifier(FrozenClassifier.from_module(Breaks(), Preprocessing(16, 16), model="mine"), "fp16")
+    model.try_network(torch.device("cpu"), gradient=True)
+    model.network.error = error  # type: ignore[assignment]
+    with pytest.raises(wanted, match=named):
+        model(IMAGES, *PAIRS, BANK)
+    with pytest.raises(wanted, match=named):
+        model.try_network(torch.device("cpu"))
+
+
+@torch.no_grad()
+def detached(x: Tensor) -> Tensor:
+    return x.flatten(1)[:, :9]
+
+
+def test_a_network_without_a_gradient_is_one_line() -> None:
+    class Detached(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return detached(x)
+
+    model = OccludedClassifier(FrozenClassifier.from_module(Detached(), Preprocessing(16, 16), model="mine"))
+    model.try_network(torch.device("cpu"))
+    with pytest.raises(
+        InputError, match=r"^mine: fails at fp32 on cpu \(RuntimeError: .*for training be differentiable$"
+    ):
+        model.try_network(torch.device("cpu"), gradient=True)
 
 
 def test_no_pairs_give_no_logits(tiny_classifier: FrozenClassifier, tiny: ModuleType) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -253,6 +254,45 @@ def test_openvino_keeps_occlusion_in_float32_where_the_network_is_bf16(
         engine.load_bank(torch.stack([torch.full((SIZE, SIZE, 3), d) for d in (0.05, 0.45)]))
         first, second = engine.infer(images, index, torch.tensor([1, 2]))
     assert not torch.equal(first, second)
+
+
+def in_threes(source: Artefact, folder: Path) -> Artefact:
+    """A copy of an artefact, whose logits go through rows of three: only threes of pairs of five classes do."""
+    onnx = pytest.importorskip("onnx")
+    shutil.copytree(source.folder, folder)
+    model, helper = onnx.load(source.path), onnx.helper
+    model.graph.node[-1].output[0] = "whole"
+    for name, columns in (("odd_shape", 3), ("even_shape", source.num_classes)):
+        model.graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.INT64, [2], [-1, columns]))
+    model.graph.node.extend(
+        [
+            helper.make_node("Reshape", ["whole", "odd_shape"], ["odd"]),
+            helper.make_node("Softplus", ["odd"], ["soft"]),  # otherwise OpenVINO makes one of the two
+            helper.make_node("Reshape", ["soft", "even_shape"], ["logits"]),
+        ]
+    )
+    onnx.save(model, folder / source.path.name)
+    replace(source.manifest, files=file_facts(folder, list(source.manifest.files))).write(folder)
+    return Artefact.load(folder)
+
+
+@pytest.mark.parametrize(("name", "options"), [("onnxruntime", {}), ("openvino", {"hint": "latency"})])
+def test_a_graph_that_fails_when_it_runs_is_one_line(
+    name: str,
+    options: dict[str, str],
+    artefact: Callable[[str, str], Artefact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    choice, named = EngineChoice(name, "fp32", "cpu", options), r"threes: fails in O.*[Rr]eshape.*export again$"
+    subject = in_threes(artefact("onnx", "fp32"), tmp_path / "threes")
+    with pytest.raises(InputError, match=named), open_engine(choice, subject):  # before anything is written
+        pass
+    monkeypatch.setattr(Engine, "_try_one_pair", lambda engine: None)
+    with open_engine(choice, subject) as engine:
+        assert engine.infer(IMAGES, *PAIRS[:, :3]).shape == (3, 5)
+        with pytest.raises(InputError, match=named):
+            engine.infer(IMAGES, *PAIRS)
 
 
 @pytest.mark.slow

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gfo.engine.engines.torch import TorchEngine, TorchOptions
 from gfo.export import occluded
 from gfo.export.classifier import FrozenClassifier
+from gfo.export.errors import InputError
+from gfo.export.preprocessing import Preprocessing
 from gfo.kernels.impl import Impl
 from gfo.kernels.pairs import Grid, Pairs
 
@@ -52,6 +54,25 @@ def test_indices_out_of_range_are_an_error(
 ) -> None:
     with pytest.raises(ValueError, match=word):
         logits(tiny_classifier, impl, torch.tensor(pair)[:, None])
+
+
+class Normalised(nn.Module):
+    """Ends with an operation that PyTorch lacks for half precision on CPUs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.local_response_norm(x, 2).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_operation_that_the_precision_lacks_is_named_when_the_engine_opens(precision: str, compiled: bool) -> None:
+    frozen = FrozenClassifier.from_module(Normalised(), Preprocessing(16, 16), model="mine")
+    named = rf"^mine: fails at {precision} on cpu \(NotImplemented.* in local_response_norm, .*; use --precision fp32$"
+    with pytest.raises(InputError, match=named), TorchEngine(frozen, precision, "cpu", TorchOptions(compiled=compiled)):
+        pass
+    with TorchEngine(frozen, "fp32", "cpu") as engine:
+        engine.load_bank(BANK)
+        assert engine.infer(IMAGES, *GRID).shape == (6, 3)
 
 
 @pytest.mark.slow
