@@ -6,13 +6,19 @@ STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 FLOORS := kernels export engine bench
 
-.PHONY: demo test check docs format clean
+.PHONY: demo test faults check docs format clean
 
 demo: $(STAMP)
 	$(BIN)/gfo-demo --out runs/demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# Thousands of kills and damaged files; the suite tries a few. About half an hour.
+faults: $(STAMP)
+	rm -rf build/faults
+	GFO_FAULTS=long $(BIN)/python -m pytest -q -n auto --dist loadfile tests/faults
+	$(BIN)/python tests/faults/table.py
 
 check: $(STAMP) $(FLOORS:%=.typing/gfo/%)
 	$(BIN)/ruff format --check .

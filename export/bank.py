@@ -8,6 +8,7 @@ as JSON.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,15 +53,12 @@ class OccluderBank(Described):
     @cached_property
     def hash(self) -> str:
         """`sha256:…` over the header and the occluders."""
-        digest = hashlib.sha256(self.header.to_json().encode())
-        values: Any = self.occluders.contiguous().numpy()
-        digest.update(memoryview(values).cast("B"))
-        return f"sha256:{digest.hexdigest()}"
+        return _hash(self.header.to_json(), self.occluders)
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all. Raises `OSError`, which names it."""
         tensors = {"occluders": self.occluders, "fitted": self.fitted, "held_out": self.held_out}
-        save_tensors(path, tensors, {_METADATA_KEY: self.header.to_json()})
+        save_tensors(path, tensors, {_METADATA_KEY: self.header.to_json()}, {"occluders": self.hash})
 
     @classmethod
     def of(cls, source: OccluderBank | Path | str, subject: Model) -> OccluderBank:
@@ -97,14 +95,16 @@ class OccluderBank(Described):
         InputError
             Not there, not a bank, NaN or infinite values, values outside the ball, a header that does not match.
         """
-        path = Path(path)
-        metadata, tensors = _read(path)
+        path, found = Path(path), dict[str, str]()
+        metadata, tensors = _read(path, found)
         if _METADATA_KEY not in metadata or "occluders" not in tensors or not set(tensors) <= set(_TENSORS):
             raise InputError(f"{path}: safetensors, but not an occluder bank; create one with gfo-train")
         header = read_record(
             BankHeader, metadata[_METADATA_KEY], path, "train the bank again", "bank header is not valid"
         )
         bank = cls(header=header, **tensors)
+        if "occluders" in found and header.to_json() == metadata[_METADATA_KEY]:
+            vars(bank)["hash"] = found["occluders"]  # `hash`, which has just been computed
         bank._validate(path)
         return bank
 
@@ -138,24 +138,39 @@ class OccluderBank(Described):
                 f"{len(header.folders)} folders; train the bank again"
             )
         check_keys(path, self.fitted, self.held_out)
-        # Row by row: a copy of a bank of 1,000 occluders would be 600 MB more.
-        broken = [row for row, occluder in enumerate(d) if not bool(occluder.isfinite().all())]
+        # Row by row: a copy of a bank of 1,000 occluders would be 600 MB more. NaN is the smallest, and the largest.
+        radii = [max(-float(low), float(high)) for low, high in map(torch.aminmax, d)]
+        broken = [row for row, radius in enumerate(radii) if not math.isfinite(radius)]
         if broken:
             row = broken[0]
             raise InputError(f"{path}: the occluder of {header.folders[row]} holds NaN or infinity; train it again")
-        radius = max(float(o.abs().max() if header.norm == "linf" else o.norm()) for o in d)
+        radius = max(radii if header.norm == "linf" else [float(occluder.norm()) for occluder in d])
         if radius > header.epsilon * (1 + _BALL_SLACK):
             raise InputError(
                 f"{path}: an occluder reaches {radius:g} but ε is {header.epsilon:g}; train the bank again"
             )
 
 
-def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
-    """Return the metadata and tensors of a safetensors file."""
+def _hash(header: str, occluders: Tensor) -> str:
+    digest = hashlib.sha256(header.encode())
+    content: Any = occluders.contiguous().reshape(-1).view(torch.uint8).numpy()
+    digest.update(content)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _read(path: Path, hashes: dict[str, str]) -> tuple[Mapping[str, str], dict[str, Tensor]]:
+    """Return the metadata and tensors of a safetensors file; put what its checksum needs into `hashes`."""
+
+    def computed(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Mapping[str, str]:
+        occluders = tensors.get("occluders")
+        if _METADATA_KEY in metadata and occluders is not None and occluders.dtype == torch.float32:
+            hashes["occluders"] = _hash(metadata[_METADATA_KEY], occluders)
+        return hashes
+
     if not path.is_file():
         raise InputError(f"{path}: bank not found; create one with gfo-train")
     try:
-        return load_tensors(path)
+        return load_tensors(path, hashes=computed)
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); train or copy the bank again") from error
 

@@ -227,10 +227,20 @@ def remove_old_partials(folder: Path) -> None:
                 path.unlink()
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def save_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: dict[str, str] | None = None,
+    hashes: Mapping[str, str] | None = None,
+) -> None:
     """Write a safetensors file whole or not at all, with a checksum that `load_tensors` checks.
 
     The checksum is one more tensor, `sha256`, uint8 [32], over the metadata and all other tensors.
+
+    Parameters
+    ----------
+    hashes
+        Hashes of large tensors by name, which stand for their bytes in the checksum: they need not be hashed twice.
 
     Raises
     ------
@@ -242,7 +252,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     from safetensors.torch import save_file
 
     written = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    checksum = torch.tensor(list(_checksum(written, metadata or {})), dtype=torch.uint8)
+    checksum = torch.tensor(list(_checksum(written, metadata or {}, hashes or {})), dtype=torch.uint8)
     with atomic_path(path) as partial:
         try:
             save_file({**written, _CHECKSUM: checksum}, partial, metadata=metadata)
@@ -250,7 +260,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
             raise OSError(errno.EIO, str(error)) from error
 
 
-def load_tensors(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, str], dict[str, Tensor]]:
+def load_tensors(
+    path: Path,
+    names: Collection[str] | None = None,
+    hashes: Callable[[Mapping[str, str], Mapping[str, Tensor]], Mapping[str, str]] = lambda _metadata, _tensors: {},
+) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Read a safetensors file: its metadata, and its tensors in memory, whatever becomes of the file.
 
     Parameters
@@ -259,6 +273,8 @@ def load_tensors(path: Path, names: Collection[str] | None = None) -> tuple[dict
         A file without a checksum (from another program, or an older version) is taken as it is.
     names
         What it may hold; None for anything. Without them, damage to the checksum's name would be taken for its absence.
+    hashes
+        Returns those that `save_tensors` was given, from the metadata and the tensors.
 
     Raises
     ------
@@ -281,25 +297,30 @@ def load_tensors(path: Path, names: Collection[str] | None = None) -> tuple[dict
     stated = tensors.get(_CHECKSUM)
     if stated is not None and (stated.dtype == torch.uint8 or names is not None):
         del tensors[_CHECKSUM]
-        if bytes(stated.flatten().to(torch.uint8).tolist()) != _checksum(tensors, metadata):
+        read = bytes(stated.flatten().to(torch.uint8).tolist())
+        # An older version hashed every tensor's bytes.
+        if read != _checksum(tensors, metadata, hashes(metadata, tensors)) and read != _checksum(tensors, metadata, {}):
             raise ValueError("its checksum does not match")
     if names is not None and (foreign := sorted(set(tensors) - set(names))):
         raise ValueError(f"it holds {foreign[0]!r}, expected only {', '.join(names)}")
     return metadata, tensors
 
 
-def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], hashes: Mapping[str, str]) -> bytes:
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    add_tensors(digest, tensors)
+    add_tensors(digest, tensors, hashes)
     return digest.digest()
 
 
-def add_tensors(digest: _Hash, tensors: Mapping[str, Tensor]) -> None:
-    """Add the sorted names, dtypes, shapes and bytes of tensors to a hash."""
+def add_tensors(digest: _Hash, tensors: Mapping[str, Tensor], hashes: Mapping[str, str]) -> None:
+    """Add the sorted names, dtypes, shapes and bytes of tensors to a hash; some have hashes in place of their bytes."""
     import torch
 
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        if name in hashes:
+            digest.update(hashes[name].encode())
+            continue
         content: Any = tensor.reshape(-1).view(torch.uint8).numpy()
         digest.update(content)

@@ -26,10 +26,12 @@ if not torch.cuda.is_available():
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
+from gfo.engine.evaluation.summary import Run
 from gfo.export.bank import OccluderBank
 from gfo.export.bank_header import BankHeader
 from gfo.export.classifier import FrozenClassifier, load_classifier
 from gfo.export.models.spec import ModelSpec
+from gfo.export.preprocessing import Preprocessing
 
 MODEL = "python:gfo_tiny:network"
 # Not alphabetical: a mapping by sorted folder names would be noticed.
@@ -148,3 +150,32 @@ def tiny_bank(make_bank: Callable[..., OccluderBank], tmp_path_factory: pytest.T
     path = tmp_path_factory.mktemp("bank") / "bank.safetensors"
     make_bank().save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def run_record() -> Run:
+    """What a run is, to be changed with `replace`."""
+    return Run(
+        gfo_version="0.1.0",
+        model="m",
+        num_classes=10,
+        weights="w.pth",
+        weights_hash="sha256:w",
+        bank="bank.safetensors",
+        bank_hash="sha256:b",
+        epsilon=8.0,
+        norm="linf",
+        split="val",
+        engine="torch",
+        device="cpu",
+        precision="fp32",
+        loader="pillow",
+        seed=0,
+        data_root="/data",
+        preprocessing=Preprocessing(12, 12),
+        class_ids=(0,),
+        class_names={"0": "name 0"},
+        folders={"0": "f0"},
+        pictures="all",
+        per_class=None,
+    )

@@ -203,7 +203,7 @@ class RunStore:
         return sum(self.end(start) - start for start in starts)
 
     def pending(self, starts: Sequence[int] | None = None) -> list[int]:
-        """Return which blocks, of all or of those that start here, are not done, are damaged or lack a part."""
+        """Return which blocks, of all or of those that start here, are not done, or whose parts do not go together."""
         starts = range(0, len(self), self.block) if starts is None else starts
         return [start for start in starts if not self._done(start)]
 
@@ -211,12 +211,15 @@ class RunStore:
         stop = self.end(start)
         try:
             rank, margin, reason = (np.asarray(self._array(n)[start:stop]) for n in ("rank", "margin", "reason"))
-            left_out = self.predictions(start, stop) == QUARANTINED
+            prediction = self.predictions(start, stop)
         except (ValueError, RuntimeError):  # a chunk fails its checksum; an `InputError` is a `ValueError`
             return False
+        left_out, right = prediction == QUARANTINED, prediction == self.labels[start:stop, None]
         # A chunk that is missing reads as the fill value: no rank, no margin, no reason.
         whole = ((rank < 0) == left_out) & (np.isnan(margin) == left_out) & ((reason != "")[:, None] == left_out)
-        return bool(whole.all())
+        # One of another block does not go with the others.
+        alike = ((rank == 0) == right) & ~np.where(right, margin < 0, margin > 0)
+        return bool((whole & alike).all())
 
     def changed(self, start: int, stamps: Sequence[int]) -> int:
         """Return how many pictures of a block have another stamp than they had when it was written."""

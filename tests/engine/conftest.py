@@ -13,10 +13,8 @@ from gfo.engine.commands import export as export_command
 from gfo.engine.commands import report as report_command
 from gfo.engine.commands import train as train_command
 from gfo.engine.data import files
-from gfo.engine.evaluation.summary import Run as RunRecord
 from gfo.engine.training import train as training
 from gfo.engine.training.batches import ClassPictures
-from gfo.export.preprocessing import Preprocessing
 
 Command = Callable[..., list[object]]
 Run = Callable[..., tuple[int, str, str]]
@@ -34,35 +32,6 @@ MODEL = ("--model", "python:gfo_tiny:network")
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask storage that fails again at once."""
     monkeypatch.setattr(files, "_WAITS", (0.0, 0.0))
-
-
-@pytest.fixture(scope="session")
-def run_record() -> RunRecord:
-    """What a run is, to be changed with `replace`."""
-    return RunRecord(
-        gfo_version="0.1.0",
-        model="m",
-        num_classes=10,
-        weights="w.pth",
-        weights_hash="sha256:w",
-        bank="bank.safetensors",
-        bank_hash="sha256:b",
-        epsilon=8.0,
-        norm="linf",
-        split="val",
-        engine="torch",
-        device="cpu",
-        precision="fp32",
-        loader="pillow",
-        seed=0,
-        data_root="/data",
-        preprocessing=Preprocessing(12, 12),
-        class_ids=(0,),
-        class_names={"0": "name 0"},
-        folders={"0": "f0"},
-        pictures="all",
-        per_class=None,
-    )
 
 
 @pytest.fixture(scope="session")

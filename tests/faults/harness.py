@@ -1,4 +1,4 @@
-"""Faults on purpose: commands that are killed, torn or refused at their k-th file operation, and files that are damaged.
+"""Faults on purpose: commands that die or are refused at their k-th file operation, and files that are damaged.
 
     with Commands(folder) as commands:
         whole = commands.run(["gfo-eval", ...], below=out)          # counts file operations below `out`
@@ -152,7 +152,7 @@ class Commands:
 
 
 def damaged(content: bytes, kind: str, draw: random.Random) -> bytes | None:
-    """Return what damage leaves of a file: `flip` a bit, `byte`, `cut`, `zero` a stretch, `insert`, `empty`, `remove`."""
+    """Return what damage of a kind in `DAMAGES` leaves of a file's content; None removes the file."""
     if kind == "remove":
         return None
     if kind == "empty" or not content:

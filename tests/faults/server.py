@@ -1,4 +1,4 @@
-"""Run commands in forks of one process that has imported them; started by `harness.Commands` with `faults.so` preloaded.
+"""Run commands in forks of one process that has imported them; `harness.Commands` starts it, with `faults.so`.
 
 A line of JSON on standard input is a job, a line on standard output its outcome; see `harness`.
 """
@@ -49,7 +49,7 @@ _COMMANDS = {
 
 def _child(job: dict[str, Any], faults: ctypes.CDLL) -> int:
     for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
-        with open(job[name], "wb") as file:  # noqa: PTH123 (before anything is armed)
+        with open(job[name], "wb") as file:
             os.dup2(file.fileno(), stream.fileno())
     os.environ.update(job["environment"])
     if job["process"]:

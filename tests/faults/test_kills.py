@@ -7,7 +7,6 @@ import shutil
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from harness import Commands, Fault, Outcome, leftovers, sample
@@ -78,9 +77,7 @@ def test_a_killed_command_ends_with_the_same_bytes(
 
 
 @EVERY
-@pytest.mark.parametrize(
-    ("kind", "error"), [("fail", errno.EIO), ("fail on", errno.ENOSPC)], ids=["EIO", "full disk"]
-)
+@pytest.mark.parametrize(("kind", "error"), [("fail", errno.EIO), ("fail on", errno.ENOSPC)], ids=["EIO", "full disk"])
 def test_a_refused_operation_is_one_line_and_loses_nothing(
     bench: Bench, scenario: Scenario, kind: str, error: int, long: bool, counts: Counter[str]
 ) -> None:
@@ -128,10 +125,8 @@ def test_workers_with_the_same_process_number_share_a_run(
             out = tmp_path / str(number)
             ends: dict[int, Outcome] = {}
 
-            def work(
-                shard: int, where: Commands, words: list[Any] = scenario.words(material, out), ends: Any = ends
-            ) -> None:
-                sharded = [*words, "--shard", f"{shard}/2"]
+            def work(shard: int, where: Commands, out: Path = out, ends: dict[int, Outcome] = ends) -> None:
+                sharded = [*scenario.words(material, out), "--shard", f"{shard}/2"]
                 ends[shard] = where.run(sharded, below=tmp_path, first=scenario.first, process=1)
 
             threads = [threading.Thread(target=work, args=pair) for pair in enumerate((commands, others))]

@@ -14,24 +14,21 @@ import xarray
 from gfo.engine.evaluation.store import NOT_DONE, QUARANTINED, RunStore, block_size
 from gfo.engine.evaluation.summary import Quarantined, Run, plain
 from gfo.export.errors import InputError
-from gfo.kernels.score import Score
+from gfo.kernels.score import Score, score
 
 COUNT, IDS = 20, [7, 0, 3]
+LABELS = np.repeat(IDS, [8, 8, 4])
 
 
 def make(folder: Path, run: Run) -> RunStore:
-    labels = np.repeat(IDS, [8, 8, 4])
-    paths = [f"val/{label}/{i}.png" for i, label in enumerate(labels)]
-    return RunStore.create(folder, run, paths=paths, labels=labels.tolist(), fit=[0, 1] * 10, occluders=[-1, *IDS, -2])
+    paths = [f"val/{label}/{i}.png" for i, label in enumerate(LABELS)]
+    return RunStore.create(folder, run, paths=paths, labels=LABELS.tolist(), fit=[0, 1] * 10, occluders=[-1, *IDS, -2])
 
 
-def scores(n: int, rows: int, seed: int) -> Score:
-    g = torch.Generator().manual_seed(seed)
-    return Score(
-        torch.randint(0, 9, (n * rows,), generator=g),
-        torch.randint(0, 9, (n * rows,), generator=g),
-        torch.randn(n * rows, generator=g),
-    )
+def scores(start: int, n: int) -> Score:
+    """Of seeded logits for the `n` pictures from `start`, under 5 rows."""
+    logits = torch.randn(n * 5, 9, generator=torch.Generator().manual_seed(start))
+    return score(logits, torch.from_numpy(LABELS[start : start + n]).repeat_interleave(5))
 
 
 @pytest.fixture
@@ -43,7 +40,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_xarray_reads_what_was_written_and_what_was_not(tmp_path: Path, run_record: Run) -> None:
     store = make(tmp_path, run_record)
     assert store.pending() == [0, 8, 16]
-    first, last = scores(8, 5, 0), scores(4, 5, 1)
+    first, last = scores(0, 8), scores(16, 4)
     store.write(0, first, {2: "OSError: broken"})
     store.write(16, last, {})
     data = xarray.open_zarr(tmp_path / "predictions.zarr")
@@ -77,7 +74,7 @@ def test_a_block_of_class_0_is_done(tmp_path: Path, run_record: Run) -> None:
 def test_a_flipped_byte_is_noticed_and_computed_again(tmp_path: Path, run_record: Run) -> None:
     store = make(tmp_path, run_record)
     for start, n in ((0, 8), (8, 8), (16, 4)):
-        store.write(start, scores(n, 5, start), {})
+        store.write(start, scores(start, n), {})
     assert store.pending() == []
     chunk = tmp_path / "predictions.zarr" / "prediction" / "c" / "1" / "0"
     damaged = bytearray(chunk.read_bytes())
@@ -87,8 +84,8 @@ def test_a_flipped_byte_is_noticed_and_computed_again(tmp_path: Path, run_record
     with pytest.raises(InputError, match="damaged"):
         store.predictions(8, 16)
     assert store.pending() == [8]
-    store.write(8, scores(8, 5, 8), {})
-    np.testing.assert_array_equal(store.predictions(8, 16), scores(8, 5, 8).prediction.view(8, 5))
+    store.write(8, scores(8, 8), {})
+    np.testing.assert_array_equal(store.predictions(8, 16), scores(8, 8).prediction.view(8, 5))
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -96,13 +93,26 @@ def test_a_flipped_byte_is_noticed_and_computed_again(tmp_path: Path, run_record
 def test_a_part_of_a_block_that_is_missing_is_not_done(tmp_path: Path, run_record: Run, part: str) -> None:
     store = make(tmp_path, run_record)
     for start, n in ((0, 8), (8, 8), (16, 4)):
-        store.write(start, scores(n, 5, start), {2: "OSError: broken"})
+        store.write(start, scores(start, n), {2: "OSError: broken"})
     chunks = sorted((tmp_path / "predictions.zarr" / part / "c").rglob("*"))
     [chunk for chunk in chunks if chunk.is_file()][1].unlink()
     assert RunStore.open(tmp_path).pending() == [8]
     if part == "prediction":
         with pytest.raises(InputError, match=r"pictures 8\.\.15 are missing .*not all are done\); run the same"):
             store.predictions(8, 16)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("part", ["prediction", "rank", "margin"])
+def test_a_part_of_another_block_is_noticed(tmp_path: Path, run_record: Run, part: str) -> None:
+    """Its checksum is right, but it does not go with the others."""
+    store = make(tmp_path, run_record)
+    for start, n in ((0, 8), (8, 8), (16, 4)):
+        store.write(start, scores(start, n), {})
+    assert store.pending() == []
+    chunks = tmp_path / "predictions.zarr" / part / "c"
+    (chunks / "1" / "0").write_bytes((chunks / "0" / "0").read_bytes())
+    assert RunStore.open(tmp_path).pending() == [8]
 
 
 def unseal(run_dir: Path, **attributes: Any) -> None:

@@ -1,0 +1,174 @@
+"""Files that are damaged: what gfo wrote itself is noticed or made again, what people bring is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import DAMAGES, Commands, damaged, files_below
+from readers import FOREIGN, OWN, REFUSALS, Reader, World
+from scenarios import SCENARIOS, SMALL_BLOCKS, Material
+
+from gfo.engine.data import files as picture_files
+from gfo.engine.evaluation.summary import Run
+from gfo.export.artefact import export
+from gfo.export.bank import OccluderBank
+from gfo.export.classifier import FrozenClassifier
+
+_SUITE, _LONG = 40, 1500  # damages of a reader's files
+_SLOW = {"checkpoint": 4, "artefact": 1, "store": 2}  # of them one of so many
+
+
+@pytest.fixture(scope="module")
+def world(
+    tiny_classifier: FrozenClassifier,
+    make_bank: Callable[..., OccluderBank],
+    tiny_data: Path,
+    run_record: Run,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> World:
+    bank = make_bank()
+    run = replace(run_record, class_ids=bank.class_ids, num_classes=tiny_classifier.num_classes)
+    made: list[Path] = []
+
+    def artefact() -> Path:
+        if not made:
+            made.append(export(tiny_classifier, bank, tmp_path_factory.mktemp("a") / "artefact").folder)
+        return made[0]
+
+    return World(tiny_classifier, bank, run, tiny_data, artefact)
+
+
+class Bench:
+    """A reader, its files, and what it reads from them while they are whole."""
+
+    def __init__(self, name: str, reader: Reader, world: World, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(picture_files, "_WAITS", (0.0, 0.0))
+        monkeypatch.setenv("GFO_CACHE", str(folder / "work" / "cache"))
+        self.name, self.reader, self.world = name, reader, world
+        self.work, self._whole = folder / "work", folder / "whole"
+        self.work.mkdir()
+        reader.write(world, self.work)
+        if reader.fresh:
+            if name != "checkpoint":
+                reader.read(world, self.work)  # which writes the files
+            shutil.copytree(self.work, self._whole)
+        self.result = reader.read(world, self.work)
+        if reader.fresh:
+            self._restore()
+        self.files = [path.relative_to(self.work) for path in files_below(self.work)]
+
+    def _restore(self) -> None:
+        shutil.rmtree(self.work)
+        shutil.copytree(self._whole, self.work)
+
+    def read(self, file: Path, content: bytes | None) -> Any:
+        """Read with other contents of a file, None for no file; what is raised is returned."""
+        path = self.work / file
+        before = path.read_bytes()
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content)
+        try:
+            return self.reader.read(self.world, self.work)
+        except REFUSALS as error:
+            return error
+        finally:
+            if self.reader.fresh:
+                self._restore()
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(before)
+
+
+def tries(name: str, long: bool) -> int:
+    return (_LONG if long else _SUITE) // _SLOW.get(name, 1)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_damage_to_what_was_written_is_noticed_or_mended(
+    name: str,
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    long: bool,
+    counts: Counter[str],
+) -> None:
+    bench, draw = Bench(name, OWN[name], world, tmp_path, monkeypatch), random.Random(0)
+    for number in range(tries(name, long)):
+        file = draw.choice(bench.files)
+        kind = DAMAGES[number % len(DAMAGES)]
+        content = (bench.work / file).read_bytes()
+        other = damaged(content, kind, draw)
+        found = bench.read(file, other)
+        counts["damaged files"] += other != content
+        if isinstance(found, REFUSALS):
+            counts["refused"] += 1
+        else:
+            assert found == bench.result, (str(file), kind, number)
+            counts["without effect or mended"] += 1
+    assert bench.reader.read(world, bench.work) == bench.result
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_damage_to_what_people_bring_is_refused_in_one_line_or_harmless(
+    name: str,
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    long: bool,
+    counts: Counter[str],
+) -> None:
+    bench, draw = Bench(name, FOREIGN[name], world, tmp_path, monkeypatch), random.Random(0)
+    for number in range(tries(name, long)):
+        file = draw.choice(bench.files)
+        found = bench.read(file, damaged((bench.work / file).read_bytes(), DAMAGES[number % len(DAMAGES)], draw))
+        counts["damaged inputs"] += 1
+        counts["refused"] += isinstance(found, REFUSALS)
+
+
+def test_a_command_over_a_damaged_run_says_so_or_mends_it(
+    commands: Commands, material: Material, tmp_path: Path, long: bool, counts: Counter[str]
+) -> None:
+    """The same readers, behind the real commands: one line, no traceback, and never another number."""
+    evaluate, report, draw = SCENARIOS[1], SCENARIOS[3], random.Random(0)
+    whole = tmp_path / "whole"
+    words = evaluate.words(material, whole)
+    assert commands.run(words, below=tmp_path, first=SMALL_BLOCKS).code == 0
+    answers = evaluate.result(whole)
+    reported = ["gfo-report", tmp_path / "run" / "run", "--out", tmp_path / "report"]
+    shutil.copytree(whole, tmp_path / "run")
+    assert commands.run(reported, below=tmp_path).code == 0
+    page = report.result(tmp_path / "report")
+    for number in range(150 if long else 3):
+        shutil.rmtree(tmp_path / "run")
+        shutil.copytree(whole, tmp_path / "run")
+        file = draw.choice(files_below(tmp_path / "run"))
+        content = damaged(file.read_bytes(), DAMAGES[number % len(DAMAGES)], draw)
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        shutil.rmtree(tmp_path / "report")
+        told = commands.run(reported, below=tmp_path)
+        assert told.code in (0, 2), told.err
+        assert "Traceback" not in told.err
+        if told.code == 0:
+            assert report.result(tmp_path / "report") == page, str(file)
+        else:
+            (tmp_path / "report").mkdir(exist_ok=True)
+        again = commands.run(evaluate.words(material, tmp_path / "run"), below=tmp_path, first=SMALL_BLOCKS)
+        assert again.code in (0, 2), again.err
+        assert "Traceback" not in again.err
+        if again.code == 0:
+            assert evaluate.result(tmp_path / "run") == answers, str(file)
+        counts["damaged files"] += 1
+        counts["refused"] += told.code == 2 or again.code == 2
+    assert json.dumps(page)
