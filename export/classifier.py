@@ -194,7 +194,7 @@ def _undo_slow_inplace(network: nn.Module) -> None:
 def hash_state(state: Mapping[str, Tensor]) -> str:
     """Return `sha256:…` over the sorted names, dtypes, shapes and bytes of a state dict."""
     digest = hashlib.sha256()
-    add_tensors(digest, state)
+    add_tensors(digest, state, {})
     return f"sha256:{digest.hexdigest()}"
 
 
