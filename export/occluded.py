@@ -86,7 +86,7 @@ class OccludedClassifier(nn.Module):
         pairs = (Grid if grid else Pairs)(images, chosen, image_index, occluder_index)
         inputs = occlude(pairs, self.normalisation, impl=self.impl, validate=validate)
         with self.naming_failure(inputs.device):
-            return self.network(inputs).to(torch.float32)
+            return self.network(inputs).to(torch.float32).contiguous()  # a network may return a part of something
 
     def try_network(self, device: torch.device, *, gradient: bool = False) -> None:
         """Run the network on one picture, and its gradient: what the precision lacks on the device shows before work.

@@ -212,6 +212,23 @@ def _refuse_folder(folder: Path) -> None:
         raise InputError(f"{folder}: is a folder with the name of a tar file; rename it")
 
 
+def mapped_elsewhere(data: DataSpec, folders: Sequence[ClassFolder], model_outputs: int) -> str | None:
+    """Return a line about WordNet ids that a class map gives another output than ImageNet's list; None without any."""
+    class_map = _map_of(data)
+    named = [folder for folder in folders if _WNID.fullmatch(folder.folder)]
+    if class_map is None or model_outputs != _IMAGENET_CLASSES or not named:
+        return None
+    usual = {wnid: index for index, wnid in enumerate(_imagenet_info().label_names())}
+    odd = [folder for folder in named if usual.get(folder.folder, folder.class_id) != folder.class_id]
+    if not odd:
+        return None
+    first = odd[0]
+    return (
+        f"{class_map}: gives {len(odd)} of {len(named)} WordNet ids another output than ImageNet's list of 1,000, the "
+        f"first: {first.folder} is {first.class_id} there, {usual[first.folder]} in the list"
+    )
+
+
 def beside_the_classes(data: DataSpec) -> str | None:
     """Return a line about the files of a split that are in no class folder, and so not read; None if there are none."""
     if tar_files(data.folder):

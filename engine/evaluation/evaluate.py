@@ -19,10 +19,11 @@ from ...export.errors import InputError
 from ...export.manifest import FAILED, NOT_RUN
 from ...export.models.spec import ModelSpec
 from ...export.subject import Subject
-from ..data.folders import ClassFolder, beside_the_classes, name_of
+from ..data.folders import ClassFolder, beside_the_classes, mapped_elsewhere, name_of
 from ..data.loading import open_source
 from ..data.source import PictureSource
 from ..data.spec import DataSpec
+from ..doubts import accuracy_doubt
 from ..engines.base import Engine
 from ..engines.choice import open_engine
 from ..machine import peak_rss_mb
@@ -31,12 +32,10 @@ from .all_pairs import all_pairs, noise_row, refuse_quarantined, to_do
 from .config import EvaluationConfig
 from .metrics import summarize
 from .passes import choose_passes
-from .results import PENDING, Accuracy
+from .results import PENDING
 from .selection import Picture, bank_folders, select_pictures
 from .store import CLEAN, FIT_FITTED, FIT_HELD_OUT, FIT_UNSEEN, NOISE, RunStore
 from .summary import SCHEMA, STORE, SUMMARY_FILE, Fit, Run, Speed, Summary, plain, read_summary
-
-_FEW = 10  # outputs: with fewer, twice chance is no mean accuracy
 
 Bank: TypeAlias = OccluderBank | EmbeddedBank
 
@@ -93,7 +92,9 @@ def evaluate(
         source = open_source(data, subject.preprocessing, engine.torch_device)
         run = _run(engine, source, (held, where), folders, data, config)
         store = _open_store(out, run, pictures, _rows(held))
-        for line in filter(None, (unchecked, subject.preprocessing.doubt, beside_the_classes(data))):
+        of_model = (unchecked, subject.doubt, subject.preprocessing.doubt)
+        of_data = (beside_the_classes(data), mapped_elsewhere(data, folders, subject.num_classes))
+        for line in filter(None, (*of_model, *of_data)):
             progress.say(line)
         why = f"{engine.reason}; {engine.how}"
         progress.say(f"engine {engine.name} on {engine.device}, {engine.precision}: {why}")
@@ -121,19 +122,10 @@ def evaluate(
     if summary.complete:  # otherwise other workers' shards are not done
         refuse_quarantined(store, summary.quarantined, config.max_quarantined)  # each worker has counted its own
         summary.write(out)
-        if line := accuracy_doubt(summary.clean, summary.num_classes):
+        clean = summary.clean
+        if clean and (line := accuracy_doubt(clean.accuracy, summary.num_classes, subject.accuracy)):
             progress.say(line)
     return summary
-
-
-def accuracy_doubt(clean: Accuracy | None, outputs: int) -> str | None:
-    """Return a warning where the model recognises hardly anything, as with a class map that is off by one."""
-    if clean is None or outputs < _FEW or clean.accuracy >= 2 / outputs:
-        return None
-    return (
-        f"clean accuracy is {clean.accuracy:.4f}, chance is {1 / outputs:.4f}: check the class map, --mean, --std and "
-        "the weights"
-    )
 
 
 def _loader(data: DataSpec, out: Path) -> str:

@@ -103,6 +103,8 @@ def export_checked(
         See `export`; also where the pictures for the check are missing.
     """
     job = Export(model, bank, out, config)
+    for line in filter(None, (job.classifier.doubt, job.classifier.preprocessing.doubt)):
+        progress.say(line)
     # Before anything is exported, so that missing pictures are reported first.
     comparison = None if check is None else _Comparison.of(job, check, progress)
     what = f"{job.classifier.model} with {len(job.bank.class_ids)} occluders to {job.config.format}"

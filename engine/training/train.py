@@ -23,11 +23,12 @@ from ...export.classifier import FrozenClassifier, load_classifier
 from ...export.errors import InputError
 from ...export.models.spec import ModelSpec
 from ...export.occluded import OccludedClassifier
-from ..data.folders import ClassFolder, beside_the_classes, list_classes
+from ..data.folders import ClassFolder, beside_the_classes, list_classes, mapped_elsewhere
 from ..data.loading import open_source
 from ..data.source import PictureSource
 from ..data.spec import DataSpec
 from ..devices import checked_impl, deterministic, device_name, exact_float32, fitting_memory, resolve_device
+from ..doubts import FirstAnswers
 from ..machine import keep_freed_memory, measured_precision
 from ..progress import Progress, no_progress
 from .batches import Batch, Batches, ClassPictures, read_class
@@ -61,7 +62,8 @@ class Descent:
         pictures = torch.arange(len(batch.images), device=batch.images.device)
         logits = network(batch.images, pictures, batch.occluder_index, occluders)  # occlude and forward
         loss = self._objective.loss(logits, batch.labels, impl=network.impl).sum() * _LOSS_SCALE[network.precision]
-        (gradient,) = torch.autograd.grad(loss, occluders)
+        with network.naming_failure(occluders.device):
+            (gradient,) = torch.autograd.grad(loss, occluders)
         # The sign of NaN is 0: unnoticed, an occluder would stand still for ever and its NaN logits count as fooled.
         if not bool(logits.isfinite().all() & gradient.isfinite().all()):
             fix = "check the weights" if network.precision == "fp32" else "use bf16 or fp32"
@@ -124,7 +126,9 @@ def train(
     data = replace(data, split="train")
     classes = "all" if data.classes is None else data.classes
     folders = list_classes(data, classes, classifier.num_classes, config.seed)
-    for line in filter(None, (classifier.preprocessing.doubt, beside_the_classes(data))):
+    of_model = (classifier.doubt, classifier.preprocessing.doubt)
+    of_data = (beside_the_classes(data), mapped_elsewhere(data, folders, classifier.num_classes))
+    for line in filter(None, (*of_model, *of_data)):
         progress.say(line)
     splits = {f.class_id: split_pictures(f.paths, f.class_id, config) for f in folders}
     source = open_source(data, classifier.preprocessing, device)
@@ -140,7 +144,8 @@ def train(
         progress.say(f"kernels {kernels}: {why}; loader {source.name}: {source.how}")
         network = OccludedClassifier(classifier, checkpoint.precision, impl=kernels).to(device)
         with exact_float32(checkpoint.precision, device):
-            _train_groups(_Run(network, config, source, splits, checkpoint, device), folders, progress)
+            first = FirstAnswers(classifier.num_classes, progress.say)
+            _train_groups(_Run(network, config, source, splits, checkpoint, device, first), folders, progress)
         return checkpoint.join()
 
 
@@ -171,6 +176,7 @@ class _Run:
     splits: Splits
     checkpoint: Checkpoint
     device: torch.device
+    first_answers: FirstAnswers
 
 
 def _train_groups(run: _Run, folders: Sequence[ClassFolder], progress: Progress) -> None:
@@ -207,7 +213,11 @@ def _train_group(
         fooled = pictures = 0
         for done, batch in enumerate(batches.of(work, epoch, config.seed), start=epoch * batches.steps):
             size = config.step_size(done / (batches.steps * config.epochs))
-            fooled += step(batch.to(run.device), size, done + 1)
+            wrong = step(batch.to(run.device), size, done + 1)
+            if done == 0:  # the occluders were zeros
+                seen = min(len(batch.labels), sum(len(c.images) for c in work))
+                run.first_answers.add(1 - wrong / len(batch.labels), seen)
+            fooled += wrong
             pictures += len(batch.labels)
             advance(len(work) / batches.steps, f"fooling rate {fooled / pictures:.2f}")
         if epoch + 1 < config.epochs:
@@ -234,8 +244,15 @@ def training_step(
 def _choose_precision(
     classifier: FrozenClassifier, config: TrainConfig, device: torch.device, progress: Progress
 ) -> str:
-    """Return the precision asked for; for `auto`, the faster of fp32 and bf16 in a few steps on noise."""
+    """Return the precision asked for; for `auto`, the faster of fp32 and bf16 in a few steps on noise.
+
+    Raises
+    ------
+    InputError
+        The network cannot be trained at that precision on that device.
+    """
     if config.precision != "auto":
+        OccludedClassifier(classifier, config.precision).to(device).try_network(device, gradient=True)
         return config.precision
     size = classifier.preprocessing.input_size
     generator = torch.Generator().manual_seed(0)

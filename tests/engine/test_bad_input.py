@@ -169,7 +169,10 @@ def test_banks_that_are_none(
         ("--weights", "IMAGENET1K_V1", "a file"),
         ("--weights", "nowhere.pth", "no such file"),
         ("--class-map", "nowhere.json", "class map"),
+        ("--weights-key", "ema", "--weights default has no entries"),
         ("--model", "resnet50", "torchvision/<name>"),
+        ("--model", "python:sys:exit", "SystemExit"),
+        ("--model", "python:os:path", "it is called without arguments"),
         ("--no-such-option", "1", "--help"),
     ],
 )

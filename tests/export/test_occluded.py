@@ -93,6 +93,7 @@ def test_a_network_that_fails_is_one_line_and_a_lack_of_memory_stays_one(
 ) -> None:
     model = OccludedClassifier(FrozenClassifier.from_module(Breaks(), Preprocessing(16, 16), model="mine"), "fp16")
     model.try_network(torch.device("cpu"), gradient=True)
+    assert model(IMAGES, *PAIRS, BANK).is_contiguous()  # though the network returns columns of more
     model.network.error = error  # type: ignore[assignment]
     with pytest.raises(wanted, match=named):
         model(IMAGES, *PAIRS, BANK)

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.models import ResNet18_Weights
 
-from gfo.engine.data.folders import ClassFolder, beside_the_classes, class_name, list_classes
+from gfo.engine.data.folders import ClassFolder, beside_the_classes, class_name, list_classes, mapped_elsewhere
 from gfo.engine.data.spec import DataSpec
 from gfo.export.errors import InputError
 
@@ -79,6 +79,23 @@ def test_what_is_hidden_or_beside_the_classes_is_not_listed_and_anything_else_is
     assert classes_of(root)[0].paths == listed
     line = beside_the_classes(DataSpec(root))
     assert line == f"{root / 'val'}: files beside the class folders are not read (1, the first: loose.jpg)"
+
+
+def test_wordnet_ids_that_a_class_map_moves_are_said(tmp_path: Path) -> None:
+    ids = {"n01440764": 0, "n01443537": 1, "n01484850": 2, "own": 7}
+    make(tmp_path, [*ids, "n00001740"])  # the last is of no class of ImageNet-1k
+    data = DataSpec(tmp_path, class_map=tmp_path / "map.json")
+
+    def line(outputs: int = 1000, **changed: int) -> str | None:
+        data.class_map.write_text(json.dumps({**ids, "n00001740": 9, **changed}))  # type: ignore[union-attr]
+        return mapped_elsewhere(data, list_classes(data, "all", outputs, 0), outputs)
+
+    assert line() is None
+    assert line(n01443537=2, n01484850=3) == (
+        f"{data.class_map}: gives 2 of 4 WordNet ids another output than ImageNet's list of 1,000, the first: "
+        "n01443537 is 2 there, 1 in the list"
+    )
+    assert line(outputs=999, n01443537=5) is None  # another model, other outputs
 
 
 def test_pictures_are_those_of_torchvisions_image_folder(tmp_path: Path) -> None:

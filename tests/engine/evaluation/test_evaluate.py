@@ -18,11 +18,9 @@ from torch import nn
 from gfo.engine.data.spec import DataSpec
 from gfo.engine.engines.choice import EngineChoice
 from gfo.engine.evaluation import all_pairs
-from gfo.engine.evaluation import evaluate as evaluation
 from gfo.engine.evaluation.all_pairs import noise_row
 from gfo.engine.evaluation.config import EvaluationConfig
 from gfo.engine.evaluation.evaluate import evaluate as evaluate_pairs
-from gfo.engine.evaluation.results import Accuracy
 from gfo.engine.evaluation.store import RunStore
 from gfo.engine.evaluation.summary import Summary, read_summary
 from gfo.engine.progress import no_progress
@@ -35,6 +33,20 @@ from gfo.export.preprocessing import Preprocessing
 SIZE, EPSILON = 12, 30.0
 IDS = {"ant": 0, "bee": 3, "cat": 1, "dog": 2}
 PREPROCESSING = Preprocessing(SIZE, SIZE, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+
+
+IN_TORCH = EvaluationConfig(EngineChoice("torch"))
+
+
+class Lines:
+    """A progress that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.task = no_progress.task
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
 
 
 def evaluated(model: FrozenClassifier, bank: Path, root: Path, out: Path, engine: str = "torch", **how: Any) -> Summary:
@@ -340,16 +352,28 @@ def test_logits_that_are_not_finite_are_an_error_not_an_answer(
         evaluate(frozen, bank, pictures, tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    ("accuracy", "outputs", "doubtful"),
-    [(0.0011, 1000, True), (0.0021, 1000, False), (0.19, 10, True), (0.2, 10, False), (0.1, 5, False)],
-)
-def test_a_clean_accuracy_near_chance_is_doubtful(accuracy: float, outputs: int, doubtful: bool) -> None:
-    """As with a class map that is shifted by one."""
-    clean = Accuracy(accuracy, None, None, pictures=100)
-    line = evaluation.accuracy_doubt(clean, outputs)
-    assert (line is not None) == doubtful
-    assert line is None or "check the class map" in line
+def test_an_operation_that_the_precision_lacks_leaves_no_run(bank: Path, pictures: Path, tmp_path: Path) -> None:
+    class Normalised(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.local_response_norm(x.repeat(1, 2, 1, 1), 2).mean(dim=(2, 3))
+
+    frozen = FrozenClassifier.from_module(Normalised(), PREPROCESSING)
+    stored = OccluderBank.load(bank)
+    header = BankHeader(**{**vars(stored.header), "weights_hash": frozen.weights_hash})
+    OccluderBank(stored.occluders, header).save(bank)
+    with pytest.raises(InputError, match=r"fails at bf16 on cpu .* in local_response_norm, .*; use --precision fp32"):
+        evaluated(frozen, bank, pictures, tmp_path / "run", precision="bf16")
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_says_where_the_accuracy_is_far_below_the_published_one(
+    classifier: FrozenClassifier, bank: Path, pictures: Path, tmp_path: Path
+) -> None:
+    for published, said in ((None, 0), (0.99, 1)):
+        frozen, lines = replace(classifier, accuracy=published, doubt="took one of two"), Lines()
+        evaluate_pairs(frozen, bank, DataSpec(pictures), tmp_path / f"{published}", IN_TORCH, lines)
+        assert ["the authors of the weights report" in line for line in lines.said].count(True) == said
+        assert lines.said.count("took one of two") == 1
 
 
 @pytest.mark.parametrize(("epsilon", "norm"), [(4.0, "linf"), (90.0, "l2")])

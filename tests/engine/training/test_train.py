@@ -466,6 +466,57 @@ def test_it_says_once_which_implementation_runs_and_why(
         assert "impl" not in bank.header.objective
 
 
+@pytest.mark.parametrize("together", [1, 3])
+def test_it_says_once_that_the_model_recognises_none_of_the_first_pictures(
+    together: int, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a class map that is off by one: the first step of each group has occluders of zeros."""
+    monkeypatch.setattr("gfo.engine.doubts._ENOUGH", 8)
+
+    class Sure(nn.Module):
+        def __init__(self, *answers: int) -> None:
+            super().__init__()
+            self.logits = nn.Parameter(torch.zeros(12).index_fill_(0, torch.tensor(answers), 5.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.logits + 0.01 * x.flatten(1)[:, :12]
+
+    for answer, said in ((7, 1), (0, 0)):  # no class, one of three classes
+        frozen, lines = FrozenClassifier.from_module(Sure(answer), PREPROCESSING), _Lines()
+        config = replace(CONFIG, batch_size=9, classes_together=together, epochs=2)
+        train(frozen, DataSpec(pictures), tmp_path / f"{answer}.st", config, lines)
+        assert ["clean accuracy is 0.0000, chance is 0.0833" in line for line in lines.said].count(True) == said
+
+
+def test_an_operation_without_the_precision_leaves_nothing_and_auto_goes_without_it(
+    pictures: Path, tmp_path: Path
+) -> None:
+    class Normalised(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.local_response_norm(x.repeat(1, 2, 1, 1), 2).mean(dim=(2, 3))
+
+    frozen = FrozenClassifier.from_module(Normalised(), PREPROCESSING, model="mine")
+    config, out = replace(CONFIG, epochs=1, device="cpu"), tmp_path / "bank.st"
+    for precision in ("bf16", "fp16"):
+        with pytest.raises(InputError, match=f"mine: fails at {precision} on cpu .* in local_response_norm.* fp32$"):
+            train(frozen, DataSpec(pictures), out, replace(config, precision=precision))
+    lines = _Lines()
+    bank = train(frozen, DataSpec(pictures), out, replace(config, precision="auto"), lines)  # nothing was begun
+    assert bank.header.objective["precision"] == "fp32"
+    assert any("precision fp32: " in line and "; not bf16: mine: fails at bf16" in line for line in lines.said)
+
+
+def test_a_network_that_cannot_be_differentiated_is_one_line(pictures: Path, tmp_path: Path) -> None:
+    class Detached(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.detach().flatten(1)[:, :4]
+
+    frozen = FrozenClassifier.from_module(Detached(), PREPROCESSING, model="mine")
+    for precision in ("auto", "fp32"):
+        with pytest.raises(InputError, match=r"mine: fails at fp32 on .* for training be differentiable$"):
+            train(frozen, DataSpec(pictures), tmp_path / "bank.st", replace(CONFIG, precision=precision))
+
+
 @pytest.mark.parametrize(("impl", "word"), [("cuda", "--impl cuda: impl: expected one of"), ("", "--impl ")])
 def test_an_unknown_implementation_is_bad_input(
     impl: str, word: str, classifier: FrozenClassifier, pictures: Path, tmp_path: Path
