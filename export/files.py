@@ -57,10 +57,10 @@ def _naming_instead_of(partial: Path, path: Path) -> Iterator[None]:
 
 
 def usual_mode(path: Path) -> None:
-    """Give a file or folder the mode that the umask asks for: temporary ones are readable by their owner alone."""
+    """Give a file the mode that the umask asks for: temporary ones are readable by their owner alone."""
     umask = os.umask(0)
     os.umask(umask)
-    path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+    path.chmod(0o666 & ~umask)
 
 
 @contextlib.contextmanager
@@ -113,10 +113,12 @@ def atomic_folder(path: Path, *, accept: Callable[[], bool] | None = None) -> It
         partial, claim = _temporary(path, _new_folder)
     try:
         with _naming_instead_of(partial, path):
-            yield partial
-            usual_mode(partial)
+            # A folder in it: a library that makes its folder anew would otherwise lose the lock.
+            content = partial / path.name
+            content.mkdir()
+            yield content
             try:
-                os.replace(partial, path)
+                os.replace(content, path)
             except OSError:
                 if accept is None or not accept():
                     raise
@@ -133,10 +135,11 @@ class ScratchFolder(tempfile.TemporaryDirectory[str]):
         _remove_abandoned(place, _SCRATCH, "")
         while True:
             super().__init__(prefix=_SCRATCH, dir=place)
-            self._claim = os.open(self.name, os.O_RDONLY)
-            if _claimed(self._claim, Path(self.name)):
-                break
-            self.cleanup()
+            with contextlib.suppress(FileNotFoundError):  # taken for abandoned before it is locked
+                self._claim = os.open(self.name, os.O_RDONLY)
+                if _claimed(self._claim, Path(self.name)):
+                    break
+                self.cleanup()
 
     def cleanup(self) -> None:
         """Remove the folder."""
@@ -165,8 +168,10 @@ def _new_file(prefix: str, folder: Path) -> tuple[str, int]:
 
 
 def _new_folder(prefix: str, folder: Path) -> tuple[str, int]:
-    name = tempfile.mkdtemp(prefix=prefix, suffix=_PARTIAL, dir=folder)
-    return name, os.open(name, os.O_RDONLY)
+    while True:
+        name = tempfile.mkdtemp(prefix=prefix, suffix=_PARTIAL, dir=folder)
+        with contextlib.suppress(FileNotFoundError):  # taken for abandoned before it is locked
+            return name, os.open(name, os.O_RDONLY)
 
 
 def _claimed(descriptor: int, path: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -14,10 +13,20 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from harness import Commands, compiler
-from scenarios import SMALL_BLOCKS, Material, _evaluate
+from harness import Commands, Job, compiler
+from scenarios import SMALL_BLOCKS, Material, evaluate
 
 LONG = os.environ.get("GFO_FAULTS") == "long"
+# What reports and exports import on use.
+_OTHERS = (
+    "gfo.engine.parity.checked_export",
+    "gfo.engine.reporting.figures",
+    "gfo.engine.reporting.page",
+    "gfo.engine.reporting.tables",
+    "matplotlib.backends.backend_agg",
+    "tabulate",
+    "torch.onnx._internal.exporter._core",
+)
 _COUNTS = Path("build", "faults")
 
 
@@ -32,7 +41,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     """A process that runs commands in forks."""
     if compiler() is None:
         pytest.skip("needs Linux and a C compiler")
-    with Commands(tmp_path_factory.mktemp("commands")) as found:
+    with Commands(tmp_path_factory.mktemp("commands"), _OTHERS if LONG else ()) as found:
         yield found
 
 
@@ -43,7 +52,7 @@ def material(
     """Data, a bank and a finished RUN."""
     folder = tmp_path_factory.mktemp("material")
     found = Material(tiny_data, tiny_bank, folder / "run")
-    assert commands.run(_evaluate(found, folder), below=folder, first=SMALL_BLOCKS).code == 0
+    assert commands.run(Job(evaluate(found, folder), folder, first=SMALL_BLOCKS)).code == 0
     return found
 
 
@@ -56,10 +65,3 @@ def counts(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
         _COUNTS.mkdir(parents=True, exist_ok=True)
         name = request.node.name.replace("/", "-").replace(" ", "-")
         (_COUNTS / f"{name}.json").write_text(json.dumps(found))
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Path]:
-    """A folder for one try after the other, `fresh/"n"`."""
-    yield tmp_path
-    shutil.rmtree(tmp_path, ignore_errors=True)

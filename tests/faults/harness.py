@@ -1,10 +1,10 @@
 """Faults on purpose: commands that die or are refused at their k-th file operation, and files that are damaged.
 
     with Commands(folder) as commands:
-        whole = commands.run(["gfo-eval", ...], below=out)          # counts file operations below `out`
+        whole = commands.run(Job(["gfo-eval", ...], out))  # counts file operations below `out`
         for k in range(1, whole.operations + 1):
-            commands.run(["gfo-eval", ...], Fault("kill", k), below=out)
-            ...                                                     # run it again; compare
+            commands.run(Job(["gfo-eval", ...], out, Fault("kill", k)))
+            ...                                             # run it again; compare
 
 Each command runs in a fork of one process that has imported everything, so that it takes a fraction of a second. File
 operations are those of the C library (`faults.c`): Python's, zarr's and those of libraries in Rust alike.
@@ -13,15 +13,14 @@ operations are those of the C library (`faults.c`): Python's, zarr's and those o
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -72,12 +71,48 @@ def compiler() -> str | None:
     return shutil.which("cc") if sys.platform == "linux" else None
 
 
-class Commands:
-    """A process that runs commands in forks; `folder` takes its files."""
+@dataclass(frozen=True)
+class Job:
+    """A command to run.
 
-    def __init__(self, folder: Path) -> None:
+    Attributes
+    ----------
+    words
+        The command's.
+    below
+        The folder whose file operations count.
+    fault
+        What happens at one of them.
+    first
+        Python code to run before.
+    process
+        The number that the process believes to have; 0 for its own.
+    environment
+        Variables to add.
+    """
+
+    words: Sequence[object]
+    below: Path
+    fault: Fault = field(default_factory=Fault)
+    first: str = ""
+    process: int = 0
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Commands:
+    """A process that runs commands in forks.
+
+    Parameters
+    ----------
+    folder
+        Takes its files.
+    modules
+        What it imports beside what training and evaluation need.
+    """
+
+    def __init__(self, folder: Path, modules: Sequence[str] = ()) -> None:
         self.folder = folder
-        self._numbers = itertools.count()
+        self._modules = modules
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Commands:
@@ -87,7 +122,7 @@ class Commands:
         command = [cc, "-shared", "-fPIC", "-O1", "-o", str(library), str(HERE / "faults.c"), "-ldl"]
         subprocess.run(command, check=True)
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "server.py"), str(library)],
+            [sys.executable, str(HERE / "server.py"), str(library), *self._modules],
             env={**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -109,43 +144,44 @@ class Commands:
         assert answered is not None
         return given, answered
 
-    def run(
-        self,
-        words: Sequence[object],
-        fault: Fault | None = None,
-        *,
-        below: Path,
-        first: str = "",
-        process: int = 0,
-        seconds: float = SECONDS,
-        **environment: str,
-    ) -> Outcome:
-        """Run a command, with a fault below a folder.
+    def run(self, job: Job) -> Outcome:
+        """Run a command; one that takes longer than two minutes is killed, with code −999."""
+        return self.run_together([job])[0]
 
-        Parameters
-        ----------
-        first
-            Python code to run before.
-        process
-            The number that the process believes to have; 0 for its own.
-        seconds
-            A command that takes longer is killed, with code −999.
-        environment
-            Variables to add.
-        """
-        fault = fault or Fault()
-        number = next(self._numbers) % 64
-        files = {name: self.folder / f"{name}-{number}" for name in ("out", "err", "count")}
-        files["count"].unlink(missing_ok=True)
-        job: dict[str, Any] = {name: str(path) for name, path in files.items()}
-        job |= {"words": [str(word) for word in words], "first": first, "below": str(below), "environment": environment}
-        job |= {"kind": fault.kind, "at": fault.at, "error": fault.error, "reading": int(fault.reading)}
-        job |= {"process": process, "seconds": seconds}
+    def run_together(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Run commands side by side."""
+        numbers = range(len(jobs))
+        files = [{name: self.folder / f"{name}-{number}" for name in ("out", "err", "count")} for number in numbers]
+        for each in files:
+            each["count"].unlink(missing_ok=True)
         given, answered = self._pipes()
-        print(json.dumps(job), file=given, flush=True)
-        code = json.loads(answered.readline())["code"]
-        count = int(files["count"].read_text()) if files["count"].exists() else 0
-        return Outcome(code, *(files[name].read_text(errors="replace") for name in ("out", "err")), count)
+        told = [_told(job, each) for job, each in zip(jobs, files, strict=True)]
+        print(json.dumps(told), file=given, flush=True)
+        codes = json.loads(answered.readline())
+        return [_outcome(code, each) for code, each in zip(codes, files, strict=True)]
+
+
+def _told(job: Job, files: Mapping[str, Path]) -> dict[str, Any]:
+    """Return a job for the server."""
+    fault = job.fault
+    return {
+        **{name: str(path) for name, path in files.items()},
+        "words": [str(word) for word in job.words],
+        "below": str(job.below),
+        "first": job.first,
+        "process": job.process,
+        "environment": dict(job.environment),
+        "kind": fault.kind,
+        "at": fault.at,
+        "error": fault.error,
+        "reading": int(fault.reading),
+        "seconds": SECONDS,
+    }
+
+
+def _outcome(code: int, files: Mapping[str, Path]) -> Outcome:
+    count = int(files["count"].read_text()) if files["count"].exists() else 0
+    return Outcome(code, *(files[name].read_text(errors="replace") for name in ("out", "err")), count)
 
 
 # Damage: each takes the content of a file and gives another one; None removes the file.

@@ -45,6 +45,8 @@ class Scenario:
         Exit codes of the same command once it has ended.
     first
         Python code to run before it.
+    often
+        Whether the suite tries it, not only a long campaign.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Scenario:
     result: Callable[[Path], Any]
     again: tuple[int, ...] = (0,)
     first: str = ""
+    often: bool = False
 
 
 def _train(material: Material, folder: Path) -> list[object]:
@@ -59,13 +62,14 @@ def _train(material: Material, folder: Path) -> list[object]:
     return ["gfo-train", *MODEL, *options, "--data", material.data, "--out", folder / "bank.safetensors"]
 
 
-def _evaluate(material: Material, folder: Path, *options: object) -> list[object]:
+def evaluate(material: Material, folder: Path, *options: object) -> list[object]:
+    """Return the words of an evaluation into `folder/run`."""
     inputs = ["--data", material.data, "--occluders", material.bank]
     return ["gfo-eval", *MODEL, "--split", "val", "--engine", "torch", *inputs, "--out", folder / "run", *options]
 
 
 def _evaluate_with_cache(material: Material, folder: Path) -> list[object]:
-    return _evaluate(material, folder, "--decoded-cache")
+    return evaluate(material, folder, "--decoded-cache")
 
 
 def _report(material: Material, folder: Path) -> list[object]:
@@ -105,9 +109,9 @@ def artefact(folder: Path) -> dict[str, Any]:
 
 
 SCENARIOS = (
-    Scenario("train", _train, bank_file),
-    Scenario("evaluate", _evaluate, answers, first=SMALL_BLOCKS),
-    Scenario("evaluate with a decoded cache", _evaluate_with_cache, answers, first=SMALL_BLOCKS),
+    Scenario("train", _train, bank_file, often=True),
+    Scenario("evaluate", evaluate, answers, first=SMALL_BLOCKS),
+    Scenario("evaluate with a decoded cache", _evaluate_with_cache, answers, first=SMALL_BLOCKS, often=True),
     Scenario("report", _report, contents),
     Scenario("export", _export, artefact, again=(0, 2)),
 )

@@ -1,6 +1,7 @@
 """Run commands in forks of one process that has imported them; `harness.Commands` starts it, with `faults.so`.
 
-A line of JSON on standard input is a job, a line on standard output its outcome; see `harness`.
+A line of JSON on standard input is a list of jobs to run side by side, a line on standard output their exit codes; see
+`harness`.
 """
 
 from __future__ import annotations
@@ -15,28 +16,19 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 KINDS = ("count", "kill", "tear", "fail", "fail on")
-# What the commands import on use: a fork has it already.
+# What training and evaluation import on use: a fork has it already.
 _MODULES = (
     "PIL.JpegImagePlugin",
     "PIL.PngImagePlugin",
     "pydantic.type_adapter",
     "rich.progress",
     "safetensors.torch",
-    "tabulate",
-    "torch._dynamo",
-    "torch._inductor",
-    "torch.onnx._internal.exporter._core",
     "torchvision.transforms.functional",
     "xarray",
-    "matplotlib.backends.backend_agg",
     "gfo.engine.evaluation.evaluate",
-    "gfo.engine.parity.checked_export",
-    "gfo.engine.reporting.figures",
-    "gfo.engine.reporting.page",
-    "gfo.engine.reporting.tables",
     "gfo.engine.training.train",
 )
 _COMMANDS = {
@@ -78,9 +70,16 @@ def _command(job: dict[str, Any]) -> None:
     importlib.import_module(_COMMANDS[job["words"][0]]).main()
 
 
-def _wait(child: int, most: float) -> int:
+def _start(job: dict[str, Any], faults: ctypes.CDLL, answers: IO[str]) -> int:
+    child = os.fork()
+    if child == 0:
+        answers.close()
+        os._exit(_child(job, faults))
+    return child
+
+
+def _wait(child: int, end: float) -> int:
     """Return the exit code, negative for a signal, −999 where it took too long."""
-    end = time.monotonic() + most
     while time.monotonic() < end:
         found, status = os.waitpid(child, os.WNOHANG)
         if found:
@@ -96,7 +95,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for name in (*_MODULES, *_COMMANDS.values()):
+    for name in (*_MODULES, *_COMMANDS.values(), *sys.argv[2:]):
         importlib.import_module(name)
     faults = ctypes.CDLL(sys.argv[1])
     faults.fault_count.restype = ctypes.c_long
@@ -104,12 +103,10 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        job = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            answers.close()
-            os._exit(_child(job, faults))
-        print(json.dumps({"code": _wait(child, job["seconds"])}), file=answers, flush=True)
+        jobs = json.loads(line)
+        end = time.monotonic() + max(job["seconds"] for job in jobs)
+        children = [_start(job, faults, answers) for job in jobs]
+        print(json.dumps([_wait(child, end) for child in children]), file=answers, flush=True)
 
 
 if __name__ == "__main__":

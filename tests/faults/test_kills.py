@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import errno
 import shutil
-import threading
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from harness import Commands, Fault, Outcome, leftovers, sample
+from harness import Commands, Fault, Job, Outcome, leftovers, sample
 from scenarios import SCENARIOS, Material, Scenario
 
 EVERY = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.name)
-_SUITE, _LONG = 3, 130  # tries of a kind of fault
+_SUITE, _LONG = 2, 130  # tries of a kind of fault
 
 
 class Bench:
@@ -33,8 +32,9 @@ class Bench:
 
     def run(self, fault: Fault | None = None) -> Outcome:
         """Run the command with a fault below the folder."""
-        cache = str(self.folder / "cache")
-        return self.commands.run(self.words, fault, below=self.folder, first=self.scenario.first, GFO_CACHE=cache)
+        cache = {"GFO_CACHE": str(self.folder / "cache")}
+        first = self.scenario.first
+        return self.commands.run(Job(self.words, self.folder, fault or Fault(), first, environment=cache))
 
     def check_end(self) -> None:
         """Run the command again, undisturbed: it ends, with the same result, and leaves nothing behind."""
@@ -46,8 +46,8 @@ class Bench:
 
 @pytest.fixture
 def bench(commands: Commands, material: Material, scenario: Scenario, tmp_path: Path, long: bool) -> Bench:
-    if scenario.name == "export" and not long:
-        pytest.skip("takes seconds a try: only in a long campaign")
+    if not (scenario.often or long):
+        pytest.skip("only in a long campaign")
     (tmp_path / "b" / "out").mkdir(parents=True)
     return Bench(commands, material, scenario, tmp_path / "b")
 
@@ -117,24 +117,13 @@ def test_workers_with_the_same_process_number_share_a_run(
 ) -> None:
     """As in containers, where every worker is process 1."""
     scenario = SCENARIOS[1]
-    words = scenario.words(material, tmp_path / "whole")
-    assert commands.run(words, below=tmp_path, first=scenario.first).code == 0
-    (tmp_path / "second").mkdir()
-    with Commands(tmp_path / "second") as others:
-        for number in range(30 if long else 1):
-            out = tmp_path / str(number)
-            ends: dict[int, Outcome] = {}
-
-            def work(shard: int, where: Commands, out: Path = out, ends: dict[int, Outcome] = ends) -> None:
-                sharded = [*scenario.words(material, out), "--shard", f"{shard}/2"]
-                ends[shard] = where.run(sharded, below=tmp_path, first=scenario.first, process=1)
-
-            threads = [threading.Thread(target=work, args=pair) for pair in enumerate((commands, others))]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            assert [ends[shard].code for shard in (0, 1)] == [0, 0], (ends[0].err, ends[1].err)
-            assert scenario.result(out) == scenario.result(tmp_path / "whole")
-            assert leftovers(out) == []
-            counts["pairs of workers with one process number"] += 1
+    result = scenario.result(material.run.parent)
+    for number in range(30 if long else 1):
+        out = tmp_path / str(number)
+        words = scenario.words(material, out)
+        shards = [Job([*words, "--shard", f"{i}/2"], tmp_path, first=scenario.first, process=1) for i in range(2)]
+        first, second = commands.run_together(shards)
+        assert (first.code, second.code) == (0, 0), (first.err, second.err)
+        assert scenario.result(out) == result
+        assert leftovers(out) == []
+        counts["pairs of workers with one process number"] += 1
