@@ -11,23 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from .errors import InputError
+from .errors import InputError, in_short
 
 T = TypeVar("T")
-
-_IMPORT_ERRORS: Final = (
-    ImportError,
-    AttributeError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
-"""What a broken module of another package raises while it is imported: a missing library or driver among them."""
 
 
 class Table(Generic[T]):
@@ -97,9 +85,9 @@ class Table(Generic[T]):
     def _load(self, entry: EntryPoint) -> type[T]:
         try:
             return _class(entry.load())
-        except _IMPORT_ERRORS as error:
+        except (Exception, SystemExit) as error:  # a module of another package raises any kind while it is imported
             raise InputError(
-                f"{self.option} {entry.name}: cannot load its entry point {entry.value} ({error}); "
+                f"{self.option} {entry.name}: cannot load its entry point {entry.value} ({in_short(error)}); "
                 f"fix or uninstall {_distribution(entry)}"
             ) from error
 

@@ -60,12 +60,22 @@ def test_two_packages_with_one_name_are_both_named(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    "where", ["no_such_module:Mine", f"{__name__}:Nothing", f"{__name__}:installed", f"{__name__}", "gfo_raises:Mine"]
+    ("where", "text"),
+    [
+        ("no_such_module:Mine", ""),
+        (f"{__name__}:Nothing", ""),
+        (f"{__name__}:installed", ""),
+        (f"{__name__}", ""),
+        ("gfo_raises:Mine", "raise OSError('libdriver.so: not found')"),
+        ("gfo_raises:Mine", "raise KeyError('a')"),
+        ("gfo_raises:Mine", "assert False"),
+        ("gfo_raises:Mine", "raise SystemExit(0)"),
+    ],
 )
 def test_a_broken_entry_point_is_skipped_unless_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str, text: str
 ) -> None:
-    (tmp_path / "gfo_raises.py").write_text("raise OSError('libdriver.so: not found')\n")
+    (tmp_path / "gfo_raises.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     things = table(monkeypatch, *installed(tmp_path, "extra", broken=where, mine=f"{__name__}:Mine"))
     assert list(things.classes()) == [Table, InputError, Mine]
