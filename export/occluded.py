@@ -54,8 +54,8 @@ class OccludedClassifier(nn.Module):
         self.network = classifier.network_as(precision)
         self.precision = precision
         self.model = classifier.model
-        self._size = classifier.preprocessing.input_size
         preprocessing = classifier.preprocessing
+        self._size = preprocessing.input_size
         self.normalisation = Normalisation(preprocessing.scale, preprocessing.shift, DTYPES[precision])
         self.register_buffer("bank", bank)
 
