@@ -6,7 +6,6 @@ the graph: model, weights, preprocessing, precision, form, and the versions of t
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from ...export.artefact import Artefact
 from ...export.cache import cache_dir, key
 from ...export.classifier import FrozenClassifier
-from ...export.files import atomic_folder, atomic_path
+from ...export.files import atomic_folder
 from ...export.formats import FORMATS
 from ...export.manifest import file_facts
 from ...export.onnx_graph import (
@@ -27,6 +26,7 @@ from ...export.onnx_graph import (
     occluded_graph,
     save_graph,
 )
+from ...export.records import save_record, unsealed
 from ...export.subject import Subject
 from ...export.tensorrt.plan import bare_graph
 
@@ -122,13 +122,8 @@ def bare_file(classifier: FrozenClassifier, precision: str, layout: str, scratch
 
 def note_files(folder: Path) -> None:
     """Record the hashes of the files in a folder of the cache: engines do not check what they read."""
-    facts = file_facts(folder, _names(folder))
-    with atomic_path(folder / _SUMS) as partial:
-        partial.write_text(json.dumps(facts))
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != _SUMS)
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != _SUMS)
+    save_record(folder / _SUMS, file_facts(folder, names))
 
 
 def drop_damaged(folder: Path) -> None:
@@ -136,8 +131,8 @@ def drop_damaged(folder: Path) -> None:
     if not folder.is_dir():
         return
     try:
-        noted = json.loads((folder / _SUMS).read_text())
-        whole = file_facts(folder, _names(folder)) == noted
+        noted, sealed = unsealed((folder / _SUMS).read_bytes())
+        whole = sealed and file_facts(folder, list(noted)) == noted
     except (OSError, ValueError, TypeError, AttributeError):
         whole = False
     if not whole:
