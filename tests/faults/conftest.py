@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -13,10 +12,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from harness import Commands, Job, compiler
+from harness import LONG, Commands, Job, compiler
 from scenarios import SMALL_BLOCKS, Material, evaluate
 
-LONG = os.environ.get("GFO_FAULTS") == "long"
 # What reports and exports import on use.
 _OTHERS = (
     "gfo.engine.parity.checked_export",
@@ -28,12 +26,6 @@ _OTHERS = (
     "torch.onnx._internal.exporter._core",
 )
 _COUNTS = Path("build", "faults")
-
-
-@pytest.fixture(scope="session")
-def long() -> bool:
-    """Whether to try everything."""
-    return LONG
 
 
 @pytest.fixture(scope="session")

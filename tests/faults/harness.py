@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import IO, Any
 
 HERE = Path(__file__).parent
+LONG = os.environ.get("GFO_FAULTS") == "long"
+"""Whether everything is tried, thousands of times; otherwise a few tries, for every change."""
 SECONDS = 120.0
 
 
@@ -181,7 +183,8 @@ def _told(job: Job, files: Mapping[str, Path]) -> dict[str, Any]:
 
 def _outcome(code: int, files: Mapping[str, Path]) -> Outcome:
     count = int(files["count"].read_text()) if files["count"].exists() else 0
-    return Outcome(code, *(files[name].read_text(errors="replace") for name in ("out", "err")), count)
+    out, err = (files[name].read_text(errors="replace") for name in ("out", "err"))
+    return Outcome(code, out, err, count)
 
 
 # Damage: each takes the content of a file and gives another one; None removes the file.

@@ -154,8 +154,8 @@ def _train(world: World, folder: Path) -> bytes:
 
 def _write_checkpoint(world: World, folder: Path) -> None:
     """Two classes are done, and the first epoch of the third."""
-    kind, left = OPTIMIZERS["momentum"], 6
-    step = kind.step
+    kind: Any = OPTIMIZERS["momentum"]
+    step, left = kind.step, 6
 
     def stopping(*arguments: Any) -> None:
         nonlocal left

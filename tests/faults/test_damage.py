@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import DAMAGES, Commands, Job, damaged, files_below
+from harness import DAMAGES, LONG, Commands, Job, damaged, files_below
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from readers import FOREIGN, OWN, REFUSALS, Reader, World
 from scenarios import SCENARIOS, SMALL_BLOCKS, Material
 
@@ -21,7 +23,7 @@ from gfo.export.artefact import export
 from gfo.export.bank import OccluderBank
 from gfo.export.classifier import FrozenClassifier
 
-_SUITE, _LONG = 28, 1500  # damages of a reader's files
+_SUITE, _MOST = 28, 1500  # damages of a reader's files
 _SLOW = {"checkpoint": 4, "store": 2}  # of them one of so many
 
 
@@ -88,58 +90,59 @@ class Bench:
                 path.write_bytes(before)
 
 
-def tries(name: str, long: bool) -> int:
-    return (_LONG if long else _SUITE) // _SLOW.get(name, 1)
+def tries(name: str) -> int:
+    return (_MOST if LONG else _SUITE) // _SLOW.get(name, 1)
+
+
+def fuzz(bench: Bench, check: Callable[[Path, bytes | None], None]) -> None:
+    """Have hypothesis choose files and damages; `check` takes the file and what is left of its content."""
+
+    @settings(max_examples=tries(bench.name), derandomize=True, database=None, deadline=None)
+    @given(st.sampled_from(bench.files), st.sampled_from(DAMAGES), st.randoms(use_true_random=False))
+    def one(file: Path, kind: str, draw: random.Random) -> None:
+        check(file, damaged((bench.work / file).read_bytes(), kind, draw))
+
+    one()
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_damage_to_what_was_written_is_noticed_or_mended(
-    name: str,
-    world: World,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    long: bool,
-    counts: Counter[str],
+    name: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: Counter[str]
 ) -> None:
-    bench, draw = Bench(name, OWN[name], world, tmp_path, monkeypatch), random.Random(0)
-    for number in range(tries(name, long)):
-        file = draw.choice(bench.files)
-        kind = DAMAGES[number % len(DAMAGES)]
-        content = (bench.work / file).read_bytes()
-        other = damaged(content, kind, draw)
-        found = bench.read(file, other)
-        counts["damaged files"] += other != content
+    bench = Bench(name, OWN[name], world, tmp_path, monkeypatch)
+
+    def check(file: Path, content: bytes | None) -> None:
+        found = bench.read(file, content)
+        counts["damaged files"] += 1
         if isinstance(found, REFUSALS):
             counts["refused"] += 1
         else:
-            assert found == bench.result, (str(file), kind, number)
+            assert found == bench.result
             counts["without effect or mended"] += 1
+
+    fuzz(bench, check)
     assert bench.reader.read(world, bench.work) == bench.result
 
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_damage_to_what_people_bring_is_refused_in_one_line_or_harmless(
-    name: str,
-    world: World,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    long: bool,
-    counts: Counter[str],
+    name: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: Counter[str]
 ) -> None:
-    bench, draw = Bench(name, FOREIGN[name], world, tmp_path, monkeypatch), random.Random(0)
-    for number in range(tries(name, long)):
-        file = draw.choice(bench.files)
-        found = bench.read(file, damaged((bench.work / file).read_bytes(), DAMAGES[number % len(DAMAGES)], draw))
+    bench = Bench(name, FOREIGN[name], world, tmp_path, monkeypatch)
+
+    def check(file: Path, content: bytes | None) -> None:
+        found = bench.read(file, content)
         counts["damaged inputs"] += 1
         counts["refused"] += isinstance(found, REFUSALS)
 
+    fuzz(bench, check)
 
+
+@pytest.mark.skipif(not LONG, reason="only in a long campaign")
 def test_a_command_over_a_damaged_run_says_so_or_mends_it(
-    commands: Commands, material: Material, tmp_path: Path, long: bool, counts: Counter[str]
+    commands: Commands, material: Material, tmp_path: Path, counts: Counter[str]
 ) -> None:
     """The same readers, behind the real commands: one line, no traceback, and never another number."""
-    if not long:
-        pytest.skip("only in a long campaign")
     evaluate, report, draw = SCENARIOS[1], SCENARIOS[3], random.Random(0)
     reported = ["gfo-report", tmp_path / "run" / "run", "--out", tmp_path / "report"]
     evaluated = Job(evaluate.words(material, tmp_path / "run"), tmp_path, first=SMALL_BLOCKS)

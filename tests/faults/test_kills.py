@@ -8,11 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from harness import Commands, Fault, Job, Outcome, leftovers, sample
+from harness import LONG, Commands, Fault, Job, Outcome, leftovers, sample
 from scenarios import SCENARIOS, Material, Scenario
 
-EVERY = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.name)
-_SUITE, _LONG = 2, 130  # tries of a kind of fault
+EVERY = pytest.mark.parametrize("scenario", [one for one in SCENARIOS if one.often or LONG], ids=lambda one: one.name)
+_SUITE, _MOST = 2, 130  # tries of a kind of fault
 
 
 class Bench:
@@ -45,25 +45,22 @@ class Bench:
 
 
 @pytest.fixture
-def bench(commands: Commands, material: Material, scenario: Scenario, tmp_path: Path, long: bool) -> Bench:
-    if not (scenario.often or long):
-        pytest.skip("only in a long campaign")
+def bench(commands: Commands, material: Material, scenario: Scenario, tmp_path: Path) -> Bench:
     (tmp_path / "b" / "out").mkdir(parents=True)
     return Bench(commands, material, scenario, tmp_path / "b")
 
 
-def most(scenario: Scenario, long: bool) -> int:
-    if not long:
+def most(scenario: Scenario) -> int:
+    """Return how many tries; an export takes seconds."""
+    if not LONG:
         return _SUITE
-    return _LONG // 5 if scenario.name == "export" else _LONG
+    return _MOST // 5 if scenario.name == "export" else _MOST
 
 
 @EVERY
-def test_a_killed_command_ends_with_the_same_bytes(
-    bench: Bench, scenario: Scenario, long: bool, counts: Counter[str]
-) -> None:
+def test_a_killed_command_ends_with_the_same_bytes(bench: Bench, scenario: Scenario, counts: Counter[str]) -> None:
     for kind in ("kill", "tear"):
-        for at in sample(bench.whole.operations, most(scenario, long)):
+        for at in sample(bench.whole.operations, most(scenario)):
             bench.anew()
             killed = bench.run(Fault(kind, at))
             if killed.code == -9:
@@ -79,9 +76,9 @@ def test_a_killed_command_ends_with_the_same_bytes(
 @EVERY
 @pytest.mark.parametrize(("kind", "error"), [("fail", errno.EIO), ("fail on", errno.ENOSPC)], ids=["EIO", "full disk"])
 def test_a_refused_operation_is_one_line_and_loses_nothing(
-    bench: Bench, scenario: Scenario, kind: str, error: int, long: bool, counts: Counter[str]
+    bench: Bench, scenario: Scenario, kind: str, error: int, counts: Counter[str]
 ) -> None:
-    for at in sample(bench.whole.operations, most(scenario, long)):
+    for at in sample(bench.whole.operations, most(scenario)):
         bench.anew()
         refused = bench.run(Fault(kind, at, error))
         counts["refused operations"] += 1
@@ -94,10 +91,10 @@ def test_a_refused_operation_is_one_line_and_loses_nothing(
 
 @EVERY
 def test_what_cannot_be_read_for_once_is_one_line_or_read_again(
-    bench: Bench, scenario: Scenario, long: bool, counts: Counter[str]
+    bench: Bench, scenario: Scenario, counts: Counter[str]
 ) -> None:
     reads = bench.run(Fault("count", reading=True))
-    for at in sample(reads.operations, most(scenario, long)):
+    for at in sample(reads.operations, most(scenario)):
         refused = bench.run(Fault("fail", at, reading=True))
         counts["refused reads"] += 1
         is_refusal(refused, bench.words)
@@ -113,12 +110,12 @@ def is_refusal(outcome: Outcome, words: list[object]) -> None:
 
 
 def test_workers_with_the_same_process_number_share_a_run(
-    commands: Commands, material: Material, tmp_path: Path, long: bool, counts: Counter[str]
+    commands: Commands, material: Material, tmp_path: Path, counts: Counter[str]
 ) -> None:
     """As in containers, where every worker is process 1."""
     scenario = SCENARIOS[1]
     result = scenario.result(material.run.parent)
-    for number in range(30 if long else 1):
+    for number in range(30 if LONG else 1):
         out = tmp_path / str(number)
         words = scenario.words(material, out)
         shards = [Job([*words, "--shard", f"{i}/2"], tmp_path, first=scenario.first, process=1) for i in range(2)]
