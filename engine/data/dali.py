@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ...export.optional import optional
 from ...export.preprocessing import Preprocessing
-from .files import PictureFiles
-from .pillow import decode
+from .files import PictureFiles, TooLarge
+from .pillow import decode, reason
 from .resize import resize_and_crop
 from .source import Decoder, Pictures
 
@@ -101,7 +101,10 @@ class DaliSource(Decoder):
 
     def _check(self, path: str) -> Encoded | Picture:
         """Return a JPEG for DALI, or what Pillow makes of any other file."""
-        content = self.files.fetch(path)
+        try:
+            content = self.files.fetch(path)
+        except TooLarge as error:
+            return reason(error)
         pixels = plain_jpeg(content)
         return Encoded(path, content, pixels) if pixels else decode(self.files, path, content, self.preprocessing)
 
@@ -158,7 +161,7 @@ class DaliSource(Decoder):
         try:
             return self.preprocessing.apply(Image.fromarray(picture))
         except ValueError as error:
-            return f"ValueError: {error}"
+            return reason(error)
         except MemoryError as error:
             raise self.files.unreachable(path, error) from error
 
@@ -166,7 +169,7 @@ class DaliSource(Decoder):
         try:
             return resize_and_crop(torch.from_dlpack(picture), self.preprocessing)
         except ValueError as error:
-            return f"ValueError: {error}"
+            return reason(error)
 
 
 def decoding_pipeline(device: torch.device, threads: int) -> Any:
@@ -203,8 +206,9 @@ _IN_SCANS[[0x00, 0xC4, 0xD9, 0xDA, 0xDB, 0xDD, 0xFE, 0xFF, *range(0xD0, 0xD8), *
 def plain_jpeg(content: bytes) -> int:
     """Return the number of pixels of a complete 8-bit grey or colour JPEG without foreign markers, 0 for anything else.
 
-    Everything else is left to Pillow: other formats, CMYK, truncated files, markers that libjpeg refuses, pictures over
-    Pillow's limit, and pictures more than twice as high as wide, which Pillow resizes in another order.
+    Everything else is left to Pillow: other formats, CMYK, truncated files, markers that libjpeg refuses, pictures that
+    are more than a batch (there must be memory for them, see `memory`) or over Pillow's limit, and pictures more than
+    twice as high as wide, which Pillow resizes in another order.
     """
     if not content.startswith(b"\xff\xd8") or not content.rstrip(b"\0").endswith(b"\xff\xd9"):
         return 0
@@ -213,7 +217,7 @@ def plain_jpeg(content: bytes) -> int:
             (width, height), plain = picture.size, picture.format == "JPEG" and picture.mode in ("RGB", "L")
     except Exception:  # noqa: BLE001 (as in `decode`, which reports the reason)
         return 0
-    if not plain or height > 2 * width:
+    if not plain or height > 2 * width or width * height > _BATCH_PIXELS:
         return 0
     data = np.frombuffer(content, np.uint8)[content.find(b"\xff\xda") :]
     followers = data[1:][data[:-1] == 0xFF]

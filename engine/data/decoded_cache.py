@@ -32,7 +32,7 @@ from ...export.errors import InputError
 from ...export.files import atomic_folder, naming
 from ...export.preprocessing import Preprocessing
 from .files import PictureFiles
-from .pillow import decode
+from .pillow import read_picture
 from .source import Block, Decoder, PictureSource
 
 _PIXELS, _SUMS, _INDEX = "pixels.u8", "sums.u32", "index.json"
@@ -79,7 +79,7 @@ class DecodedCache(PictureSource):
                         images[[i - start for i in missing[start]]] = pictures.images.cpu()
                         quarantined = {missing[start][i] - start: why for i, why in pictures.quarantined.items()}
                     for i in damaged:
-                        found = decode(self.files, paths[i], self.files.fetch(paths[i]), self.preprocessing)
+                        found = read_picture(self.files, paths[i], self.preprocessing)
                         if isinstance(found, str):
                             images[i - start], quarantined[i - start] = 0, found
                         else:

@@ -19,8 +19,14 @@ from typing import NamedTuple
 
 from ...export.errors import InputError, Unreachable
 
+# Bytes of a picture's file: the largest that Pillow takes, 179 million pixels of 64 bits without compression, has less.
+_LARGEST = 2 << 30
 _WAITS = (0.1, 1.0)  # seconds before the second and the third attempt
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+class TooLarge(Exception):
+    """A file that is too large to be a picture; it is not read."""
 
 
 class Member(NamedTuple):
@@ -46,13 +52,16 @@ class PictureFiles:
 
         Raises
         ------
+        TooLarge
+            It is too large to be a picture's.
         OSError
             The file cannot be read, or its tar file is shorter than it was.
         """
         tar, name = _parts(path)
         if tar is None:
-            return _content(self.root / path)
+            return contents(self.root / path, _LARGEST)
         member = self._member(tar, name)
+        _check_size(member.size, _LARGEST)
         with (self.root / tar).open("rb") as file:
             file.seek(member.offset)
             content = file.read(member.size)
@@ -65,17 +74,19 @@ class PictureFiles:
 
         Raises
         ------
+        TooLarge
+            It is too large to be a picture's.
         Unreachable
             It cannot be read at the third attempt either.
         """
         for wait in _WAITS:
             try:
                 return self.read(path)
-            except OSError:
+            except (OSError, MemoryError):
                 time.sleep(wait)
         try:
             return self.read(path)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             raise self.unreachable(path, error) from error
 
     def unreachable(self, path: str, error: BaseException) -> Unreachable:
@@ -124,16 +135,31 @@ class PictureFiles:
             raise FileNotFoundError(f"{tar}: has no member {name}") from None
 
 
-def _content(path: Path) -> bytes:
-    """Return the bytes of a regular file; a pipe would wait for a writer for ever."""
+def contents(path: Path, most: int) -> bytes:
+    """Return the bytes of a regular file; a pipe would wait for a writer for ever.
+
+    Raises
+    ------
+    TooLarge
+        They are more than `most`, and are not read.
+    OSError
+        It cannot be read.
+    """
     descriptor = os.open(path, os.O_RDONLY | _FLAGS)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "Not a regular file", str(path))
+        _check_size(status.st_size, most)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             return file.read()
     finally:
         os.close(descriptor)
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise TooLarge(f"{size / 1e6:,.1f} MB, over the limit of {most / 1e6:,.1f} MB")
 
 
 def _parts(path: str) -> tuple[str | None, str]:

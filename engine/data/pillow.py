@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...export.preprocessing import Preprocessing
-from .files import PictureFiles
+from .files import PictureFiles, TooLarge
+from .memory import available, memory_of, room_for
 from .source import Decoder, Pictures
-
-# Bytes a pixel that a decoder may take: WebP's and progressive JPEG's take the most.
-_DECODING = 16
 
 
 class PillowSource(Decoder):
@@ -45,11 +43,26 @@ class PillowSource(Decoder):
         return Pictures.of([future.result() for future in ahead.popleft()], self.preprocessing.input_size)
 
     def _read(self, path: str) -> NDArray[np.uint8] | str:
-        return decode(self.files, path, self.files.fetch(path), self.preprocessing)
+        return read_picture(self.files, path, self.preprocessing)
+
+
+def read_picture(files: PictureFiles, path: str, preprocessing: Preprocessing) -> NDArray[np.uint8] | str:
+    """Read and decode a picture of `files`; see `decode`.
+
+    Raises
+    ------
+    Unreachable
+        It cannot be read, or there is not enough memory.
+    """
+    try:
+        content = files.fetch(path)
+    except TooLarge as error:
+        return reason(error)
+    return decode(files, path, content, preprocessing)
 
 
 def decode(files: PictureFiles, path: str, content: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8] | str:
-    """Decode the bytes of a picture of `files` to uint8 [S, S, 3]; return Pillow's message where they are no picture.
+    """Decode the bytes of a picture of `files` to uint8 [S, S, 3]; return the reason where they are no picture.
 
     Raises
     ------
@@ -57,22 +70,45 @@ def decode(files: PictureFiles, path: str, content: bytes, preprocessing: Prepro
         There is not enough memory.
     """
     try:
-        picture = opened(content, preprocessing)
-        return picture if isinstance(picture, str) else preprocessing.apply(picture)
+        return _decoded(content, preprocessing)
     except MemoryError as error:
         raise files.unreachable(path, error) from error
 
 
-def opened(content: bytes, preprocessing: Preprocessing) -> Image.Image | str:
-    """Return the picture in memory, RGB, or Pillow's message where Pillow fails; other errors are raised."""
-    size = (0, 0)
+def _decoded(content: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8] | str:
     try:
-        picture = Image.open(io.BytesIO(content))
-        preprocessing.geometry(*picture.size)  # before its pixels take memory
-        size = picture.size
-        return picture.convert("RGB")
+        picture = Image.open(io.BytesIO(content))  # reads the header
+        need = memory_of(picture, preprocessing)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 (by file format: OSError, SyntaxError, ValueError, struct.error, …)
-        bytearray(size[0] * size[1] * _DECODING)  # some codecs call a lack of memory a broken picture
-        return f"{type(error).__name__}: {error}".split(" <_io", 1)[0].splitlines()[0]
+        return reason(error)
+    if picture.format == "EPS":
+        return "ValueError: EPS is a program, and it is not run; save the picture as PNG"
+    what = f"{picture.width} x {picture.height} pixels of {picture.format}"
+    with room_for(need, what):
+        rgb = _in_memory(picture, preprocessing)
+        del picture  # and what its decoder holds
+        if not isinstance(rgb, str):
+            return preprocessing.apply(rgb)
+        if available() < need:  # some codecs call a lack of memory a broken picture
+            raise MemoryError(f"{what} may be broken, or too large for the memory that is free")
+        return rgb
+
+
+def _in_memory(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image | str:
+    """Return the first frame of a picture, RGB, or the reason why Pillow fails; a lack of memory is raised."""
+    try:
+        picture.load()
+        preprocessing.geometry(*picture.size)  # an icon tells its size only now
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 (as above)
+        return reason(error)
+
+
+def reason(error: Exception) -> str:
+    """Return in one line why a picture is set aside."""
+    text = f"{type(error).__name__}: {error}".split(" <_io", 1)[0]
+    return (text.splitlines() or [""])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -102,6 +103,8 @@ class Decoder(PictureSource):
         self.workers = workers
         self.device = device
         self.how = f"{workers} threads"
+        # Pillow warns of what it then decodes or refuses: once a picture, and with -W error it would refuse them all.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
 
     @classmethod
     def installed(cls) -> bool:
