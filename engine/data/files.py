@@ -162,6 +162,11 @@ def _check_size(size: int, most: int) -> None:
         raise TooLarge(f"{size / 1e6:,.1f} MB, over the limit of {most / 1e6:,.1f} MB")
 
 
+def is_text(name: str) -> bool:
+    """Return whether a name can be written as UTF-8; other bytes in names are surrogates in Python."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def _parts(path: str) -> tuple[str | None, str]:
     """Split `a/b.tar/c/d.jpg` into the tar file `a/b.tar` and its member `c/d.jpg`."""
     head, separator, name = path.partition(".tar/")
@@ -174,7 +179,8 @@ def tar_members(path: Path) -> dict[str, Member]:
     Raises
     ------
     InputError
-        The tar file is truncated, damaged or compressed, or holds a name twice.
+        The tar file is truncated, damaged or compressed, or holds a name twice, a name that is not UTF-8, or a link or
+        another thing that is neither a plain file nor a folder.
     OSError
         It cannot be read.
     """
@@ -184,18 +190,16 @@ def tar_members(path: Path) -> dict[str, Member]:
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
-                if info.offset_data + info.size > size:
+                if info.size < 0 or info.offset_data + info.size > size:
                     raise tarfile.ReadError(f"{info.name} goes on beyond the end of the file")
-                if not info.isreg():
-                    continue
-                if info.name in members:
-                    raise InputError(
-                        f"{path}: holds {info.name} twice; write the tar file again with one name per picture"
-                    )
-                members[info.name] = Member(info.offset_data, info.size)
+                if not info.isdir():
+                    _check_member(path, info, members)
+                    members[info.name] = Member(info.offset_data, info.size)
                 last = info.name
             end = tar.offset
-    except (tarfile.TarError, EOFError) as error:
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # tarfile's own kinds, and whatever its parsing of headers meets
         raise InputError(_broken(path, last, len(members), str(error))) from error
     with path.open("rb") as file:
         # tarfile takes the end of the file for the end of the archive; the format ends with a block of zeros.
@@ -203,6 +207,20 @@ def tar_members(path: Path) -> dict[str, Member]:
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise InputError(_broken(path, last, len(members), "it has no end mark"))
     return members
+
+
+def _check_member(path: Path, info: tarfile.TarInfo, members: Mapping[str, Member]) -> None:
+    """Refuse what is no picture's whole file, or has a name that is not one picture's."""
+    name = info.name
+    if not is_text(name):
+        raise InputError(f"{path}: member {name!r} is not named in UTF-8; write the tar file again")
+    if info.issparse() or not info.isreg():
+        raise InputError(
+            f"{path}: member {name} is a link, sparse or no plain file; write the tar file again with the files "
+            "themselves (tar --dereference --hard-dereference)"
+        )
+    if name in members:
+        raise InputError(f"{path}: holds {name} twice; write the tar file again with one name per picture")
 
 
 def _broken(path: Path, last: str, whole: int, why: str) -> str:

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...export.errors import InputError
+from .files import TooLarge, contents, is_text
 from .spec import DataSpec
 from .webdataset import tar_files, tar_pictures
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _WNID = re.compile(r"n\d{8}")
 _IMAGENET_CLASSES = 1000
+_LARGEST_MAP = 16 << 20  # bytes; a map of 21,000 classes has one
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def list_classes(data: DataSpec, classes: str | Sequence[str], model_outputs: in
             f"{base}: holds no class folders; expected {data.split}/<class>/<pictures> or {data.split}/*.tar"
         )
     chosen = _choose(folders, classes, base, seed)
+    for folder in chosen:
+        _refuse_name(base / folder)
     ids = _class_ids(root, chosen, model_outputs, _map_of(data))
     return [ClassFolder(folder, ids[folder], _files(base / folder, root)) for folder in chosen]
 
@@ -118,10 +122,15 @@ def _tar_classes(
         )
     class_map = _map_of(data)
     if class_map is not None:
-        names = {index: folder for folder, index in _read_class_map(class_map).items()}
+        names = [(index, folder) for folder, index in _read_class_map(class_map).items() if index in pictures]
+        named = dict(names)
+        if len(named) < len(names):
+            raise InputError(f"{class_map}: two folders have the same class id; assign one to each")
     else:
-        names = dict(enumerate(_imagenet_info().label_names() if model_outputs == _IMAGENET_CLASSES else ()))
-    ids = {names.get(index, str(index)): index for index in pictures}
+        named = dict(enumerate(_imagenet_info().label_names() if model_outputs == _IMAGENET_CLASSES else ()))
+    ids = {named.get(index, str(index)): index for index in pictures}
+    if len(ids) < len(pictures):
+        raise InputError(f"{class_map}: a name in it is the number of another class; name that class, too")
     chosen = _choose(sorted(ids), classes, base, seed)
     return [ClassFolder(folder, ids[folder], tuple(pictures[ids[folder]])) for folder in chosen]
 
@@ -131,12 +140,19 @@ def _choose(folders: list[str], classes: str | Sequence[str], base: Path, seed: 
         return folders
     if isinstance(classes, str) and classes.startswith("random:"):
         count = classes.removeprefix("random:")
-        if not (count.isascii() and count.isdigit()) or not 1 <= int(count) <= len(folders):
-            raise InputError(f"--classes {classes}: expected random:1 to random:{len(folders)}, as many as {base} has")
+        # Python refuses to read a number of 4,300 digits.
+        if not (count.isascii() and count.isdigit() and len(count) < 10) or not 1 <= int(count) <= len(folders):
+            raise InputError(
+                f"--classes {classes[:40]}: expected random:1 to random:{len(folders)}, as many as {base} has"
+            )
         picked = np.random.default_rng(seed).choice(len(folders), int(count), replace=False)
         return [folders[i] for i in sorted(picked)]
-    names = [name.strip() for name in classes.split(",")] if isinstance(classes, str) else list(classes)
-    unknown = [name for name in names if name not in folders]
+    known = set(folders)
+    if isinstance(classes, str):
+        names = [name if name in known else name.strip() for name in classes.split(",")]
+    else:
+        names = list(classes)
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise InputError(f"--classes {unknown[0]}: {base} has no such folder; its folders are {_some(folders)}")
     return sorted(set(names))
@@ -170,14 +186,29 @@ def _class_ids(root: Path, folders: list[str], model_outputs: int, class_map: Pa
 
 
 def _read_class_map(path: Path) -> dict[str, int]:
+    def no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"{path}: holds {twice!r} twice; assign one class id to each folder")
+        return found
+
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(contents(path, _LARGEST_MAP).decode("utf-8-sig"), object_pairs_hook=no_name_twice)
+    except InputError:
+        raise
+    except TooLarge as error:
+        raise InputError(f"{path}: not a class map ({error}); write {{folder: index}}") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; provide a readable class map") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); write {{folder: index}}") from error
     if not isinstance(data, dict) or not all(type(value) is int for value in data.values()):
         raise InputError(f"{path}: expected a JSON object {{folder: index}} of whole numbers")
+    for name in data:
+        if not is_text(name):
+            raise InputError(f"{path}: name {name!r} is not UTF-8; write it anew")
     return data
 
 
@@ -187,16 +218,17 @@ def _files(folder: Path, root: Path) -> tuple[str, ...]:
     What is not a picture is quarantined when it is read, never silently dropped.
     """
     found: list[str] = []
+    seen = {_identity(folder)}
     for where, folders, names in os.walk(folder, followlinks=True, onerror=_unlisted):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in folders:
-            _refuse_folder(Path(where) / name)
+            _refuse_folder(Path(where) / name, seen)
         found += [(Path(where) / name).relative_to(root).as_posix() for name in names if not name.startswith(".")]
     if not found:
         raise InputError(f"{folder}: holds no pictures; fill it or remove the folder")
-    for name in found:
-        if any("\ud800" <= character <= "\udfff" for character in name):
-            raise InputError(f"{folder}: file name {Path(name).name!r} is not UTF-8; rename the file")
+    for path in found:
+        if not is_text(path):
+            raise InputError(f"{folder}: name {Path(path).name!r} is not UTF-8; rename it")
     return tuple(sorted(found))
 
 
@@ -205,9 +237,24 @@ def _unlisted(error: OSError) -> None:
     raise error
 
 
-def _refuse_folder(folder: Path) -> None:
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _refuse_folder(folder: Path, seen: set[tuple[int, int]]) -> None:
     if folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{folder}: is a link to a folder that contains it; remove the link")
+    identity = _identity(folder)
+    if identity in seen:
+        raise InputError(f"{folder}: is a folder that its class has already, by a link; remove the link")
+    seen.add(identity)
+    _refuse_name(folder)
+
+
+def _refuse_name(folder: Path) -> None:
+    if not is_text(folder.name):
+        raise InputError(f"{folder.parent}: name {folder.name!r} is not UTF-8; rename it")
     if folder.suffix == ".tar":
         raise InputError(f"{folder}: is a folder with the name of a tar file; rename it")
 

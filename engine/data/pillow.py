@@ -17,6 +17,8 @@ from .files import PictureFiles, TooLarge
 from .memory import available, memory_of, room_for
 from .source import Decoder, Pictures
 
+_LONGEST = 200  # characters of a reason
+
 
 class PillowSource(Decoder):
     """Decode on `workers` threads, one list ahead."""
@@ -109,6 +111,6 @@ def _in_memory(picture: Image.Image, preprocessing: Preprocessing) -> Image.Imag
 
 
 def reason(error: Exception) -> str:
-    """Return in one line why a picture is set aside."""
-    text = f"{type(error).__name__}: {error}".split(" <_io", 1)[0]
-    return (text.splitlines() or [""])[0]
+    """Return in one line of printable characters why a picture is set aside; Pillow quotes what it finds in a file."""
+    text = " ".join(f"{type(error).__name__}: {error}".split(" <_io", 1)[0].split())[:_LONGEST]
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -8,6 +8,7 @@ from pathlib import Path
 from ...export.errors import InputError
 from .files import PictureFiles
 
+_LARGEST_CLS = 1000  # bytes
 # Extensions that a sample may hold beside its picture.
 _NO_PICTURES = ("cls", "json", "txt", "pyd", "npy", "npz", "pth", "id", "index")
 
@@ -39,11 +40,18 @@ def tar_pictures(files: PictureFiles, tars: Sequence[Path]) -> dict[int, list[st
                 raise InputError(f"{tar}: sample {key} has {len(pictures)} pictures; expected one beside {key}.cls")
             if "cls" not in extensions:
                 raise InputError(f"{tar}: sample {key} has no {key}.cls; write its class index there")
-            text = files.read(f"{relative}/{key}.cls").decode("utf-8", "replace").strip()
-            if not text.isascii() or not text.isdigit():
-                raise InputError(f"{tar}: {key}.cls holds {text[:40]!r}; expected a class index")
-            classes.setdefault(int(text), []).append(f"{relative}/{key}.{pictures[0]}")
+            index = _class_index(files, relative, f"{key}.cls")
+            classes.setdefault(index, []).append(f"{relative}/{key}.{pictures[0]}")
     return classes
+
+
+def _class_index(files: PictureFiles, tar: str, member: str) -> int:
+    size = files.members(tar)[member].size
+    text = files.read(f"{tar}/{member}").decode("utf-8", "replace").strip() if size < _LARGEST_CLS else "…"
+    # Python refuses to read a number of 4,300 digits.
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise InputError(f"{files.root / tar}: {member} holds {text[:40]!r} ({size} bytes); expected a class index")
+    return int(text)
 
 
 def _samples(members: Iterable[str], tar: Path) -> dict[str, list[str]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.models import ResNet18_Weights
@@ -120,6 +123,13 @@ def test_a_link_to_a_folder_around_it_is_refused(root: Path, tmp_path: Path, lin
         classes_of(tmp_path / "elsewhere" if linked else root)
 
 
+def test_folders_that_are_linked_to_each_other_are_refused(root: Path) -> None:
+    (root / "val" / "ant" / "to-bee").symlink_to(root / "val" / "bee")
+    (root / "val" / "bee" / "to-ant").symlink_to(root / "val" / "ant")
+    with pytest.raises(InputError, match="ant/to-bee/to-ant: is a folder that its class has already, by a link"):
+        classes_of(root)
+
+
 def test_a_folder_with_the_name_of_a_tar_file_is_refused(root: Path) -> None:
     (root / "val" / "ant" / "x.tar").mkdir()
     with pytest.raises(InputError, match=r"x\.tar: is a folder with the name of a tar file"):
@@ -154,6 +164,8 @@ def test_names_of_other_models_are_their_ids() -> None:
         ("random:5", "random:1 to random:4"),
         ("random:0", "random:1 to random:4"),
         ("random:x", "random:1 to random:4"),
+        ("random:²", "random:1 to random:4"),
+        (f"random:{'9' * 5000}", "random:1 to random:4"),
     ],
 )
 def test_classes_that_are_not_there(root: Path, classes: str, named: str) -> None:
@@ -166,6 +178,20 @@ def test_classes_that_are_not_there(root: Path, classes: str, named: str) -> Non
     [
         ("{", "not JSON"),
         (b"\xff\xfe", "not JSON"),
+        (b"\x80", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"a":' * 100_000, "not JSON"),
+        (f'{{"ant": {"9" * 5000}}}', "not JSON"),
+        (f'{{"ant": {"9" * 400}, "bee": 0, "cat": 1, "dog": 2}}', "ant is 9{400}, the model has outputs"),
+        ('{"ant": Infinity}', "whole numbers"),
+        ('{"ant": NaN}', "whole numbers"),
+        ('{"ant": 1e0}', "whole numbers"),
+        ('{"ant": null}', "whole numbers"),
+        ('{"ant": {"ant": 1}}', "whole numbers"),
+        ('"ant"', "whole numbers"),
+        ("{}", "class folder ant is not in"),
+        ('{"ant": 1, "bee": 0, "ant": 3}', "holds 'ant' twice"),
+        ('{"\\ud800": 1}', "is not UTF-8"),
         ("[1, 2]", "whole numbers"),
         ('{"ant": "3"}', "whole numbers"),
         ('{"ant": true}', "whole numbers"),
@@ -180,6 +206,25 @@ def test_maps_that_do_not_map(root: Path, content: str | bytes, named: str) -> N
     with pytest.raises(InputError, match=named) as caught:
         classes_of(root)
     assert "classes.json" in str(caught.value)
+
+
+def test_a_map_with_a_mark_of_its_encoding_is_read(root: Path) -> None:
+    (root / "classes.json").write_text(json.dumps(IDS), encoding="utf-8-sig")
+    assert [c.class_id for c in classes_of(root)] == list(IDS.values())
+
+
+def test_what_is_too_large_to_be_a_map_is_not_read(root: Path) -> None:
+    with (root / "classes.json").open("wb") as file:
+        file.truncate(100_000_000)
+    with pytest.raises(InputError, match=r"classes\.json: not a class map \(100\.0 MB, over the limit of 16\.8 MB\)"):
+        classes_of(root)
+
+
+def test_a_pipe_is_no_map(root: Path) -> None:
+    (root / "classes.json").unlink()
+    os.mkfifo(root / "pipe.json")
+    with pytest.raises(InputError, match=r"pipe\.json: Not a regular file"):
+        classes_of(root, class_map=root / "pipe.json")
 
 
 def test_a_map_that_is_not_there(root: Path) -> None:
@@ -214,7 +259,71 @@ def test_folders_that_hold_nothing(tmp_path: Path) -> None:
         classes_of(tmp_path)
 
 
-def test_a_file_name_that_is_not_utf8_is_named(root: Path) -> None:
-    (Path(os.fsdecode(os.fsencode(root / "val" / "ant") + b"/caf\xe9.jpg"))).touch()
-    with pytest.raises(InputError, match=r"val/ant: file name 'caf\\udce9.jpg' is not UTF-8; rename"):
+@pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"caf\xe9/1.jpg"])
+def test_a_name_that_is_not_utf8_is_named(root: Path, name: bytes) -> None:
+    path = Path(os.fsdecode(os.fsencode(root / "val" / "ant") + b"/" + name))
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    with pytest.raises(InputError, match=r"val/ant: name 'caf\\udce9(\.jpg)?' is not UTF-8; rename it"):
         classes_of(root)
+
+
+def test_a_class_folder_whose_name_is_not_utf8_is_named(tmp_path: Path) -> None:
+    folder = os.fsdecode(b"caf\xe9")
+    make(tmp_path, [folder])
+    (tmp_path / "classes.json").write_text(json.dumps({"café": 0}))
+    with pytest.raises(InputError, match=r"val: name 'caf\\udce9' is not UTF-8; rename it"):
+        classes_of(tmp_path)
+
+
+def test_odd_names_of_classes_are_names(tmp_path: Path) -> None:
+    names = ["a b", " c", "d,e", "f\ng", "all", "=1+1", "猫🐈", "<b>"]
+    make(tmp_path, names)
+    (tmp_path / "classes.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    assert {c.folder: c.class_id for c in classes_of(tmp_path, model_outputs=8)} == dict(
+        zip(names, range(8), strict=True)
+    )
+    assert [c.folder for c in classes_of(tmp_path, "a b, c, <b> ,猫🐈", model_outputs=8)] == [
+        " c",
+        "<b>",
+        "a b",
+        "猫🐈",
+    ]
+    assert [c.folder for c in classes_of(tmp_path, ["d,e", "f\ng"], model_outputs=8)] == ["d,e", "f\ng"]
+
+
+def test_a_class_folder_with_the_name_of_a_tar_file_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, ["x.tar"])
+    (tmp_path / "classes.json").write_text('{"x.tar": 0}')
+    with pytest.raises(InputError, match=r"val/x\.tar: is a folder with the name of a tar file; rename it"):
+        classes_of(tmp_path)
+
+
+_ATOMS: st.SearchStrategy[object] = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.integers(0, 6), st.floats(), st.text("a9\n\0\ud800", max_size=9)
+)
+_JSON = st.recursive(
+    _ATOMS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*IDS, "zebra", "\ud800"]), inner),
+    max_leaves=8,
+)
+_IDS = st.dictionaries(st.sampled_from(list(IDS)), st.integers(-1, 5) | st.integers(), min_size=3)
+
+
+@settings(max_examples=60, derandomize=True, database=None, deadline=None)
+@given(value=_JSON | _IDS, damage=st.none() | st.tuples(st.integers(0, 100), st.binary(max_size=3)))
+def test_a_map_maps_every_class_or_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, value: object, damage: tuple[int, bytes] | None
+) -> None:
+    """Whatever is in it: one output of the model for each class, or one line."""
+    root = tmp_path_factory.getbasetemp() / "any-map"
+    if not root.exists():
+        make(root)
+    content = json.dumps(value).encode()
+    if damage is not None:
+        content = content[: damage[0]] + damage[1] + content[damage[0] + 1 :]
+    (root / "classes.json").write_bytes(content)
+    with contextlib.suppress(InputError):
+        ids = {c.class_id for c in classes_of(root)}
+        assert len(ids) == len(IDS)
+        assert ids <= set(range(5))

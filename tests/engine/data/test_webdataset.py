@@ -95,8 +95,13 @@ def test_the_same_answers_as_from_folders(
     ("members", "said"),
     [
         ([("a.cls", b"5"), ("a.jpg", b"")], r"val/0\.tar/a\.jpg is of class 5, the model has outputs 0\.\.4"),
-        ([("a.cls", b"-1"), ("a.jpg", b"")], "a.cls holds '-1'; expected a class index"),
-        ([("a.cls", b"cat"), ("a.jpg", b"")], "a.cls holds 'cat'; expected a class index"),
+        ([("a.cls", b"-1"), ("a.jpg", b"")], r"a\.cls holds '-1' \(2 bytes\); expected a class index"),
+        ([("a.cls", b"cat"), ("a.jpg", b"")], r"a\.cls holds 'cat' \(3 bytes\); expected a class index"),
+        ([("a.cls", b"9" * 900), ("a.jpg", b"")], r"a\.cls holds '9{40}' \(900 bytes\); expected a class index"),
+        ([("a.cls", b"9" * 5000), ("a.jpg", b"")], r"a\.cls holds '…' \(5000 bytes\); expected a class index"),
+        ([("a.cls", b""), ("a.jpg", b"")], "a.cls holds ''"),
+        ([("a.cls", b"1\0"), ("a.jpg", b"")], r"a\.cls holds '1\\x00'"),
+        ([("a.cls", "²".encode()), ("a.jpg", b"")], "a.cls holds '²'"),
         ([("a.jpg", b"")], "sample a has no a.cls"),
         ([("a.cls", b"1")], "sample a has 0 pictures"),
         ([("a.cls", b"1"), ("a.jpg", b""), ("a.png", b"")], "sample a has 2 pictures"),
@@ -108,6 +113,28 @@ def test_tar_files_that_are_refused(tmp_path: Path, members: list[tuple[str, byt
     write_tar(tmp_path / "val" / "0.tar", members)
     with pytest.raises(InputError, match=said):
         listed(tmp_path)
+
+
+def test_names_of_tar_files_are_never_shared(tmp_path: Path) -> None:
+    (tmp_path / "val").mkdir()
+    members = [(f"{i}.{kind}", str(i).encode()) for i in (3, 4) for kind in ("cls", "jpg")]
+    write_tar(tmp_path / "val" / "0.tar", members)
+    (tmp_path / "classes.json").write_text('{"ant": 3, "bee": 4, "cat": 5, "dog": 5}')
+    assert listed(tmp_path) == {"ant": (3, [b"3"]), "bee": (4, [b"4"])}
+    (tmp_path / "classes.json").write_text('{"ant": 3, "bee": 4, "cat": 4}')
+    with pytest.raises(InputError, match=r"classes\.json: two folders have the same class id"):
+        listed(tmp_path)
+    (tmp_path / "classes.json").write_text('{"3": 4}')  # and class 3 has no name but its number
+    with pytest.raises(InputError, match=r"classes\.json: a name in it is the number of another class"):
+        listed(tmp_path)
+
+
+def test_names_of_members_lead_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "val").mkdir()
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    keys = ["/abs", "../../secret", "./a", "x.tar/b", "c\nd", "猫"]
+    write_tar(tmp_path / "val" / "0.tar", [(f"{key}.{kind}", b"1") for key in keys for kind in ("cls", "jpg")])
+    assert listed(tmp_path) == {"1": (1, [b"1"] * len(keys))}
 
 
 def test_commands_refuse_tar_files_in_one_line(
