@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from ...export.errors import InputError
 from . import LOADERS
-from .files import PictureFiles
+from .files import PictureFiles, is_text
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -42,7 +42,7 @@ class DataSpec:
     Raises
     ------
     InputError
-        An unknown split or loader, or fewer than one worker.
+        An unknown split or loader, fewer than one worker, or a root that results cannot name.
     """
 
     root: Path
@@ -59,6 +59,8 @@ class DataSpec:
         LOADERS.check(self.loader, "auto")
         if self.workers is not None and self.workers < 1:
             raise InputError(f"--workers {self.workers}: must be at least 1")
+        if not is_text(str(self.root.resolve())):
+            raise InputError(f"--data {self.root}: its path is not UTF-8, in which results name it; rename the folder")
 
     @property
     def folder(self) -> Path:

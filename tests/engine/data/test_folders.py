@@ -276,6 +276,15 @@ def test_a_class_folder_whose_name_is_not_utf8_is_named(tmp_path: Path) -> None:
         classes_of(tmp_path)
 
 
+def test_a_data_folder_whose_path_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    root.mkdir()
+    (tmp_path / "link").symlink_to(root)
+    for path in (root, tmp_path / "link"):
+        with pytest.raises(InputError, match=r"--data .*: its path is not UTF-8, in which results name it; rename the"):
+            DataSpec(path)
+
+
 def test_odd_names_of_classes_are_names(tmp_path: Path) -> None:
     names = ["a b", " c", "d,e", "f\ng", "all", "=1+1", "猫🐈", "<b>"]
     make(tmp_path, names)
