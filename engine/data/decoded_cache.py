@@ -50,7 +50,7 @@ class DecodedCache(PictureSource):
         self.files = files
         self.preprocessing = preprocessing
         self.name = source.name
-        self.how = f"{source.how}, decoded pictures kept in {cache_dir() / 'pictures'}"
+        self.how = f"{source.how}, decoded pictures kept in {cache_dir('pictures')}"
 
     def blocks(self, paths: Sequence[str], block_size: int, starts: Sequence[int] | None = None) -> Iterator[Block]:
         """See `PictureSource.blocks`. Pictures are views of a read-only file.
@@ -99,7 +99,7 @@ class DecodedCache(PictureSource):
         }
         if self.source.decodes_on != "cpu":  # a GPU's pixels may differ by some grey levels
             facts["device"] = self.source.decodes_on
-        folder = cache_dir() / "pictures" / key(facts)
+        folder = cache_dir("pictures", key(facts))
         size = len(paths) * p.input_size**2 * 3
         with naming(folder):
             if not _whole(folder, size, len(paths)):

@@ -77,7 +77,7 @@ def cached_graph(
         path = scratch / _FILE
         write(path)
         return Graph(path, None)
-    folder = cache_dir() / "graphs" / name
+    folder = cache_dir("graphs", name)
     drop_damaged(folder)
     if not (folder / _FILE).is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -103,7 +103,7 @@ def occluded_file(
     """
     if isinstance(subject, Artefact):
         FORMATS[subject.format]().check(subject.path, sizes, subject.manifest.files)
-        return Graph(subject.path, cache_dir() / "artefacts" / subject.key)
+        return Graph(subject.path, cache_dir("artefacts", subject.key))
     assert isinstance(subject, FrozenClassifier)
 
     def write(path: Path) -> None:

@@ -147,7 +147,7 @@ def _note(engine: Engine) -> Path | None:
         "model": [engine.subject.model, engine.subject.preprocessing.input_size, engine.subject.num_classes],
         "versions": [version("gfo"), torch.__version__],
     }
-    return cache_dir() / "passes" / f"{key(facts)}.json"
+    return cache_dir("passes") / f"{key(facts)}.json"
 
 
 def _passes_of(facts: Any) -> Passes | None:

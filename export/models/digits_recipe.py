@@ -59,4 +59,4 @@ def digits_weights_path(name: str) -> Path:
     name
         A key of `DIGITS_RECIPES`.
     """
-    return cache_dir() / "digits" / f"{name}-{key(asdict(DIGITS_RECIPES[name]))[:_KEY_DIGITS]}.safetensors"
+    return cache_dir("digits") / f"{name}-{key(asdict(DIGITS_RECIPES[name]))[:_KEY_DIGITS]}.safetensors"

@@ -164,7 +164,7 @@ class ExportedPlan(Composition):
 
     def plan_file(self, stem: str, scratch: Path) -> tuple[Path, Path | None, str]:
         """See `Composition.plan_file`: the artefact's own."""
-        kept = cache_dir() / "artefacts" / self._artefact.key
+        kept = cache_dir("artefacts", self._artefact.key)
         return self._artefact.path, kept / f"{stem}-{self.pairs}.jit", "an exported plan"
 
     def bank(self, occluders: Tensor) -> Tensor:
