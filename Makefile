@@ -17,7 +17,7 @@ test: $(STAMP)
 # Thousands of kills and damaged files; the suite tries a few. About half an hour.
 faults: $(STAMP)
 	rm -rf build/faults
-	GFO_FAULTS=long $(BIN)/python -m pytest -q -n auto --dist loadfile tests/faults
+	GFO_FAULTS=long $(BIN)/python -m pytest -q -n auto --dist load tests/faults
 	$(BIN)/python tests/faults/table.py
 
 check: $(STAMP) $(FLOORS:%=.typing/gfo/%)

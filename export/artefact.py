@@ -20,7 +20,7 @@ from .bank import OccluderBank, check_keys
 from .bank_header import BankHeader, EmbeddedBank
 from .classifier import FrozenClassifier, load_classifier
 from .errors import InputError
-from .files import atomic_folder, load_tensors, save_tensors
+from .files import atomic_folder, load_tensors, remove_abandoned, save_tensors
 from .formats import FORMATS
 from .formats.base import ExportConfig
 from .manifest import EMBEDDED, FIT, INPUT, Manifest, Parity, file_facts
@@ -187,6 +187,7 @@ class Export:
         """Check the inputs; see `export` for the parameters and errors."""
         config = config or ExportConfig()
         _check_format(config)
+        remove_abandoned(out)
         if out.exists():
             raise InputError(f"--out {out}: is there already; name a new folder, or remove it")
         self.out = out

@@ -65,7 +65,7 @@ def usual_mode(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` for a file; move it into place at the end, remove it on an error.
+    """Yield the path of a file to be written in a temporary folder beside `path`; move it into place at the end.
 
     Parent folders are created, and what writers of `path` that were killed have left is removed.
 
@@ -74,18 +74,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     OSError
         Something cannot be written; the error names `path`. One that names another file keeps that name.
     """
-    path = Path(path)
-    with naming(path):
-        partial, claim = _temporary(path, _new_file)
-    try:
-        with _naming_instead_of(partial, path):
-            yield partial
-            usual_mode(partial)
-            os.replace(partial, path)
-    finally:
-        with naming(path):
-            partial.unlink(missing_ok=True)
-        os.close(claim)
+    with _temporary(Path(path)) as content:
+        yield content
+        usual_mode(content)
+        os.replace(content, path)
 
 
 @contextlib.contextmanager
@@ -108,23 +100,14 @@ def atomic_folder(path: Path, *, accept: Callable[[], bool] | None = None) -> It
         Something cannot be written, or `path` is there; the error names `path`. One that names a file elsewhere keeps
         that name.
     """
-    path = Path(path)
-    with naming(path):
-        partial, claim = _temporary(path, _new_folder)
-    try:
-        with _naming_instead_of(partial, path):
-            # A folder in it: a library that makes its folder anew would otherwise lose the lock.
-            content = partial / path.name
-            content.mkdir()
-            yield content
-            try:
-                os.replace(content, path)
-            except OSError:
-                if accept is None or not accept():
-                    raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        os.close(claim)
+    with _temporary(Path(path)) as content:
+        content.mkdir()
+        yield content
+        try:
+            os.replace(content, path)
+        except OSError:
+            if accept is None or not accept():
+                raise
 
 
 class ScratchFolder(tempfile.TemporaryDirectory[str]):
@@ -147,31 +130,35 @@ class ScratchFolder(tempfile.TemporaryDirectory[str]):
         os.close(self._claim)
 
 
-def _temporary(path: Path, make: Callable[[str, Path], tuple[str, int]]) -> tuple[Path, int]:
-    """Create a temporary file or folder beside `path`, and return it with an open descriptor that holds its lock.
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Yield a path in a temporary folder beside `path`, which is locked meanwhile, and removed at the end.
 
-    It has a name that nobody guesses: processes in containers may have the same number, and a link laid at a name that
-    is known would lead the write elsewhere.
+    The folder has a name that nobody guesses: processes in containers may have the same number, and a link laid at a
+    name that is known would lead the write elsewhere. The lock is not on the path itself: libraries put files of their
+    own beside what they write, or make it anew.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path.parent, f".{path.name}.", _PARTIAL)
-    while True:
-        name, claim = make(f".{path.name}.", path.parent)
-        if _claimed(claim, Path(name)):
-            return Path(name), claim
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path)
+        partial, claim = _locked_folder(f".{path.name}.", path.parent)
+    try:
+        with _naming_instead_of(partial, path):
+            yield partial / path.name
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
         os.close(claim)
 
 
-def _new_file(prefix: str, folder: Path) -> tuple[str, int]:
-    descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=_PARTIAL, dir=folder)
-    return name, descriptor
-
-
-def _new_folder(prefix: str, folder: Path) -> tuple[str, int]:
+def _locked_folder(prefix: str, place: Path) -> tuple[Path, int]:
+    """Create a temporary folder, and return it with a descriptor that holds its lock."""
     while True:
-        name = tempfile.mkdtemp(prefix=prefix, suffix=_PARTIAL, dir=folder)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=_PARTIAL, dir=place))
         with contextlib.suppress(FileNotFoundError):  # taken for abandoned before it is locked
-            return name, os.open(name, os.O_RDONLY)
+            claim = os.open(folder, os.O_RDONLY)
+            if _claimed(claim, folder):
+                return folder, claim
+            os.close(claim)
 
 
 def _claimed(descriptor: int, path: Path) -> bool:
@@ -182,8 +169,14 @@ def _claimed(descriptor: int, path: Path) -> bool:
     return path.exists()
 
 
+def remove_abandoned(path: Path) -> None:
+    """Remove what writers of `path` that were killed have left beside it, if there is anything."""
+    if path.parent.is_dir():
+        _remove_abandoned(path.parent, f".{path.name}.", _PARTIAL)
+
+
 def _remove_abandoned(folder: Path, prefix: str, suffix: str) -> None:
-    """Remove temporary files and folders whose writers were killed: their locks went with them."""
+    """Remove temporary folders whose writers were killed: their locks went with them."""
     with os.scandir(folder) as entries:
         found = [e.path for e in entries if e.name.startswith(prefix) and e.name.endswith(suffix)]
     for path in found:
@@ -195,18 +188,12 @@ def _remove_abandoned(folder: Path, prefix: str, suffix: str) -> None:
 
 def _remove_if_abandoned(path: Path) -> None:
     status = path.lstat()
-    folder = stat.S_ISDIR(status.st_mode)
-    if not folder and not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISDIR(status.st_mode):
         return
-    # Writable, because NFS locks only such descriptors.
-    descriptor = os.open(path, (os.O_RDONLY if folder else os.O_RDWR) | getattr(os, "O_NOFOLLOW", 0))
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     try:
-        if not _lockable(descriptor, status.st_mtime):
-            return
-        if folder:
+        if _lockable(descriptor, status.st_mtime):
             shutil.rmtree(path)
-        else:
-            path.unlink()
     finally:
         os.close(descriptor)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ...export.bank import OccluderBank, picture_key
 from ...export.bank_header import BankHeader
 from ...export.errors import InputError
-from ...export.files import load_tensors, save_tensors
+from ...export.files import load_tensors, remove_abandoned, save_tensors
 from ...export.records import STRICT, checksum, load_record, save_record
 from ..data.files import PictureFiles
 
@@ -102,6 +102,7 @@ class Checkpoint:
         InputError
             `out` is a bank of another configuration; the message names the difference.
         """
+        remove_abandoned(self.out)
         if not self.out.exists():
             return None
         bank = OccluderBank.load(self.out)

@@ -12,7 +12,7 @@ from harness import LONG, Commands, Fault, Job, Outcome, leftovers, sample
 from scenarios import SCENARIOS, Material, Scenario
 
 EVERY = pytest.mark.parametrize("scenario", [one for one in SCENARIOS if one.often or LONG], ids=lambda one: one.name)
-_SUITE, _MOST = 2, 130  # tries of a kind of fault
+_SUITE, _MOST = 2, 100  # tries of a kind of fault
 
 
 class Bench:
@@ -54,7 +54,7 @@ def most(scenario: Scenario) -> int:
     """Return how many tries; an export takes seconds."""
     if not LONG:
         return _SUITE
-    return _MOST // 5 if scenario.name == "export" else _MOST
+    return _MOST // 10 if scenario.name == "export" else _MOST
 
 
 @EVERY
