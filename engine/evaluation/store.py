@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ...export.errors import InputError
-from ...export.files import atomic_folder, atomic_path, naming, remove_old_partials
+from ...export.files import atomic_folder, atomic_path, naming, remove_abandoned, remove_old_partials
 from ...export.records import checksum
 from ...kernels.score import Score
 from .summary import STORE, Quarantined, Run, plain, read_run_record
@@ -159,6 +159,8 @@ class RunStore:
             raise InputError(f"{path}: no such store; gfo-eval --out {run_dir} writes one")
         try:
             if writable:
+                remove_abandoned(path)
+                remove_abandoned(path / _FACTS)
                 remove_old_partials(path)
             return cls(zarr.open_group(path, mode="r+" if writable else "r"), path)
         except InputError:

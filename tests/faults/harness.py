@@ -219,8 +219,14 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return what a command should not leave: temporary files and folders."""
-    return sorted(path for path in folder.rglob("*") if path.name.endswith(".partial"))
+    """Return what a command should not leave: temporary files and folders, and checkpoints."""
+    return sorted(path for path in folder.rglob("*") if path.name[0] == "." or path.suffix in (".partial", ".parts"))
+
+
+def age(folder: Path) -> None:
+    """Make what libraries have left look as if it had been there for a day: young files may be of a live process."""
+    for path in folder.rglob("*.partial"):
+        os.utime(path, (0, 0))
 
 
 def sample(count: int, most: int) -> Iterator[int]:

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from harness import LONG, Commands, Fault, Job, Outcome, leftovers, sample
+from harness import LONG, Commands, Fault, Job, Outcome, age, leftovers, sample
 from scenarios import SCENARIOS, Material, Scenario
 
 EVERY = pytest.mark.parametrize("scenario", [one for one in SCENARIOS if one.often or LONG], ids=lambda one: one.name)
@@ -38,6 +38,7 @@ class Bench:
 
     def check_end(self) -> None:
         """Run the command again, undisturbed: it ends, with the same result, and leaves nothing behind."""
+        age(self.folder)
         again = self.run()
         assert again.code in self.scenario.again, again.err
         assert self.scenario.result(self.folder / "out") == self.result
