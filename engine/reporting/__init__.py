@@ -34,20 +34,20 @@ class ReportFiles:
 
     def show(self) -> None:
         """Print the tables, the notes and the paths of the files."""
-        from rich.console import Console
+        from ..names import visible
+        from ..terminal import console, print_table
 
-        console = Console()
-        if not console.is_terminal:  # a file or a pipe has no width of its own
-            console = Console(width=_FILE_WIDTH)
+        shown = console(width=_FILE_WIDTH)
         for table in self.printable:
-            console.print(table, end="\n\n")
+            print_table(shown, table)
+            shown.print()
         for line in (
             *self.notes,
             f"tables: {self.tables[0].parent}",
             f"figures: {len(self.figures)}",
             f"page: {self.page}",
         ):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            shown.print(visible(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def report(
@@ -87,8 +87,8 @@ def report(
     joined = rows.join([read_run(Path(run)) for run in runs])
     built = tables.build(joined)
     written = tables.write(built, out / "tables")
-    drawn, left_out = figures.draw(joined, out, classes=figure_classes, pictures=figure_pictures)
-    notes = (*page.notes(joined), *left_out)
+    drawn, more = figures.draw(joined, out, classes=figure_classes, pictures=figure_pictures)
+    notes = (*page.notes(joined), *more)
     html = page.write(out / "report.html", joined, built, drawn, notes)
     printable = tuple(table.rich() for table in built)
     return ReportFiles(html, written, tuple(figure.path for figure in drawn), notes, printable)

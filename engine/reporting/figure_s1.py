@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,7 @@ from ..data.files import PictureFiles
 from ..data.folders import name_of
 from ..data.pillow import decode
 from ..evaluation.store import RunStore
+from .lettering import Lettering
 from .rows import short_hash
 from .runs import RunFolder
 
@@ -49,6 +50,13 @@ class Block:
     factor: float
     pictures: tuple[Picture, ...]
 
+    @property
+    def names(self) -> Iterator[str]:
+        """Every name that is shown."""
+        yield self.name
+        for picture in self.pictures:
+            yield from (picture.clean_name, picture.occluded_name)
+
 
 @dataclass(frozen=True)
 class _Material:
@@ -62,12 +70,6 @@ class _Material:
 
 class Moved(Exception):
     """Raised where the bank or a picture is no longer what the RUN read; the text says which."""
-
-
-def short_name(name: str, most: int = 22) -> str:
-    """Return the first synonym, cut to `most` characters, safe for matplotlib (a `$` would start a formula)."""
-    name = name.split(",")[0]
-    return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
 
 
 def figure_blocks(run: RunFolder, classes: int, pictures: int) -> list[Block]:
@@ -172,18 +174,19 @@ def figure_s1(blocks: Sequence[Block], pictures: int) -> Figure:
     down = -(-len(blocks) // across)
     figure = Figure(figsize=(1.22 * pictures * across + 0.4, 4.55 * down))
     panels = np.ravel(figure.subfigures(down, across, wspace=0.04, hspace=0.04, squeeze=False))
+    letters = Lettering.of(name for block in blocks for name in block.names)
     for panel, block in zip(panels, blocks, strict=False):
         grid = panel.add_gridspec(3, pictures, left=0.02, right=0.98, top=0.9, bottom=0.01, wspace=0.06, hspace=0.2)
-        panel.suptitle(short_name(block.name, 30), fontsize=11, fontweight="bold", y=0.985)
-        _tile(panel.add_subplot(grid[0, :]), block.occluder, f"occluder × {block.factor:.3g}", "#444444")
+        panel.suptitle(letters.short(block.name, 30), fontsize=12, y=0.985, **letters.style)
+        _tile(panel.add_subplot(grid[0, :]), block.occluder, f"occluder × {block.factor:.3g}", "#444444", letters)
         for column, picture in enumerate(block.pictures):
-            _tile(panel.add_subplot(grid[1, column]), picture.clean, short_name(picture.clean_name, 18), _RIGHT)
             colour = _RIGHT if picture.occluded_right else _WRONG
-            _tile(panel.add_subplot(grid[2, column]), picture.occluded, short_name(picture.occluded_name, 18), colour)
+            _tile(panel.add_subplot(grid[1, column]), picture.clean, picture.clean_name, _RIGHT, letters)
+            _tile(panel.add_subplot(grid[2, column]), picture.occluded, picture.occluded_name, colour, letters)
     return figure
 
 
-def _tile(axis: Axes, picture: NDArray[np.uint8], title: str, colour: str) -> None:
+def _tile(axis: Axes, picture: NDArray[np.uint8], title: str, colour: str, letters: Lettering) -> None:
     axis.imshow(picture)
     axis.set_axis_off()
-    axis.set_title(title, fontsize=8, color=colour, pad=2.5)
+    axis.set_title(letters.short(title, 18), fontsize=8, color=colour, pad=2.5, **letters.style)

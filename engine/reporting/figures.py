@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from ..evaluation.metrics import accuracy_matrix
 from ..evaluation.results import RatioName
 from ..evaluation.store import RunStore
-from .figure_s1 import Moved, figure_blocks, figure_s1, short_name
+from ..names import escaped
+from .figure_s1 import Moved, figure_blocks, figure_s1
+from .lettering import Lettering
 from .rows import Estimate, Measure, Row
 from .runs import RunFolder
 
@@ -44,8 +46,8 @@ def draw(rows: Sequence[Row], out: Path, *, classes: int, pictures: int) -> tupl
 
     Returns
     -------
-    drawn, left_out
-        The figures, and one sentence for each Figure S1 that could not be made.
+    drawn, notes
+        The figures, and a sentence for each Figure S1 that could not be made, and for letters that no font has.
 
     Raises
     ------
@@ -55,12 +57,12 @@ def draw(rows: Sequence[Row], out: Path, *, classes: int, pictures: int) -> tupl
         `out` cannot be written.
     """
     drawn: list[Drawn] = []
-    left_out: list[str] = []
+    notes: list[str] = []
     for row in rows:
         try:
             blocks = figure_blocks(row.preferred, classes, pictures)
         except Moved as reason:
-            left_out.append(f"Figure S1 of {row.label}, ε = {row.epsilon}, is left out: {reason}.")
+            notes.append(f"Figure S1 of {row.label}, ε = {row.epsilon}, is left out: {reason}.")
             continue
         path = _save(figure_s1(blocks, pictures), out / f"figure-S1-{row.slug}.png")
         caption = (
@@ -70,7 +72,17 @@ def draw(rows: Sequence[Row], out: Path, *, classes: int, pictures: int) -> tupl
             "first right pictures of each: not chosen by how well the occluder does."
         )
         drawn.append(Drawn("S1", path, caption))
-    return (*drawn, *_draw_curves(rows, out), *_draw_matrices(rows, out)), tuple(left_out)
+    return (*drawn, *_draw_curves(rows, out), *_draw_matrices(rows, out)), (*notes, *_missing_letters(rows))
+
+
+def _missing_letters(rows: Sequence[Row]) -> Iterator[str]:
+    names = {name for row in rows for run in row.runs.values() for name in run.summary.class_names.values()}
+    missing = Lettering.of({row.label for row in rows} | names).escapes
+    if missing:
+        yield (
+            f"On figures, letters that no installed font has are escapes: {escaped(missing[0])} for {missing[0]} "
+            f"({len(missing)} letters in all); install a font that has them, as those of Noto do."
+        )
 
 
 def _save(figure: Figure, path: Path) -> Path:
@@ -113,14 +125,16 @@ def matrix_figure(run: RunFolder, matrix: NDArray[np.float64], columns: Sequence
     images = [_heat(axis, part, numbers=numbers) for axis, part in zip(axes, parts, strict=True)]
     for axis, name in ((axes[0], "clean"), (axes[2], "noise")):
         axis.set_yticks([0], [name], fontsize=8)
-    _name_ticks(axes[1].yaxis, [run.name(c) for c in run.summary.class_ids])
-    _name_ticks(axes[2].xaxis, [run.name(c) for c in columns], rotation=90)
+    down, across = ([run.name(c) for c in ids] for ids in (run.summary.class_ids, columns))
+    letters = Lettering.of([title, *(names[i] for names in (down, across) for i in _named(len(names)))])
+    _name_ticks(axes[1].yaxis, down, letters)
+    _name_ticks(axes[2].xaxis, across, letters, rotation=90)
     axes[1].set_ylabel("occluder of")
     axes[2].set_xlabel("pictures of")
     if len(columns) > occluders:  # the bank's own classes end here
         for axis in axes:
             axis.axvline(occluders - 0.5, color="white", linewidth=1.5)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(letters.lines(title, width + 3.2), fontsize=10, **letters.style)
     figure.colorbar(images[1], ax=axes, label="top-1 accuracy", fraction=0.04, pad=0.02)
     return figure
 
@@ -140,13 +154,16 @@ def _heat(axis: Axes, part: NDArray[np.float64], *, numbers: bool) -> AxesImage:
     return image
 
 
-def _name_ticks(axis: Any, names: Sequence[str], rotation: int = 0) -> None:
-    """Name every n-th class, so that there are at most `_MOST_NAMES` names."""
-    step = -(-len(names) // _MOST_NAMES)
-    ticks = range(0, len(names), step)
-    axis.set_ticks(
-        ticks, [short_name(names[i]) for i in ticks], fontsize=8 if len(names) <= 40 else 6.5, rotation=rotation
-    )
+def _named(count: int) -> range:
+    """Return which classes are named: every n-th, so that there are at most `_MOST_NAMES` names."""
+    return range(0, count, -(-count // _MOST_NAMES))
+
+
+def _name_ticks(axis: Any, names: Sequence[str], letters: Lettering, rotation: int = 0) -> None:
+    ticks = _named(len(names))
+    fontsize = 8 if len(names) <= 40 else 6.5
+    shown = [letters.short(names[i]) for i in ticks]
+    axis.set_ticks(ticks, shown, fontsize=fontsize, rotation=rotation, **letters.style)
     axis.set_tick_params(labelbottom=True)
 
 

@@ -11,6 +11,7 @@ from typing import Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..evaluation.results import ClassRow
+from ..names import visible
 from .figures import Drawn
 from .rows import DASH, Row, short_hash
 from .runs import RunFolder
@@ -40,7 +41,11 @@ def write(
         `path` cannot be written.
     """
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # not what is marked as HTML
     )
     html = environment.get_template("page.html.j2").render(
         models=list(dict.fromkeys(row.facts.model for row in rows)),

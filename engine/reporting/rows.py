@@ -17,6 +17,7 @@ from .runs import RunFolder
 DASH: Final = "–"
 SPLITS: Final = ("train", "val")
 _ROW_KEY: Final = ("model", "weights_hash", "bank_hash", "epsilon", "norm", "precision", "engine")
+_LONGEST: Final = 120  # characters of a name in the name of a file, which takes 255
 _TELLS_APART: Final = ("weights_hash", "engine", "precision", "bank_hash")
 
 Cell = Accuracy | Ratio | Rate | LabelShare
@@ -142,9 +143,10 @@ def _named(rows: list[Row]) -> tuple[Row, ...]:
         differ = [key for key in _TELLS_APART if len({getattr(other.facts, key) for other in alike}) > 1]
         extra = " ".join(_short(key, getattr(row.facts, key)) for key in differ)
         label = f"{row.label} ({extra})" if extra else row.label
-        slug = re.sub(r"[^A-Za-z0-9._]+", "-", f"{label}-eps{row.epsilon}").strip("-")
-        taken[slug] += 1
-        named.append(Row(label, slug if taken[slug] == 1 else f"{slug}-{taken[slug]}", row.runs))
+        slug = re.sub(r"[^A-Za-z0-9._]+", "-", f"{label[:_LONGEST]}-eps{row.epsilon}").strip("-")
+        taken[slug.casefold()] += 1  # some file systems know no case
+        count = taken[slug.casefold()]
+        named.append(Row(label, slug if count == 1 else f"{slug}-{count}", row.runs))
     return tuple(named)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from ..evaluation.results import RatioName
+from ..names import csv_cell, latex_text, markdown_cell, terminal_cell, visible
 from .rows import DASH, SPLITS, Estimate, Measure, Row
 
 SOURCE: Final = "Wu et al., CVPR 2020, supplementary material, Tables S1 and S2; 100 random ImageNet classes"
@@ -81,12 +82,16 @@ class Table:
             for column, cell in zip(self.columns, line.cells, strict=True)
             for suffix, value in (cell.columns() if cell else dict.fromkeys(_SUFFIXES)).items()
         }
-        return {"model": line.heads[0], **line.facts, **numbers}
+        texts = {"model": line.heads[0], **line.facts}
+        return {k: csv_cell(v) if isinstance(v, str) else v for k, v in texts.items()} | numbers
 
-    def shown(self) -> pd.DataFrame:
-        """Return the text of every cell."""
-        texts = [(*line.heads, *(_shown(cell) for cell in line.cells), *line.tails) for line in self.lines]
-        return pd.DataFrame(texts, columns=[*self.heads, *self.columns, *self.tails])
+    def shown(self, text: Callable[[str], str] = visible) -> pd.DataFrame:
+        """Return every cell; what is no number as `text` returns it."""
+        lines = [
+            (*map(text, line.heads), *(_shown(cell) for cell in line.cells), *map(text, line.tails))
+            for line in self.lines
+        ]
+        return pd.DataFrame(lines, columns=[*self.heads, *self.columns, *self.tails])
 
     def rich(self) -> RichTable:
         """Return the table for the terminal."""
@@ -98,8 +103,9 @@ class Table:
             table.add_column(column, justify="right" if column in self.columns else "left", overflow="fold")
         for column in table.columns:  # two short lines rather than one wide column
             column.header = str(column.header).replace("/clean ", "\n/clean ").replace(" label ", " label\n")
-        for texts in self.shown().itertuples(index=False):
-            table.add_row(*(Text(str(text).replace(" [", "\n[")) for text in texts))
+        for line in self.lines:
+            numbers = (_shown(cell).replace(" [", "\n[") for cell in line.cells)
+            table.add_row(*map(terminal_cell, line.heads), *map(Text, numbers), *map(terminal_cell, line.tails))
         return table
 
 
@@ -182,17 +188,18 @@ def write(tables: Iterable[Table], folder: Path) -> tuple[Path, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for table in tables:
-        shown, base = table.shown(), folder / table.name
+        base = folder / table.name
         table.csv().to_csv(base.with_suffix(".csv"), index=False)
-        markdown = shown.to_markdown(index=False, disable_numparse=True)
+        markdown = table.shown(markdown_cell).to_markdown(index=False, disable_numparse=True)
         base.with_suffix(".md").write_text(f"**{table.title}**\n\n{markdown}\n\n{table.legend}\n", encoding="utf-8")
-        base.with_suffix(".tex").write_text(_latex(table, shown), encoding="utf-8")
+        base.with_suffix(".tex").write_text(_latex(table), encoding="utf-8")
         written += [base.with_suffix(suffix) for suffix in (".csv", ".md", ".tex")]
     return tuple(written)
 
 
-def _latex(table: Table, shown: pd.DataFrame) -> str:
+def _latex(table: Table) -> str:
     """Return a booktabs table, with Greek letters and dashes as pdfLaTeX takes them."""
+    shown = table.shown(latex_text)
     layout = "l" * len(table.heads) + "r" * len(table.columns) + "l" * len(table.tails)
     caption = f"{table.title}. {table.legend}"
     label = f"tab:{table.name}"
@@ -200,4 +207,4 @@ def _latex(table: Table, shown: pd.DataFrame) -> str:
     for character, command in {"ε": r"$\varepsilon$", "±": r"$\pm$", "%": r"\%", DASH: "--"}.items():
         # Cells come escaped, the caption does not.
         latex = re.sub(rf"(?<!\\){character}", lambda _, command=command: command, latex)
-    return latex
+    return re.sub(r"^(?=[\[*])", "{}", latex, flags=re.MULTILINE)  # after a line's end, they would be its arguments

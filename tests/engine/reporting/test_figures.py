@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from gfo.engine.evaluation.results import PENDING, Ratio, Ratios
 from gfo.engine.evaluation.summary import SCHEMA, Fit, Run, Summary
-from gfo.engine.reporting.figure_s1 import magnified, occluded, short_name
+from gfo.engine.reporting.figure_s1 import magnified, occluded
 from gfo.engine.reporting.figures import curve_figure, matrix_figure
 from gfo.engine.reporting.rows import join
 from gfo.engine.reporting.runs import RunFolder
@@ -40,7 +40,7 @@ def summary(run_record: Run) -> Summary:
 
 
 def named_run(summary: Summary, classes: int, others: int = 0) -> RunFolder:
-    names = {str(i): f"class {i}, synonym" for i in range(classes + others)}
+    names = {str(i): f"class {i}" for i in range(classes + others)}
     return RunFolder(Path("run"), replace(summary, class_ids=tuple(range(classes)), class_names=names))
 
 
@@ -99,12 +99,6 @@ def test_matrix_shows_every_cell_at_its_place(summary: Summary) -> None:
     assert texts == {f"{v:.2f}" for v in matrix[np.isfinite(matrix)]}
     pixels = draw(figure)
     assert pixels.std() > 0
-
-
-def test_names_are_safe_and_short() -> None:
-    assert short_name("tench, Tinca tinca") == "tench"
-    assert short_name("a$b$") == r"a\$b\$"
-    assert len(short_name("x" * 99)) == 22
 
 
 def ratio_run(

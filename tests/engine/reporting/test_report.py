@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import os
@@ -381,6 +382,32 @@ def test_two_epsilons_make_a_curve(tmp_path: Path) -> None:
     files = report(runs, tmp_path / "out", figure_classes=1, figure_pictures=1)
     assert [row[1] for row in Page(files.page).tables["S1"][1:]] == ["2.5", "8"]
     assert [figure.name for figure in files.figures if "trade-off" in figure.name] == ["trade-off-m-eps2.5.png"]
+
+
+def test_names_are_text_in_every_file(tmp_path: Path) -> None:
+    names = ["=HYPERLINK(1)|<script>x</script>\n$ _%", "[*a](b) 猫", "M" * 3000, "m" * 3000]
+    runs = [make_run(tmp_path / f"r{n}", n, model=name, weights="-w.pth") for n, name in enumerate(names)]
+    rows = join([read_run(run) for run in runs])
+    built = tables.build(rows)
+    tables.write(built, tmp_path)
+    with (tmp_path / "S1.csv").open(encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [line["model"] for line in found] == [rf"'{names[0]}".replace("\n", r"\n"), *names[1:]]
+    assert {line["weights"] for line in found} == {"'-w.pth"}
+    assert [line["clean_test"] for line in found] == [str(summary_of(run)["clean"]["accuracy"]) for run in runs]
+    lines = (tmp_path / "S1.md").read_text(encoding="utf-8").splitlines()[4:8]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {9}  # eight cells
+    assert "<script>" not in "".join(lines)
+    latex = (tmp_path / "S1.tex").read_text(encoding="utf-8")
+    assert r"=HYPERLINK(1)|<script>x</script>\textbackslash n\$ \_\% & 8" in latex
+    assert "\n{}[*a](b) U+732B & 8" in latex
+    html = Page(page.write(tmp_path / "report.html", rows, built, (), ()))
+    assert [line[0] for line in html.tables["S1"][1:]] == [names[0].replace("\n", r"\n"), *names[1:]]
+    slugs = [row.slug.casefold() for row in rows]
+    assert len(set(slugs)) == 4
+    assert max(map(len, slugs)) < 150
+    text = printed(ReportFiles(tmp_path, (), (), (), tuple(table.rich() for table in built)))
+    assert r"=HYPERLINK(1)|<script>x</script>\n$" in text
 
 
 def moved_bank(run: Path) -> None:
