@@ -71,11 +71,16 @@ def _draw(curves: Curves, classifier: FrozenClassifier, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator, ScalarFormatter
 
+    from ..engine.reporting.lettering import Lettering
+
+    weights = ", random weights" if classifier.weights == "random" else ""
+    title = f"{classifier.model}{weights}, {classifier.preprocessing.input_size}²"
+    letters = Lettering.of([title, *curves])
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, key, title in zip(axes, ("occluders", "batch"), ("occluders K", "pairs in a pass"), strict=True):
         for name, curve in curves.items():
-            axis.plot(*zip(*curve[key], strict=True), marker="o", label=name)
+            axis.plot(*zip(*curve[key], strict=True), marker="o", label=letters.drawn(name))
         axis.set(xscale="log", xlabel=title)
         axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.xaxis.set_minor_locator(NullLocator())
@@ -84,7 +89,8 @@ def _draw(curves: Curves, classifier: FrozenClassifier, path: Path) -> None:
     most = max((rate for curve in curves.values() for points in curve.values() for _, rate in points), default=1.0)
     axes[0].set_ylim(0, 1.1 * most)
     axes[0].set_ylabel("pairs/s, pictures in memory")
-    axes[1].legend()
-    weights = ", random weights" if classifier.weights == "random" else ""
-    figure.suptitle(f"{classifier.model}{weights}, {classifier.preprocessing.input_size}²", fontsize=10)
+    if curves:
+        for label in axes[1].legend().get_texts():
+            label.set(**letters.style)
+    figure.suptitle(letters.lines(title, 9), fontsize=10, **letters.style)
     figure.savefig(path, format="png", dpi=130)

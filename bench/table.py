@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..engine.names import terminal_cell, visible
+from ..engine.terminal import print_table
 from .rows import KEYS, BenchRow, Facts, flat
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ def print_environment(environment: Mapping[str, Any], console: Console) -> None:
     if environment["load_average"] is not None:
         lines.append(f"load average before it began: {environment['load_average']:.1f}")
     for line in lines:
-        console.print(line, markup=False)
+        console.print(visible(line), markup=False)
 
 
 def print_rows(rows: Sequence[BenchRow[Facts]], title: str, console: Console) -> None:
@@ -42,10 +44,10 @@ def print_rows(rows: Sequence[BenchRow[Facts]], title: str, console: Console) ->
     for name in filled:
         table.add_column(name, overflow="fold", justify="right" if name in _NUMBERS else "left")
     for cells in zip(*filled.values(), strict=True):
-        table.add_row(*(cell or "–" for cell in cells))
-    console.print(table)
+        table.add_row(*(terminal_cell(cell or "–") for cell in cells))
+    print_table(console, table)
     for line in _remarks(rows):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(visible(line), markup=False, soft_wrap=True)
 
 
 def _remarks(rows: Sequence[BenchRow[Facts]]) -> list[str]:

@@ -9,6 +9,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Protocol
 
+from .names import visible
+
 
 class Bar(Protocol):
     """One running task."""
@@ -49,13 +51,13 @@ class TerminalProgress:
     """Lines and bars of rich on standard error; standard output holds results only."""
 
     def __init__(self) -> None:
-        from rich.console import Console
+        from .terminal import console
 
-        self._console = Console(stderr=True, highlight=False)
+        self._console = console(stderr=True)
 
     def say(self, line: str) -> None:
         """See `Progress.say`."""
-        self._console.print(line, soft_wrap=True, markup=False)
+        self._console.print(visible(line), soft_wrap=True, markup=False)
 
     @contextlib.contextmanager
     def task(self, title: str, total: float, done: float = 0) -> Iterator[Bar]:
@@ -63,11 +65,11 @@ class TerminalProgress:
         from rich import progress as rich_progress
 
         columns = [
-            rich_progress.TextColumn("{task.description}"),
+            rich_progress.TextColumn("{task.description}", markup=False),
             rich_progress.BarColumn(),
             rich_progress.TaskProgressColumn(),
             rich_progress.TimeRemainingColumn(),
-            rich_progress.TextColumn("{task.fields[note]}"),
+            rich_progress.TextColumn("{task.fields[note]}", markup=False),
         ]
         with rich_progress.Progress(*columns, console=self._console) as bars:
             task = bars.add_task(title, total=total, note="")

@@ -1,11 +1,13 @@
-"""Import of optional libraries, the extras of gfo."""
+"""Import of optional libraries, the extras of gfo, none of which tells its makers that it is used."""
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import Any
 
-from .errors import EngineUnavailable
+from .errors import EngineUnavailable, in_short
 
 
 def optional(module: str, asked: str, extra: str) -> Any:
@@ -23,9 +25,25 @@ def optional(module: str, asked: str, extra: str) -> Any:
     Raises
     ------
     EngineUnavailable
-        The module cannot be imported.
+        The module is not installed, or cannot be loaded.
     """
+    _silence(module)
     try:
         return import_module(module)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise EngineUnavailable(f"{asked}: {module} is not installed; pip install gfo[{extra}]") from error
+    except ImportError as error:
+        raise EngineUnavailable(f"{asked}: {module} is there but cannot be loaded ({in_short(error)})") from error
+
+
+def _silence(module: str) -> None:
+    """Switch off what a library, on its import, writes into the home folder and sends to its makers.
+
+    What has been set or imported already stays as it is.
+    """
+    if module == "onnxruntime":
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    elif module == "openvino":
+        # It has no switch, but a stub of its own for where this package is not installed.
+        modules: dict[str, Any] = sys.modules
+        modules.setdefault("openvino_telemetry", None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,13 +46,23 @@ finally:
 """
 
 
-def run_script(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+# The least that a terminal and a system can offer.
+POOR = {"PYTHONIOENCODING": "ascii:strict", "COLUMNS": "²", "LINES": "0", "TERM": "dumb", "NO_COLOR": "1"}
+
+
+def run_script(name: str, *options: str, **how: Any) -> subprocess.CompletedProcess[str]:
     """Run a console script as the installed one does, and print the heavy modules that it loaded at the end."""
     module, function = SCRIPTS[name].split(":")
     code = RUN.format(module=module, function=function, heavy=HEAVY)
+    how = {"stdout": subprocess.PIPE, **how, "env": os.environ | POOR}
     return subprocess.run(
-        [sys.executable, "-c", code, *options], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code, *options], stderr=subprocess.PIPE, text=True, check=False, timeout=60, **how
     )
+
+
+def close_standard_files() -> None:
+    """Begin a process as a shell does with `<&- >&-`."""
+    os.closerange(0, 2)
 
 
 def test_all_scripts_are_here():
@@ -63,13 +75,31 @@ def test_help_loads_nothing_heavy(name: str):
     ended = run_script(name, "--help")
     assert ended.returncode == 0, ended.stderr
     assert name in ended.stdout
+    assert ended.stdout.isascii()
     assert ended.stdout.splitlines()[-1] == "LOADED", "a module of this list takes longer to load than --help may take"
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_unknown_option_is_one_line_and_2(name: str):
-    ended = run_script(name, "--no-such-option")
+    ended = run_script(name, "--no-such-option", preexec_fn=close_standard_files)
     assert ended.returncode == 2
     (line,) = ended.stderr.strip().splitlines()
     assert line.startswith(f"{name}: ")
     assert "--no-such-option" in line
+
+
+def test_output_that_cannot_be_written():
+    # Not `run_script`, which prints a line after the command.
+    module, function = SCRIPTS["gfo-report"].split(":")
+    command = [sys.executable, "-c", f"from {module} import {function}; {function}()", "--help"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    closed = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (closed.returncode, closed.stderr) == (141, "")
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("gfo-report: standard output")
+    assert "No space left on device" in line

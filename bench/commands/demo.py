@@ -9,6 +9,7 @@ import typer
 
 from ...engine import terminal
 from ...engine.commands import options
+from ...engine.names import terminal_cell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,8 +40,10 @@ def demo(
     console = terminal.console()
     for artefact in result.artefacts.values():
         facts = artefact.manifest
-        console.print(f"{artefact.path}: {facts.precision}, parity {facts.parity['status']}", soft_wrap=True)
-    console.print(summary_table(result))
+        console.print(
+            f"{artefact.path}: {facts.precision}, parity {facts.parity['status']}", soft_wrap=True, markup=False
+        )
+    terminal.print_table(console, summary_table(result))
     print_rows(
         demo_rows(out, progress=progress), "How fast: median rates of a short run; see gfo-bench for more", console
     )
@@ -57,7 +60,7 @@ def summary_table(result: DemoResult) -> Table:
     for name, summaries in result.summaries.items():
         test = summaries["val"]
         cells = (_accuracy(cell) for cell in (test.clean, test.matched, test.unmatched))
-        table.add_row(name, f"{test.epsilon:g}", *cells)
+        table.add_row(terminal_cell(name), f"{test.epsilon:g}", *cells)
     return table
 
 

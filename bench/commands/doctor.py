@@ -10,6 +10,7 @@ import typer
 
 from ...engine import terminal
 from ...engine.commands import options
+from ...engine.names import terminal_cell, visible
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,12 +34,13 @@ def doctor(
     from ..environment import environment
 
     shown, facts, states = terminal.console(width=_FILE_WIDTH), environment(), engine_states()
-    shown.print(_environment_table(facts), _engine_table(states), *_option_tables())
+    for table in (_environment_table(facts), _engine_table(states), *_option_tables()):
+        terminal.print_table(shown, table)
     for note in notes(facts["packages"]):
-        shown.print(f"note: {note}", markup=False)
+        shown.print(visible(f"note: {note}"), markup=False)
     checks = list(self_test()) if selftest else None
     if checks is not None:
-        shown.print(_selftest_table(checks))
+        terminal.print_table(shown, _selftest_table(checks))
     if json_line:
         print(json.dumps(as_json(facts, states, checks)))
     if checks is not None and any(check.passed is False for check in checks):
@@ -54,20 +56,24 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
+def _add(table: Table, *cells: str) -> None:
+    table.add_row(*map(terminal_cell, cells))
+
+
 def _environment_table(facts: dict[str, Any]) -> Table:
     table = _table("This machine", "what", "value")
     cpu = facts["cpu"]
-    table.add_row("gfo", facts["gfo"] or "not installed")
-    table.add_row("Python", facts["python"])
-    table.add_row("system", facts["os"])
-    table.add_row("CPU", f"{cpu['model']}, {cpu['cores']} cores, {' '.join(cpu['flags'])}")
-    table.add_row("memory", f"{facts['memory_gib']} GiB" if facts["memory_gib"] else "unknown")
+    _add(table, "gfo", facts["gfo"] or "not installed")
+    _add(table, "Python", facts["python"])
+    _add(table, "system", facts["os"])
+    _add(table, "CPU", f"{cpu['model']}, {cpu['cores']} cores, {' '.join(cpu['flags'])}")
+    _add(table, "memory", f"{facts['memory_gib']} GiB" if facts["memory_gib"] else "unknown")
     for gpu in facts["gpus"]:
-        table.add_row("GPU", ", ".join(f"{key} {value}" for key, value in gpu.items()))
+        _add(table, "GPU", ", ".join(f"{key} {value}" for key, value in gpu.items()))
     if not facts["gpus"]:
-        table.add_row("GPU", "none, or no NVIDIA driver")
+        _add(table, "GPU", "none, or no NVIDIA driver")
     for package, version in facts["packages"].items():
-        table.add_row(package, version or "–")
+        _add(table, package, version or "–")
     return table
 
 
@@ -75,7 +81,7 @@ def _engine_table(states: Sequence[EngineState]) -> Table:
     table = _table("Engines", "engine", "device", "runs here", "precisions, or why not")
     for state in states:
         detail = ", ".join(state.precisions) if state.available else state.reason
-        table.add_row(state.engine, state.device, "yes" if state.available else "no", detail)
+        _add(table, state.engine, state.device, "yes" if state.available else "no", detail)
     return table
 
 
@@ -92,7 +98,7 @@ def _option_table(what: str, classes: Mapping[str, Any]) -> Table:
     table = _table(f"Options of {what}s: --{what}-option NAME=VALUE", what, "name", "default", "meaning")
     for owner, found in classes.items():
         for name, default, meaning in described_options(found.Options):
-            table.add_row(owner, name, str(default), meaning)
+            _add(table, owner, name, str(default), meaning)
     return table
 
 
@@ -116,7 +122,7 @@ def _selftest_table(checks: Sequence[Check]) -> Table:
             _number(check.pairs_per_second, ".0f"),
         )
         result = {True: "passed", False: f"FAILED: {check.reason}", None: f"not run: {check.reason}"}[check.passed]
-        table.add_row(check.engine, check.device, check.precision, *numbers, result)
+        _add(table, check.engine, check.device, check.precision, *numbers, result)
     return table
 
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ...engine.terminal import console
+from ...engine.names import terminal_cell
+from ...engine.terminal import console, print_table
 from ...export.errors import EngineUnavailable, InputError
 from ...kernels.compile import COLUMNS, TARGETS, CompileRow, compile_all
 from .base import ENGINE, Measured, Suite
@@ -87,8 +88,9 @@ def print_compiled(rows: Sequence[CompileRow], title: str) -> None:
         table.add_column(name, overflow="fold", justify="left" if name in _TEXT else "right")
     for row in rows:
         cells = asdict(row)
-        table.add_row(*("FAILED" if name == "registers" and row.error else _cell(cells[name]) for name in COLUMNS))
-    console(width=_FILE_WIDTH).print(table)
+        shown = ("FAILED" if name == "registers" and row.error else _cell(cells[name]) for name in COLUMNS)
+        table.add_row(*map(terminal_cell, shown))
+    print_table(console(width=_FILE_WIDTH), table)
 
 
 def _cell(value: str | int | list[int] | None) -> str:

@@ -10,6 +10,7 @@ import typer
 
 from ...export.errors import InputError
 from .. import terminal
+from ..names import visible
 from . import options
 
 if TYPE_CHECKING:
@@ -117,7 +118,9 @@ def _lines(summary: Summary) -> list[str]:
         lines.append(_line("fooling rate", rate.value, rate))
     if summary.quarantined:
         first = summary.quarantined[0]
-        lines.append(f"{summary.quarantined_count} quarantined, the first: {first.path} ({first.reason});")
+        lines.append(
+            f"{summary.quarantined_count} quarantined, the first: {visible(f'{first.path} ({first.reason})')};"
+        )
         lines.append("once they are fixed, the same command reads them")
     return lines
 
