@@ -27,7 +27,7 @@ def optional(module: str, asked: str, extra: str) -> Any:
     EngineUnavailable
         The module is not installed, or cannot be loaded.
     """
-    _silence(module)
+    silence()
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
@@ -36,14 +36,12 @@ def optional(module: str, asked: str, extra: str) -> Any:
         raise EngineUnavailable(f"{asked}: {module} is there but cannot be loaded ({in_short(error)})") from error
 
 
-def _silence(module: str) -> None:
-    """Switch off what a library, on its import, writes into the home folder and sends to its makers.
+def silence() -> None:
+    """Switch off what libraries, once they are imported, write into the home folder and send to their makers.
 
     What has been set or imported already stays as it is.
     """
-    if module == "onnxruntime":
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    elif module == "openvino":
-        # It has no switch, but a stub of its own for where this package is not installed.
-        modules: dict[str, Any] = sys.modules
-        modules.setdefault("openvino_telemetry", None)
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # OpenVINO has no switch, but a stub of its own for where this package is not installed.
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("openvino_telemetry", None)
