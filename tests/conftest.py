@@ -32,9 +32,9 @@ from gfo.export.bank_header import BankHeader
 from gfo.export.classifier import FrozenClassifier, load_classifier
 from gfo.export.models.spec import ModelSpec
 from gfo.export.optional import silence
-
-silence()  # tests import such libraries without `optional`
 from gfo.export.preprocessing import Preprocessing
+
+silence()  # some tests import libraries without `optional`
 
 MODEL = "python:gfo_tiny:network"
 # Not alphabetical: a mapping by sorted folder names would be noticed.
