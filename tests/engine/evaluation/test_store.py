@@ -138,7 +138,7 @@ def test_another_fill_value_does_not_make_a_block_done(tmp_path: Path, run_recor
     unseal(tmp_path)
     assert RunStore.open(tmp_path).pending() == [0, 8, 16]
     unseal(tmp_path, sha257="0")
-    with pytest.raises(InputError, match="attributes are .*, sha257"):
+    with pytest.raises(InputError, match=r"attributes are .*, sha257"):
         RunStore.open(tmp_path)
 
 
