@@ -36,21 +36,31 @@ def cache_dir(*parts: str) -> Path:
         folder = Path(configured).expanduser()
     except RuntimeError as error:
         raise InputError(f"GFO_CACHE: {configured} has no home folder here; set GFO_CACHE to a folder") from error
-    _refuse_foreign(folder, stat.S_ISVTX)
+    refuse_foreign(folder, "GFO_CACHE", stat.S_ISVTX)
     for part in parts:
         folder /= part
-        _refuse_foreign(folder, 0)
+        refuse_foreign(folder, "GFO_CACHE")
     return folder
 
 
-def _refuse_foreign(path: Path, protected: int) -> None:
-    """Raise `InputError` for a place where other users could have put something; one that is not there is fine.
+def refuse_foreign(path: Path, setting: str, protected: int = 0) -> None:
+    """Refuse a folder whose contents are believed where others could have put something; none there is fine.
 
-    `protected` are the bits of a mode with which everybody may write.
+    Parameters
+    ----------
+    setting
+        Environment variable that leads elsewhere.
+    protected
+        Bits of a mode with which everybody may write.
+
+    Raises
+    ------
+    InputError
+        It, or the link that leads to it, is neither this user's nor root's, or everybody may write into it.
     """
     if sys.platform == "win32":
         return
-    own = "set GFO_CACHE to a folder of your own"
+    own = f"set {setting} to a folder of your own"
     try:
         found = (path.lstat(), path.stat())
     except FileNotFoundError:

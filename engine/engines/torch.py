@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ...export.cache import refuse_foreign
 from ...export.classifier import DTYPES, PRECISIONS, FrozenClassifier
 from ...export.occluded import OccludedClassifier
 from ...export.subject import Subject
@@ -80,6 +83,7 @@ class TorchEngine(Engine):
         self._model.try_network(self.torch_device)
         if self.options.compiled:  # the network alone; fused kernels surround it already
             model.network.compile(dynamic=True)
+            _refuse_foreign_code()
         self._switches.enter_context(exact_float32(self.precision, self.torch_device))
 
     def _load_bank(self, occluders: Tensor) -> None:
@@ -114,3 +118,13 @@ class TorchEngine(Engine):
         self._switches.close()
         del self._model
         self._bank = None
+
+
+def _refuse_foreign_code() -> None:
+    """Raise `InputError` where others could have put code into what `torch.compile` keeps and loads.
+
+    Unless told otherwise that is `/tmp/torchinductor_<user>`, a name that anybody can take first.
+    """
+    kept = os.environ.get("TORCHINDUCTOR_CACHE_DIR")  # PyTorch itself sets it, once it is to compile
+    if kept is not None:
+        refuse_foreign(Path(kept), "TORCHINDUCTOR_CACHE_DIR")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,6 +74,20 @@ def test_an_operation_that_the_precision_lacks_is_named_when_the_engine_opens(pr
     with TorchEngine(frozen, "fp32", "cpu") as engine:
         engine.load_bank(BANK)
         assert engine.infer(IMAGES, *GRID).shape == (6, 3)
+
+
+def test_code_is_not_loaded_from_where_anybody_could_have_put_it(
+    tiny_classifier: FrozenClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nn.Module, "compile", lambda *_, **__: None)  # takes seconds
+    tmp_path.chmod(0o777)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    said = "everybody may write into the cache.*set TORCHINDUCTOR_CACHE_DIR to a folder of your own"
+    with (
+        pytest.raises(InputError, match=said),
+        TorchEngine(tiny_classifier, "fp32", "cpu", TorchOptions(compiled=True)),
+    ):
+        pass
 
 
 @pytest.mark.slow
