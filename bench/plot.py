@@ -74,8 +74,8 @@ def _draw(curves: Curves, classifier: FrozenClassifier, path: Path) -> None:
     from ..engine.reporting.lettering import Lettering
 
     weights = ", random weights" if classifier.weights == "random" else ""
-    title = f"{classifier.model}{weights}, {classifier.preprocessing.input_size}²"
-    letters = Lettering.of([title, *curves])
+    measured = f"{classifier.model}{weights}, {classifier.preprocessing.input_size}²"
+    letters = Lettering.of([measured, *curves])
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, key, title in zip(axes, ("occluders", "batch"), ("occluders K", "pairs in a pass"), strict=True):
@@ -92,5 +92,5 @@ def _draw(curves: Curves, classifier: FrozenClassifier, path: Path) -> None:
     if curves:
         for label in axes[1].legend().get_texts():
             label.set(**letters.style)
-    figure.suptitle(letters.lines(title, 9), fontsize=10, **letters.style)
+    figure.suptitle(letters.lines(measured, 9), fontsize=10, **letters.style)
     figure.savefig(path, format="png", dpi=130)

@@ -53,7 +53,9 @@ def print_table(shown: Console, table: Table) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    if sum(_narrow_width(shown, column) for column in table.columns) <= shown.width:
+    _, right, _, left = table.padding
+    between = 1 + (max(left, right) if table.collapse_padding else left + right)
+    if sum(between + _longest_word(column) for column in table.columns) <= shown.width:
         shown.print(table)
         return
     shown.print(table.title, markup=False)
@@ -65,12 +67,12 @@ def print_table(shown: Console, table: Table) -> None:
     shown.print("", *filter(None, [table.caption]), sep="\n", markup=False)
 
 
-def _narrow_width(shown: Console, column: Column) -> int:
-    """Return the width below which a column's words are cut into pieces, with its margin."""
+def _longest_word(column: Column) -> int:
+    """Return the width below which a column's words are cut, very long ones into pieces too short to read."""
     from rich.text import Text
 
     words = (word for cell in (column.header, *column.cells) for word in str(cell).split())
-    return 2 + max((min(Text(word).cell_len, _READABLE) for word in words), default=0)
+    return max((min(Text(word).cell_len, _READABLE) for word in words), default=0)
 
 
 def run(app: typer.Typer, name: str, *, resumes: bool = True) -> None:
