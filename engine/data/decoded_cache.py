@@ -1,4 +1,4 @@
-"""Decoded pictures on disk: one memory-mapped file for a list of pictures, filled block by block.
+"""Decoded pictures on disk: one file for a list of pictures, filled block by block.
 
 A folder of the cache holds `pixels.u8`, raw uint8 [N, S, S, 3]; `sums.u32`, a checksum per picture, 0 until its pixels
 are on disk; and `index.json`, which describes the list. The name of the folder is a hash of the files' paths, sizes and
@@ -6,16 +6,16 @@ times, of the preprocessing, of the decoder and of the kind of device that decod
 changes leads to another folder.
 
 Several writers may share a folder, and any of them may be killed: pixels are written before their checksum, and all
-writers write the same pixels.
+writers write the same pixels. Whatever else happens to the files, a picture whose checksum does not hold is decoded
+again. They are read, not mapped into memory: a map of a file that another process shortens kills this one.
 """
 
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import shutil
-import warnings
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ...export.cache import cache_dir, key
@@ -53,7 +52,7 @@ class DecodedCache(PictureSource):
         self.how = f"{source.how}, decoded pictures kept in {cache_dir('pictures')}"
 
     def blocks(self, paths: Sequence[str], block_size: int, starts: Sequence[int] | None = None) -> Iterator[Block]:
-        """See `PictureSource.blocks`. Pictures are views of a read-only file.
+        """See `PictureSource.blocks`.
 
         Raises
         ------
@@ -70,10 +69,8 @@ class DecodedCache(PictureSource):
             wanted = ([paths[i] for i in missing[start]] for start in starts if missing[start])
             with closing(self.source.read(wanted)) as decoded:  # type: ignore[type-var]
                 for start in starts:
-                    images, quarantined = kept.view(start, start + block_size), dict[int, str]()
+                    images, quarantined = kept.read(start, start + block_size), dict[int, str]()
                     damaged = kept.damaged(start, images, missing[start])
-                    if missing[start] or damaged:
-                        images = images.clone()
                     if missing[start]:
                         pictures = next(decoded)
                         images[[i - start for i in missing[start]]] = pictures.images.cpu()
@@ -86,7 +83,6 @@ class DecodedCache(PictureSource):
                             images[i - start] = torch.from_numpy(np.array(found))
                     kept.write(start, images, [i for i in [*missing[start], *damaged] if i - start not in quarantined])
                     yield Block(start, images, quarantined)
-                    kept.forget(start, start + block_size)
 
     def _folder(self, paths: Sequence[str]) -> Path:
         """Return the folder of this list of pictures; create it if it is new."""
@@ -108,10 +104,13 @@ class DecodedCache(PictureSource):
 
 
 def _whole(folder: Path, size: int, count: int) -> bool:
+    """Return whether the files are there, at their full size; a link in their place is not one of them."""
     try:
-        return (folder / _PIXELS).stat().st_size == size and (folder / _SUMS).stat().st_size == count * _SUM.itemsize
+        at, pixels, sums = (place.lstat() for place in (folder, folder / _PIXELS, folder / _SUMS))
     except OSError:
         return False
+    plain = stat.S_ISDIR(at.st_mode) and stat.S_ISREG(pixels.st_mode) and stat.S_ISREG(sums.st_mode)
+    return plain and (pixels.st_size, sums.st_size) == (size, count * _SUM.itemsize)
 
 
 def _make(folder: Path, size: int, facts: dict[str, Any]) -> None:
@@ -123,8 +122,10 @@ def _make(folder: Path, size: int, facts: dict[str, Any]) -> None:
             f"--decoded-cache: {len(facts['pictures'])} pictures take {size / 1e9:.1f} GB, {folder.parent} has "
             f"{free / 1e9:.1f} GB free; set GFO_CACHE to a folder on a larger disk, or drop the option"
         )
-    if folder.is_dir():
+    if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)  # damaged
+    else:
+        folder.unlink(missing_ok=True)  # a file or a link in its place
     with atomic_folder(folder, accept=folder.is_dir) as partial:
         for name, length in ((_PIXELS, size), (_SUMS, len(facts["pictures"]) * _SUM.itemsize)):
             with (partial / name).open("wb") as file:
@@ -137,16 +138,15 @@ class _Kept:
 
     def __init__(self, folder: Path, count: int, size: int) -> None:
         self.folder = folder
-        self._shape = (count, size, size, 3)
+        self._count = count
+        self._shape = (size, size, 3)
         self._bytes = size * size * 3
 
     def __enter__(self) -> _Kept:
         self._pixels = (self.folder / _PIXELS).open("r+b", buffering=0)
         self._sum_file = (self.folder / _SUMS).open("r+b", buffering=0)
-        # The map is not closed here: blocks that the caller still holds are views of it.
-        self._map = mmap.mmap(self._pixels.fileno(), 0, access=mmap.ACCESS_READ)
-        self._view: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8).reshape(self._shape)
-        self._sums = np.frombuffer(self._sum_file.read(), _SUM)
+        size = self._count * _SUM.itemsize
+        self._sums = np.frombuffer(self._sum_file.read(size).ljust(size, b"\0"), _SUM)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -157,11 +157,15 @@ class _Kept:
         """Return the positions of the pictures that are not on disk."""
         return (np.flatnonzero(self._sums[start:stop] == 0) + start).tolist()
 
-    def view(self, start: int, stop: int) -> Tensor:
-        """Return pictures, uint8 [n, S, S, 3], as they are on disk; those that are missing hold arbitrary values."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            return torch.from_numpy(self._view[start:stop])
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return pictures, uint8 [n, S, S, 3], as they are on disk; what is missing there holds arbitrary values."""
+        pictures = np.empty((min(stop, self._count) - start, *self._shape), np.uint8)
+        left: Any = pictures.reshape(-1).data
+        with naming(self.folder / _PIXELS):
+            self._pixels.seek(start * self._bytes)
+            while left and (count := self._pixels.readinto(left)):  # none at the end of a file that was shortened
+                left = left[count:]
+        return torch.from_numpy(pictures)
 
     def damaged(self, start: int, images: Tensor, missing: Sequence[int]) -> list[int]:
         """Return the positions of the pictures of a block, other than `missing`, whose checksum does not hold."""
@@ -181,13 +185,6 @@ class _Kept:
             for i in which:
                 self._sum_file.seek(i * _SUM.itemsize)
                 _write_all(self._sum_file, np.array(_sum(images[i - start]), _SUM).tobytes())
-
-    def forget(self, start: int, stop: int) -> None:
-        """Return the memory of a used block to the system; reading it again is still correct."""
-        if hasattr(self._map, "madvise"):
-            first = start * self._bytes // mmap.PAGESIZE * mmap.PAGESIZE
-            end = min(stop * self._bytes, len(self._map))
-            self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
 def _sum(picture: Tensor) -> int:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -128,14 +129,64 @@ def test_broken_pictures_are_tried_again(own_data: Path, kept: Path) -> None:
     np.testing.assert_array_equal(read(own_data)[0], fresh(own_data))
 
 
-def test_a_damaged_folder_is_made_again(own_data: Path, kept: Path) -> None:
+def resized(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(1000)
+
+
+def in_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def linked(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize("name", ["pixels.u8", "sums.u32", "index.json"])
+@pytest.mark.parametrize("spoil", [Path.unlink, in_a_folder, linked, resized])
+def test_a_damaged_folder_is_made_again(own_data: Path, kept: Path, spoil: Callable[[Path], None], name: str) -> None:
     read(own_data)
     (folder,) = kept.iterdir()
-    with (folder / "pixels.u8").open("r+b") as file:
-        file.truncate(1000)
+    spoil(folder / name)
     images, asked = read(own_data)
-    assert asked == names(own_data)
+    assert asked == ([] if name == "index.json" else names(own_data))
     np.testing.assert_array_equal(images, fresh(own_data))
+    assert read(own_data)[1] == []
+
+
+@pytest.mark.parametrize("place", ["file", "link", "folder"])
+def test_what_is_in_the_place_of_a_folder_is_replaced(own_data: Path, kept: Path, tmp_path: Path, place: str) -> None:
+    read(own_data)
+    (folder,) = kept.iterdir()
+    folder.rename(tmp_path / "another")
+    if place == "file":
+        folder.touch()
+    elif place == "link":
+        folder.symlink_to(tmp_path / "another")
+    else:
+        folder.mkdir()
+    for asked in (names(own_data), []):
+        images, decoded = read(own_data)
+        assert decoded == asked
+        np.testing.assert_array_equal(images, fresh(own_data))
+    assert len(list((tmp_path / "another").iterdir())) == 3  # nothing is removed through a link
+
+
+def test_files_that_are_shortened_while_they_are_read_are_mended(own_data: Path, kept: Path) -> None:
+    read(own_data)
+    (folder,) = kept.iterdir()
+    files, paths = Watched(own_data), names(own_data)
+    source = DecodedCache(PillowSource(files, PREPROCESSING, 2, torch.device("cpu")), files, PREPROCESSING)
+    blocks = source.blocks(paths, 4)
+    images = [next(blocks).images]
+    with (folder / "pixels.u8").open("r+b") as file:
+        file.truncate(5 * 16 * 16 * 3 + 1)
+    images += [block.images for block in blocks]
+    np.testing.assert_array_equal(torch.cat(images), fresh(own_data))
+    assert files.asked == paths[5:]
+    assert read(own_data)[1] == []
 
 
 def test_a_folder_of_an_older_version_is_made_again(own_data: Path, kept: Path) -> None:
@@ -176,6 +227,7 @@ def test_damaged_pixels_are_decoded_anew(own_data: Path, kept: Path, name: str, 
 
 _WRITER = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from gfo.engine.data.loading import open_source
 from gfo.engine.data.spec import DataSpec
