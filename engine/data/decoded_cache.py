@@ -17,10 +17,12 @@ import os
 import shutil
 import stat
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +38,7 @@ from .source import Block, Decoder, PictureSource
 
 _PIXELS, _SUMS, _INDEX = "pixels.u8", "sums.u32", "index.json"
 _SUM = np.dtype("<u4")
+T = TypeVar("T")
 
 
 class DecodedCache(PictureSource):
@@ -67,10 +70,17 @@ class DecodedCache(PictureSource):
         with _Kept(self._folder(paths), len(paths), self.preprocessing.input_size) as kept:
             missing = {start: kept.missing(start, start + block_size) for start in starts}
             wanted = ([paths[i] for i in missing[start]] for start in starts if missing[start])
-            with closing(self.source.read(wanted)) as decoded:  # type: ignore[type-var]
-                for start in starts:
-                    images, quarantined = kept.read(start, start + block_size), dict[int, str]()
-                    damaged = kept.damaged(start, images, missing[start])
+            with (
+                closing(self.source.read(wanted)) as decoded,  # type: ignore[type-var]
+                ThreadPoolExecutor(1, thread_name_prefix="gfo-decode") as reader,
+            ):
+
+                def read(start: int) -> tuple[Tensor, list[int]]:
+                    images = kept.read(start, start + block_size)
+                    return images, kept.damaged(start, images, missing[start])
+
+                for start, reading in _one_ahead(reader, read, starts):
+                    (images, damaged), quarantined = reading.result(), dict[int, str]()
                     if missing[start]:
                         pictures = next(decoded)
                         images[[i - start for i in missing[start]]] = pictures.images.cpu()
@@ -101,6 +111,16 @@ class DecodedCache(PictureSource):
             if not _whole(folder, size, len(paths)):
                 _make(folder, size, facts)
         return folder
+
+
+def _one_ahead(reader: Executor, read: Callable[[int], T], starts: Sequence[int]) -> Iterator[tuple[int, Future[T]]]:
+    """Yield each start with its `read`; the next one is read meanwhile."""
+    ahead = reader.submit(read, starts[0])
+    for start, after in zip_longest(starts, starts[1:]):
+        now = ahead
+        if after is not None:
+            ahead = reader.submit(read, after)
+        yield start, now
 
 
 def _whole(folder: Path, size: int, count: int) -> bool:
@@ -145,12 +165,14 @@ class _Kept:
     def __enter__(self) -> _Kept:
         self._pixels = (self.folder / _PIXELS).open("r+b", buffering=0)
         self._sum_file = (self.folder / _SUMS).open("r+b", buffering=0)
+        self._read_pixels = (self.folder / _PIXELS).open("rb", buffering=0)  # its place is a thread's own
         size = self._count * _SUM.itemsize
         self._sums = np.frombuffer(self._sum_file.read(size).ljust(size, b"\0"), _SUM)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pixels.close()
+        self._read_pixels.close()
         self._sum_file.close()
 
     def missing(self, start: int, stop: int) -> list[int]:
@@ -162,8 +184,8 @@ class _Kept:
         pictures = np.empty((min(stop, self._count) - start, *self._shape), np.uint8)
         left: Any = pictures.reshape(-1).data
         with naming(self.folder / _PIXELS):
-            self._pixels.seek(start * self._bytes)
-            while left and (count := self._pixels.readinto(left)):  # none at the end of a file that was shortened
+            self._read_pixels.seek(start * self._bytes)
+            while left and (count := self._read_pixels.readinto(left)):  # none at the end of a file that was shortened
                 left = left[count:]
         return torch.from_numpy(pictures)
 

@@ -39,7 +39,7 @@ from gfo.engine.training.optimizers import OPTIMIZERS
 from gfo.engine.training.train import train
 from gfo.export.artefact import Artefact
 from gfo.export.bank import OccluderBank
-from gfo.export.classifier import FrozenClassifier
+from gfo.export.classifier import FrozenClassifier, hash_state
 from gfo.export.errors import InputError, Unreachable
 from gfo.export.models.weights import read_state
 from gfo.export.preprocessing import Preprocessing
@@ -275,7 +275,7 @@ def _write_weights(world: World, folder: Path) -> None:
 def _read_weights(world: World, folder: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's own, about what it is given
-        return [read_state(path, "a model") for path in files_below(folder)]
+        return [hash_state(read_state(path, "a model")[0]) for path in files_below(folder)]
 
 
 FOREIGN: Final[dict[str, Reader]] = {

@@ -136,6 +136,7 @@ def test_damage_to_what_people_bring_is_refused_in_one_line_or_harmless(
         counts["refused"] += isinstance(found, REFUSALS)
 
     fuzz(bench, check)
+    assert bench.reader.read(world, bench.work) == bench.result
 
 
 @pytest.mark.skipif(not LONG, reason="only in a long campaign")
