@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NamedTuple
@@ -18,6 +17,7 @@ from .errors import InputError
 from .records import STRICT
 
 INTERPOLATIONS = ("bilinear", "bicubic")
+_LARGEST = 1 << 14  # pixels: a picture of this side takes 0.8 GB as bytes
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -38,7 +38,7 @@ class Preprocessing:
     Attributes
     ----------
     input_size, resize
-        Pixels, 1 ≤ input_size ≤ resize.
+        Pixels, 1 ≤ input_size ≤ resize ≤ 16,384.
     interpolation
         One of `INTERPOLATIONS`.
     mean, std
@@ -59,24 +59,26 @@ class Preprocessing:
     std: tuple[float, float, float] = _IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if not 1 <= self.input_size <= self.resize:
+        if not 1 <= self.input_size <= self.resize <= _LARGEST:
             raise InputError(
-                f"preprocessing: expected 1 ≤ input size ≤ resize, got input size {self.input_size} and resize "
-                f"{self.resize}; set --input-size and --resize"
+                f"preprocessing: expected 1 ≤ input size ≤ resize ≤ {_LARGEST}, got input size {self.input_size} and "
+                f"resize {self.resize}; set --input-size and --resize"
             )
         if self.interpolation not in INTERPOLATIONS:
             raise InputError(
                 f"preprocessing: interpolation {self.interpolation!r} is not supported; "
                 f"use one of {', '.join(INTERPOLATIONS)}"
             )
-        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
-        if len(self.mean) != 3 or len(self.std) != 3 or not finite or not all(s > 0 for s in self.std):
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std) or not self._finite():
             raise InputError(
                 f"preprocessing: expected 3 finite means and 3 positive stds, got {self.mean} and {self.std}; "
                 "set --mean and --std"
             )
         for name in ("mean", "std"):  # 0 and 0.0 are the same, and get the same hash
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+
+    def _finite(self) -> bool:
+        return all(math.isfinite(value) for value in (*self.mean, *self.std, *self.scale, *self.shift))
 
     @property
     def scale(self) -> tuple[float, ...]:
@@ -101,21 +103,6 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Preprocessing:
-        """Read what `to_dict` returns.
-
-        Raises
-        ------
-        InputError
-            A missing or unknown key, or a value out of range.
-        """
-        try:
-            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-            return cls(**values)
-        except TypeError as error:
-            raise InputError(f"preprocessing: {error}") from error
 
     def resized(self, input_size: int) -> Preprocessing:
         """Return the same crop fraction at another input size: short side floor(new size · resize / old size)."""

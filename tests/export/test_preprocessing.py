@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from gfo.export.errors import InputError
 from gfo.export.models.timm import preprocessing_from_timm
 from gfo.export.models.torchvision import preprocessing_from_torchvision
 from gfo.export.preprocessing import Preprocessing
+from gfo.export.records import read_record
 from gfo.kernels.occlude import Normalisation, occlude
 from gfo.kernels.pairs import Pairs
 
@@ -154,18 +156,39 @@ def test_what_is_no_picture_raises(content: bytes, tmp_path: Path) -> None:
         ({"input_size": 8, "resize": 8, "mean": [0.5]}, "3 finite means"),
         ({"input_size": 8, "resize": 8, "mean": [math.nan, 0.0, 0.0]}, "3 finite means"),
         ({"input_size": 8, "resize": 8, "std": [0.5, 0.5, 0.0]}, "3 positive stds"),
-        ({"input_size": 8}, "resize"),
-        ({"input_size": 8, "resize": 8, "colour": "red"}, "colour"),
+        ({"input_size": 8, "resize": 8, "std": [0.5, 0.5, 1e-320]}, "3 positive stds"),
+        ({"input_size": 8, "resize": 8, "mean": [1e308, 0.0, 0.0], "std": [1e-5, 0.5, 0.5]}, "3 finite means"),
+        ({"input_size": 1000, "resize": 10**30}, "resize ≤ 16384"),
     ],
 )
-def test_out_of_range_is_named(values: dict[str, object], named: str) -> None:
+def test_out_of_range_is_named(values: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError, match=named):
-        Preprocessing.from_dict(values)
+        Preprocessing(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"input_size": 8, "resize": 8, "mean": [0.5]}, "mean"),
+        ({"input_size": 8, "resize": 8, "mean": [10**400, 0, 0]}, "mean.0: .*finite"),
+        ({"input_size": 8, "resize": 7}, "--resize"),
+        ({"input_size": 8.5, "resize": 9}, "input_size: .*integer"),
+        ({"input_size": 8, "resize": True}, "resize: .*integer"),
+        ({"input_size": 8}, "resize"),
+        ({"input_size": 8, "resize": 8, "colour": "red"}, "colour"),
+        ([], "should be an object"),
+        (None, "should be an object"),
+    ],
+)
+def test_what_is_no_preprocessing_in_a_file_is_named(values: object, named: str) -> None:
+    with pytest.raises(InputError, match=f"^a file: .*{named}"):
+        read_record(Preprocessing, json.dumps(values), "a file", "write it anew")
 
 
 def test_round_trip_through_json_types() -> None:
     preprocessing = preprocessing_from_torchvision("vgg16", None)
-    assert Preprocessing.from_dict(preprocessing.to_dict()) == preprocessing
+    text = json.dumps(preprocessing.to_dict())
+    assert read_record(Preprocessing, text, "a file", "write it anew") == preprocessing
 
 
 @pytest.mark.parametrize("config", [{"crop_mode": "squash"}, {"input_size": (1, 224, 224)}, {"input_size": (3, 8, 9)}])
