@@ -15,6 +15,7 @@ from pathlib import Path
 from ...export.artefact import Artefact
 from ...export.cache import cache_dir, key
 from ...export.classifier import FrozenClassifier
+from ...export.errors import InputError
 from ...export.files import atomic_folder
 from ...export.formats import FORMATS
 from ...export.manifest import file_facts
@@ -127,13 +128,39 @@ def note_files(folder: Path) -> None:
 
 
 def drop_damaged(folder: Path) -> None:
-    """Remove a folder of the cache whose files differ from the record; they are then made again."""
-    if not folder.is_dir():
+    """Remove a folder of the cache whose files differ from the record; they are then made again.
+
+    Raises
+    ------
+    InputError
+        It cannot be removed.
+    """
+    if not folder.is_dir() or _as_noted(folder, folder / _SUMS):
         return
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # another process may be removing it, too
+    if folder.is_dir() and not _as_noted(folder, folder / _SUMS):
+        raise InputError(f"{folder}: is damaged and cannot be removed; remove it, or set GFO_CACHE to another folder")
+
+
+def _as_noted(folder: Path, record: Path) -> bool:
     try:
-        noted, sealed = unsealed((folder / _SUMS).read_bytes())
-        whole = sealed and file_facts(folder, list(noted)) == noted
+        noted, sealed = unsealed(record.read_bytes())
+        return sealed and file_facts(folder, list(noted)) == noted
     except (OSError, ValueError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        shutil.rmtree(folder, ignore_errors=True)
+        return False
+
+
+def note_file(path: Path) -> None:
+    """Record the hash of one file of the cache beside it, for `is_as_noted`."""
+    save_record(_record_of(path), file_facts(path.parent, [path.name]))
+
+
+def is_as_noted(path: Path) -> bool:
+    """Return whether a file of the cache is there, and is what `note_file` has recorded."""
+    return path.is_file() and _as_noted(path.parent, _record_of(path))
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")

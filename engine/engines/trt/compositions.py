@@ -18,7 +18,7 @@ from ....export.preprocessing import Preprocessing
 from ....export.tensorrt.plan import bare_profile, tensorrt_from_onnx
 from ....kernels.occlude import Normalisation, occlude
 from ....kernels.pairs import Pairs
-from ..graphs import bare_file
+from ..graphs import bare_file, is_as_noted, note_file
 from .runtime import Plan, check_built_for, check_rows, pairs_within
 
 PAIRS = 64
@@ -126,10 +126,11 @@ class PlanAroundNetwork(Composition):
         folder = graph.compiled or scratch
         plan = folder / f"{stem}-{self.pairs}.plan"
         jit = None if graph.compiled is None else plan.with_suffix(".jit")
-        if plan.is_file():
+        if is_as_noted(plan):
             return plan, jit, "a plan of an earlier run"
         profile = bare_profile(self._classifier.preprocessing.input_size, self.pairs)
         tensorrt_from_onnx(graph.path, plan, self._precision, profile, timing_cache=folder / f"{stem}.timing")
+        note_file(plan)
         return plan, jit, "a plan built now"
 
     def bank(self, occluders: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ....export.files import atomic_path
 from ....export.formats.base import Limits
 from ....export.tensorrt.library import LIBRARIES, RTX, tensorrt_library, tensorrt_log
 from ....export.tensorrt.plan import PLAN_VERSION
+from ..graphs import is_as_noted, note_file
 
 _DTYPES = {
     "FLOAT": torch.float32,
@@ -153,7 +154,7 @@ class Plan:
         config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         if self._jit is not None:
             self._compiled = config.create_runtime_cache()
-            if self._jit.is_file():
+            if is_as_noted(self._jit):
                 self._kept = self._jit.read_bytes()
                 self._compiled.deserialize(self._kept)  # False: another driver's, the cache starts empty
             self._log.must(config.set_runtime_cache(self._compiled), "set_runtime_cache")
@@ -227,6 +228,7 @@ class Plan:
             if compiled is not None and bytes(memoryview(compiled)) != self._kept:
                 with atomic_path(self._jit) as partial:
                     partial.write_bytes(memoryview(compiled))
+                note_file(self._jit)
         # In the order in which they hold references to each other.
         self._context = self._config = self._compiled = self._engine = self._runtime = self._result = None
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from gfo.engine.engines.graphs import drop_damaged, note_files
 from gfo.engine.engines.kept_folder import private_copy
+from gfo.export.errors import InputError
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -62,3 +64,22 @@ def test_a_block_that_raises_keeps_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (its own)
         fail()
     assert not (tmp_path / "kept").exists()
+
+
+def test_a_damaged_folder_that_cannot_be_removed_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "graph"
+    folder.mkdir()
+    (folder / "model.onnx").write_text("a graph")
+    note_files(folder)
+    (folder / "model.onnx").write_text("another")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)  # as for a folder of root's
+        with pytest.raises(InputError, match="graph: is damaged and cannot be removed; remove it, or set GFO_CACHE"):
+            drop_damaged(folder)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    drop_damaged(link)
+    assert not link.is_symlink()
+    assert folder.is_dir()
+    drop_damaged(folder)
+    assert not folder.exists()

@@ -440,6 +440,21 @@ def test_whatever_call_fails_is_an_error(stand: Stand, tiny_classifier: FrozenCl
         run_once(classifier)
 
 
+def test_what_is_kept_and_damaged_is_made_again(
+    stand: Stand, tiny_classifier: FrozenClassifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GFO_CACHE", str(tmp_path / "cache"))
+    classifier = replace(tiny_classifier, origin="named, so that it is kept")
+    for _ in range(2):
+        for found, kernels in (("a plan built now", b""), ("a plan of an earlier run", b"compiled")):
+            with TrtEngine(classifier, "fp32", pairs=PAIRS) as engine:
+                assert found in engine.how
+                assert engine._plan._kept == kernels
+        for kind in ("plan", "jit"):
+            (path,) = tmp_path.rglob(f"*.{kind}")
+            path.write_bytes(path.read_bytes() + b"damage")
+
+
 def run_once(classifier: FrozenClassifier) -> None:
     with TrtEngine(classifier, "fp32", pairs=PAIRS) as engine:
         engine.load_bank(occluders(16))
