@@ -187,6 +187,7 @@ class _Kept:
             self._read_pixels.seek(start * self._bytes)
             while left and (count := self._read_pixels.readinto(left)):  # none at the end of a file that was shortened
                 left = left[count:]
+        left[:] = bytes(len(left))  # this memory may hold these very pictures, from before
         return torch.from_numpy(pictures)
 
     def damaged(self, start: int, images: Tensor, missing: Sequence[int]) -> list[int]:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
+from ...export.files import atomic_path
 from ..evaluation.metrics import accuracy_matrix
 from ..evaluation.results import RatioName
 from ..evaluation.store import RunStore
@@ -88,7 +89,8 @@ def _missing_letters(rows: Sequence[Row]) -> Iterator[str]:
 def _save(figure: Figure, path: Path) -> Path:
     # Agg without pyplot, which would keep global state and look for a display.
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+    with atomic_path(path) as partial:
+        figure.savefig(partial, dpi=_DPI, metadata={"Software": None})
     return path
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ...export.files import atomic_path
 from ..evaluation.results import ClassRow
 from ..names import visible
 from .figures import Drawn
@@ -55,7 +56,8 @@ def write(
         cards=[_card(row, split, run) for row in rows for split, run in sorted(row.runs.items(), reverse=True)],
         dash=DASH,
     )
-    path.write_text(html, encoding="utf-8")
+    with atomic_path(path) as partial:
+        partial.write_text(html, encoding="utf-8")
     return path
 
 

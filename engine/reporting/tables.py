@@ -14,6 +14,7 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from ...export.files import atomic_path
 from ..evaluation.results import RatioName
 from ..names import csv_cell, latex_text, markdown_cell, terminal_cell, visible
 from .rows import DASH, SPLITS, Estimate, Measure, Row
@@ -189,11 +190,16 @@ def write(tables: Iterable[Table], folder: Path) -> tuple[Path, ...]:
     written: list[Path] = []
     for table in tables:
         base = folder / table.name
-        table.csv().to_csv(base.with_suffix(".csv"), index=False)
         markdown = table.shown(markdown_cell).to_markdown(index=False, disable_numparse=True)
-        base.with_suffix(".md").write_text(f"**{table.title}**\n\n{markdown}\n\n{table.legend}\n", encoding="utf-8")
-        base.with_suffix(".tex").write_text(_latex(table), encoding="utf-8")
-        written += [base.with_suffix(suffix) for suffix in (".csv", ".md", ".tex")]
+        texts = {
+            ".csv": table.csv().to_csv(index=False),
+            ".md": f"**{table.title}**\n\n{markdown}\n\n{table.legend}\n",
+            ".tex": _latex(table),
+        }
+        for suffix, text in texts.items():
+            with atomic_path(base.with_suffix(suffix)) as partial:
+                partial.write_text(text, encoding="utf-8", newline="")
+        written += map(base.with_suffix, texts)
     return tuple(written)
 
 

@@ -185,7 +185,8 @@ def test_files_that_are_shortened_while_they_are_read_are_mended(own_data: Path,
         file.truncate(5 * 16 * 16 * 3 + 1)
     images += [block.images for block in blocks]
     np.testing.assert_array_equal(torch.cat(images), fresh(own_data))
-    assert set(paths[8:]) <= set(files.asked) <= set(paths[5:])  # one block has been read ahead, or not yet
+    assert set(paths[8:]) <= set(files.asked) <= set(paths[5:])  # one block had been read ahead, or not yet
+    assert set(read(own_data)[1]) <= set(paths[5:8])  # its pictures are missing now
     assert read(own_data)[1] == []
 
 
