@@ -13,6 +13,7 @@ from torch import Tensor
 from ..export.bank import OccluderBank
 from ..export.classifier import FrozenClassifier
 from ..export.errors import InputError
+from ..export.options import whole_number
 from .ceilings import flops
 
 # Size of the random signs that stand for a bank: clamping is then as frequent as under a trained one.
@@ -79,7 +80,7 @@ def load_occluders(text: str, classifier: FrozenClassifier, seed: int) -> Tensor
         None of these, too few in the bank, or too many for the memory.
     """
     size, (kind, _, number) = classifier.preprocessing.input_size, text.rpartition(":")
-    count = int(number) if number.isdecimal() else None
+    count = whole_number(number)
     if count == 0:
         raise InputError(f"--occluders {text}: expected at least 1")
     if count is not None and kind in ("", "zero"):

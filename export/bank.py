@@ -21,6 +21,7 @@ from torch import Tensor
 from .bank_header import BankHeader, Described, Model
 from .errors import InputError
 from .files import load_tensors, save_tensors
+from .options import whole_number
 from .records import read_record
 
 _METADATA_KEY = "gfo"
@@ -79,9 +80,10 @@ class OccluderBank(Described):
         if isinstance(source, OccluderBank):
             source.check_fits(subject, "--occluders")
             return source
-        kind, _, count = str(source).partition(":")
-        if kind == _ZERO and count.isdecimal():
-            return cls.zeros(int(count), subject)
+        kind, _, number = str(source).partition(":")
+        count = whole_number(number)
+        if kind == _ZERO and count is not None:
+            return cls.zeros(count, subject)
         bank = cls.load(source)
         bank.check_fits(subject, source)
         return bank

@@ -17,6 +17,11 @@ class NoOptions:
     """The `Options` of a thing that has none."""
 
 
+def whole_number(text: str) -> int | None:
+    """Return the number that up to 18 digits write, None for any other text: Python refuses to read 4,300 of them."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
+
+
 def key_values(option: str, pairs: Sequence[str]) -> dict[str, str]:
     """Split `key=value` texts of a repeatable option; raises `InputError` for one without a key or given twice."""
     found: dict[str, str] = {}

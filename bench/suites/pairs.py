@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from ...export.errors import InputError
+from ...export.options import whole_number
 from ..rows import BenchRow, Facts, PairsFacts
 from .base import DATA, MEASUREMENT, OUTPUT, Measured, TimedSuite, refuse_folder, to_be_written
 from .options import EngineOptions, ImageOptions, ModelOptions, names
@@ -154,8 +155,10 @@ class Pairs(PairsOptions):
 
     def chosen_workers(self) -> list[int]:
         """Return the numbers of decoding threads that the options name."""
-        numbers = self.workers.split(",") if self.workers is not None else []
-        for number in numbers:
-            if not (number.isdecimal() and int(number)):
-                raise InputError(f"--workers {number}: expected numbers of threads from 1, separated by commas")
-        return list(dict.fromkeys(map(int, numbers)))
+        numbers = {}
+        for text in self.workers.split(",") if self.workers is not None else []:
+            number = whole_number(text)
+            if not number:
+                raise InputError(f"--workers {text}: expected numbers of threads from 1, separated by commas")
+            numbers[number] = None
+        return list(numbers)

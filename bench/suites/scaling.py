@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...export.errors import InputError
+from ...export.options import whole_number
 from ..rows import BenchRow, Facts
 from .base import DATA, MEASUREMENT, Measured
 from .pairs import PairsOptions
@@ -74,10 +75,10 @@ class Scaling(PairsOptions):
         """Return `10x100,1000x10` as [(10, 100), (1000, 10)]."""
         points = []
         for text in self.points.split(","):
-            k, x, n = text.partition("x")
-            if not (x and k.isdecimal() and n.isdecimal() and int(k) and int(n)):
+            k, _, n = map(whole_number, text.partition("x"))
+            if not (k and n):
                 raise InputError(f"--points {text}: expected occluders x pictures, as 10x100")
-            points.append((int(k), int(n)))
+            points.append((k, n))
         return list(dict.fromkeys(points))
 
 

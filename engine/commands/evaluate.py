@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from ...export.errors import InputError
+from ...export.options import whole_number
 from .. import terminal
 from ..names import visible
 from . import options
@@ -99,10 +100,10 @@ def evaluate(subject: SubjectOptions, data: SelectionOptions, engine: options.En
 def _shard(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal()):
+    index, _, count = map(whole_number, text.partition("/"))
+    if index is None or count is None:
         raise InputError(f"--shard {text}: expected I/N, as 0/4 to 3/4")
-    return int(index), int(count)
+    return index, count
 
 
 def _lines(summary: Summary) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...export.errors import InputError
+from ...export.options import whole_number
 from .files import TooLarge, contents, is_text
 from .spec import DataSpec
 from .webdataset import tar_files, tar_pictures
@@ -139,13 +140,12 @@ def _choose(folders: list[str], classes: str | Sequence[str], base: Path, seed: 
     if classes == "all":
         return folders
     if isinstance(classes, str) and classes.startswith("random:"):
-        count = classes.removeprefix("random:")
-        # Python refuses to read a number of 4,300 digits.
-        if not (count.isascii() and count.isdigit() and len(count) < 10) or not 1 <= int(count) <= len(folders):
+        count = whole_number(classes.removeprefix("random:"))
+        if count is None or not 1 <= count <= len(folders):
             raise InputError(
                 f"--classes {classes[:40]}: expected random:1 to random:{len(folders)}, as many as {base} has"
             )
-        picked = np.random.default_rng(seed).choice(len(folders), int(count), replace=False)
+        picked = np.random.default_rng(seed).choice(len(folders), count, replace=False)
         return [folders[i] for i in sorted(picked)]
     known = set(folders)
     if isinstance(classes, str):

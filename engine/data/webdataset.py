@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ...export.errors import InputError
+from ...export.options import whole_number
 from .files import PictureFiles
 
 _LARGEST_CLS = 1000  # bytes
@@ -48,10 +49,10 @@ def tar_pictures(files: PictureFiles, tars: Sequence[Path]) -> dict[int, list[st
 def _class_index(files: PictureFiles, tar: str, member: str) -> int:
     size = files.members(tar)[member].size
     text = files.read(f"{tar}/{member}").decode("utf-8", "replace").strip() if size < _LARGEST_CLS else "…"
-    # Python refuses to read a number of 4,300 digits.
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
+    index = whole_number(text)
+    if index is None:
         raise InputError(f"{files.root / tar}: {member} holds {text[:40]!r} ({size} bytes); expected a class index")
-    return int(text)
+    return index
 
 
 def _samples(members: Iterable[str], tar: Path) -> dict[str, list[str]]:

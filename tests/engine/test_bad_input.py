@@ -199,6 +199,7 @@ def test_train_names_what_is_out_of_range(
         ("--device", "tpu", "auto, cpu, cuda"),
         ("--loader", "dalli", "auto, dali, pillow"),
         ("--shard", "3", "expected I/N"),
+        ("--shard", f"0/{'9' * 5000}", "expected I/N"),
         ("--shard", "3/3", "I from 0 to N - 1"),
         ("--input-size", "20", "input_size 16, not 20"),
     ],
