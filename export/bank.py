@@ -97,16 +97,16 @@ class OccluderBank(Described):
         InputError
             Not there, not a bank, NaN or infinite values, values outside the ball, a header that does not match.
         """
-        path, found = Path(path), dict[str, str]()
-        metadata, tensors = _read(path, found)
+        path = Path(path)
+        metadata, tensors, computed = _read(path)
         if _METADATA_KEY not in metadata or "occluders" not in tensors or not set(tensors) <= set(_TENSORS):
             raise InputError(f"{path}: safetensors, but not an occluder bank; create one with gfo-train")
         header = read_record(
             BankHeader, metadata[_METADATA_KEY], path, "train the bank again", "bank header is not valid"
         )
         bank = cls(header=header, **tensors)
-        if "occluders" in found and header.to_json() == metadata[_METADATA_KEY]:
-            vars(bank)["hash"] = found["occluders"]  # `hash`, which has just been computed
+        if computed is not None and header.to_json() == metadata[_METADATA_KEY]:
+            vars(bank)["hash"] = computed
         bank._validate(path)
         return bank
 
@@ -160,8 +160,9 @@ def _hash(header: str, occluders: Tensor) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _read(path: Path, hashes: dict[str, str]) -> tuple[Mapping[str, str], dict[str, Tensor]]:
-    """Return the metadata and tensors of a safetensors file; put what its checksum needs into `hashes`."""
+def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor], str | None]:
+    """Return metadata and tensors of a safetensors file, and the bank's hash, if its checksum was compared with it."""
+    hashes: dict[str, str] = {}
 
     def computed(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Mapping[str, str]:
         occluders = tensors.get("occluders")
@@ -172,7 +173,7 @@ def _read(path: Path, hashes: dict[str, str]) -> tuple[Mapping[str, str], dict[s
     if not path.is_file():
         raise InputError(f"{path}: bank not found; create one with gfo-train")
     try:
-        return load_tensors(path, hashes=computed)
+        return *load_tensors(path, hashes=computed), hashes.get("occluders")
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); train or copy the bank again") from error
 

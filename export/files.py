@@ -116,13 +116,12 @@ class ScratchFolder(tempfile.TemporaryDirectory[str]):
     def __init__(self, place: Path | None = None) -> None:
         place = place or Path(tempfile.gettempdir())
         _remove_abandoned(place, _SCRATCH, "")
-        while True:
-            super().__init__(prefix=_SCRATCH, dir=place)
-            with contextlib.suppress(FileNotFoundError):  # taken for abandoned before it is locked
-                self._claim = os.open(self.name, os.O_RDONLY)
-                if _claimed(self._claim, Path(self.name)):
-                    break
-                self.cleanup()
+
+        def create() -> str:
+            super(ScratchFolder, self).__init__(prefix=_SCRATCH, dir=place)
+            return self.name
+
+        _, self._claim = _locked(create)
 
     def cleanup(self) -> None:
         """Remove the folder."""
@@ -141,7 +140,7 @@ def _temporary(path: Path) -> Iterator[Path]:
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path)
-        partial, claim = _locked_folder(f".{path.name}.", path.parent)
+        partial, claim = _locked(lambda: tempfile.mkdtemp(_PARTIAL, f".{path.name}.", path.parent))
     try:
         with _naming_instead_of(partial, path):
             yield partial / path.name
@@ -150,23 +149,21 @@ def _temporary(path: Path) -> Iterator[Path]:
         os.close(claim)
 
 
-def _locked_folder(prefix: str, place: Path) -> tuple[Path, int]:
-    """Create a temporary folder, and return it with a descriptor that holds its lock."""
+def _locked(create: Callable[[], str]) -> tuple[Path, int]:
+    """Create a temporary folder, and return it with a descriptor that holds its lock for as long as it is open.
+
+    Until it is locked, another process may take it for abandoned and remove it; then another one is created.
+    """
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=_PARTIAL, dir=place))
-        with contextlib.suppress(FileNotFoundError):  # taken for abandoned before it is locked
+        folder = Path(create())
+        with contextlib.suppress(FileNotFoundError):
             claim = os.open(folder, os.O_RDONLY)
-            if _claimed(claim, folder):
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # a file system without locks: then its age protects it
+                    fcntl.flock(claim, fcntl.LOCK_EX)
+            if folder.exists():
                 return folder, claim
             os.close(claim)
-
-
-def _claimed(descriptor: int, path: Path) -> bool:
-    """Lock what was just created, for as long as it is open; False if another process has taken it for abandoned."""
-    if fcntl is not None:
-        with contextlib.suppress(OSError):  # a file system without locks: then its age protects it
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return path.exists()
 
 
 def remove_abandoned(path: Path) -> None:
