@@ -132,7 +132,7 @@ class Artefact:
         )
         try:
             bank = EmbeddedBank(header, str(self.manifest.bank_hash), **load_tensors(self.folder / FIT)[1])
-            check_keys(self.folder / FIT, bank.fitted, bank.held_out)
+            check_keys(self.folder / FIT, bank.used)
             bank.check_fits(self, self.folder)
         except (ValueError, TypeError, OSError) as error:
             raise InputError(f"{self.folder}: {_BANK_NOT_VALID} ({error}); export again") from error
@@ -158,7 +158,7 @@ class Artefact:
         if rows is None:
             raise InputError(f"{self.path}: format {self.format} does not give back the occluders compiled into it")
         occluders = torch.tensor(rows[1:] if rows.shape == shape else ())
-        bank = OccluderBank(occluders, embedded.header, embedded.fitted, embedded.held_out)
+        bank = OccluderBank(occluders, embedded.header, **embedded.used)
         if bank.hash != embedded.hash:
             raise InputError(f"{self.folder}: the occluders inside are not those of its manifest; export again")
         return bank
@@ -217,7 +217,7 @@ class Export:
         written = layout().write(graph, folder, classifier, config)
         names = list(written.files)
         if embedded is not None:
-            save_tensors(folder / FIT, {"fitted": embedded.fitted, "held_out": embedded.held_out})
+            save_tensors(folder / FIT, embedded.used)
             names.append(FIT)
         manifest = Manifest(
             format=config.format,

@@ -1,8 +1,8 @@
 """The bank: K occluders for one model and one input size, in a safetensors file with a JSON header.
 
-The file holds `occluders`, float32 [K, H, W, 3] in pixel units, `fitted` and `held_out`, int64 keys of the training
-pictures that were used (`picture_key`), a checksum (`save_tensors`), and, under the metadata key `gfo`, a `BankHeader`
-as JSON.
+The file holds `occluders`, float32 [K, H, W, 3] in pixel units, `fitted`, `held_out` and `preserved`, int64 keys of the
+training pictures that were used (`picture_key`), a checksum (`save_tensors`), and, under the metadata key `gfo`, a
+`BankHeader` as JSON.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bank_header import BankHeader, Described, Model
+from .bank_header import USES, BankHeader, Described, Model, no_keys
 from .errors import InputError
 from .files import load_tensors, save_tensors
 from .options import whole_number
 from .records import read_record
 
 _METADATA_KEY = "gfo"
-_TENSORS = ("occluders", "fitted", "held_out")
+_TENSORS = ("occluders", *USES)
 
 # Rounding of the last projection, relative to ε.
 _BALL_SLACK = 1e-4
@@ -42,14 +42,16 @@ class OccluderBank(Described):
         float32 [K, H, W, 3] in pixel units, −255 … 255.
     header
         What they were made for, row by row.
-    fitted, held_out
-        int64 keys of the training pictures that were used, or kept aside; see `picture_key`.
+    fitted, held_out, preserved
+        int64 keys of the training pictures that occluders were fitted to, that were kept aside, and whose answers were
+        to be preserved; see `picture_key`.
     """
 
     occluders: Tensor
     header: BankHeader
-    fitted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    held_out: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    fitted: Tensor = field(default_factory=no_keys)
+    held_out: Tensor = field(default_factory=no_keys)
+    preserved: Tensor = field(default_factory=no_keys)
 
     @cached_property
     def hash(self) -> str:
@@ -58,7 +60,7 @@ class OccluderBank(Described):
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all. Raises `OSError`, which names it."""
-        tensors = {"occluders": self.occluders, "fitted": self.fitted, "held_out": self.held_out}
+        tensors = {"occluders": self.occluders, **self.used}
         save_tensors(path, tensors, {_METADATA_KEY: self.header.to_json()}, {"occluders": self.hash})
 
     @classmethod
@@ -139,7 +141,7 @@ class OccluderBank(Described):
                 f"{path}: occluders are {d.dtype} {list(d.shape)} but the header says float32 {list(wanted)} for "
                 f"{len(header.folders)} folders; train the bank again"
             )
-        check_keys(path, self.fitted, self.held_out)
+        check_keys(path, self.used)
         # Row by row: a copy of a bank of 1,000 occluders would be 600 MB more. NaN is the smallest, and the largest.
         radii = [max(-float(low), float(high)) for low, high in map(torch.aminmax, d)]
         broken = [row for row, radius in enumerate(radii) if not math.isfinite(radius)]
@@ -178,10 +180,11 @@ def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor], str | None]
         raise InputError(f"{path}: not a readable safetensors file ({error}); train or copy the bank again") from error
 
 
-def check_keys(path: Path, *keys: Tensor) -> None:
+def check_keys(path: Path, used: Mapping[str, Tensor]) -> None:
     """Raise `InputError`, which names `path`, unless lists of picture keys are int64 [N]."""
-    if any(key.dtype != torch.int64 or key.dim() != 1 for key in keys):
-        raise InputError(f"{path}: fitted and held_out are not int64 lists; train the bank again")
+    wrong = [name for name, keys in used.items() if keys.dtype != torch.int64 or keys.dim() != 1]
+    if wrong:
+        raise InputError(f"{path}: {wrong[0]} is not an int64 list; train the bank again")
 
 
 def picture_key(path: str) -> int:

@@ -7,8 +7,9 @@ import json
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Final, Literal, Protocol
 
+import torch
 from annotated_types import Gt
 from torch import Tensor
 
@@ -16,6 +17,14 @@ from ..kernels.ball import NORMS
 from .errors import InputError
 from .preprocessing import Preprocessing
 from .records import STRICT
+
+USES: Final = ("fitted", "held_out", "preserved")
+"""What training uses pictures for: lists of picture keys of a bank."""
+
+
+def no_keys() -> Tensor:
+    """Return an empty list of picture keys."""
+    return torch.zeros(0, dtype=torch.int64)
 
 
 class Model(Protocol):
@@ -90,6 +99,10 @@ class BankHeader:
             raise ValueError("class_ids or folders: an entry appears twice")
         if self.norm not in NORMS:
             raise ValueError(f"norm {self.norm!r}: expected one of {', '.join(NORMS)}")
+        preserve = self.objective.get("preserve", {})
+        classes = preserve.get("classes", []) if isinstance(preserve, dict) else None
+        if not isinstance(classes, list | tuple) or any(type(class_id) is not int for class_id in classes):
+            raise ValueError("objective.preserve.classes is not a list of class ids")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, keys sorted."""
@@ -104,6 +117,19 @@ class Described:
     """A bank that is described by its header, wherever its occluders are."""
 
     header: BankHeader
+    fitted: Tensor
+    held_out: Tensor
+    preserved: Tensor
+
+    @property
+    def used(self) -> dict[str, Tensor]:
+        """The lists of picture keys by what training used the pictures for, as `USES`."""
+        return {use: getattr(self, use) for use in USES}
+
+    @property
+    def preserved_classes(self) -> tuple[int, ...]:
+        """Classes of which training preserved pictures; empty where it preserved none."""
+        return tuple(self.header.objective.get("preserve", {}).get("classes", ()))
 
     @property
     def class_ids(self) -> tuple[int, ...]:
@@ -147,8 +173,9 @@ class EmbeddedBank(Described):
 
     header: BankHeader
     hash: str
-    fitted: Tensor
-    held_out: Tensor
+    fitted: Tensor = field(default_factory=no_keys)
+    held_out: Tensor = field(default_factory=no_keys)
+    preserved: Tensor = field(default_factory=no_keys)
 
 
 def _differences(mine: str | dict[str, Any], wanted: str | dict[str, Any]) -> str:
