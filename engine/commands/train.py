@@ -17,6 +17,7 @@ from . import options
 
 if TYPE_CHECKING:
     from ..training.config import TrainConfig
+    from ..training.preserve import PreserveConfig
 
 app = options.new_app()
 
@@ -42,6 +43,9 @@ class OccluderOptions(options.Group):
         int | None, typer.Option(help="Pictures of each class to fit, a seeded draw; all if not given.")
     ] = None
     held_out: Annotated[int, typer.Option(help="Pictures of each class to set aside, for choosing epsilon.")] = 0
+    correct_only: Annotated[
+        bool, typer.Option("--correct-only", help="Fit only pictures that the clean network gets right.")
+    ] = False
 
     def objective_options(self) -> dict[str, Any]:
         """Return the options of the objective; `--kappa` is a shorthand."""
@@ -53,6 +57,47 @@ class OccluderOptions(options.Group):
                 )
             given["kappa"] = self.kappa
         return given
+
+
+@dataclass(frozen=True)
+class PreserveOptions(options.Group):
+    """Pictures of other classes whose answers stay, for objectives that preserve."""
+
+    panel: ClassVar[str] = "Preserved pictures"
+    preserve: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER|classes|N",
+            help="A folder with train/<class>/*, the bank's other classes, or N further classes of DATA; repeatable.",
+        ),
+    ] = None
+    preserve_share: Annotated[float, typer.Option(help="Share of a batch that is preserved pictures.")] = 0.5
+    preserve_weight: Annotated[float, typer.Option(help="Weight of their mean loss beside that of fitted ones.")] = 1.0
+    preserve_pictures: Annotated[int, typer.Option(help="Maximum number of them, all in memory.")] = 4000
+    preserve_wrong: Annotated[
+        bool, typer.Option("--preserve-wrong", help="Preserve wrong answers of the clean network, too.")
+    ] = False
+    preserve_every: Annotated[
+        int, typer.Option(help="N: a batch of them alone after every N batches; 0: a share of each batch.")
+    ] = 0
+
+    def config(self) -> PreserveConfig | None:
+        """Return what is preserved; None if nothing is."""
+        given = dict(vars(self))
+        sources = given.pop("preserve")
+        if not sources:
+            changed = next((name for name, value in given.items() if value != getattr(PreserveOptions, name)), None)
+            if changed:
+                option = "--" + changed.replace("_", "-")
+                raise InputError(
+                    f"{option}: nothing is preserved; add --preserve FOLDER, classes or a number of classes"
+                )
+            return None
+        from ..training.preserve import PreserveConfig
+
+        return PreserveConfig(
+            tuple(sources), **{name.removeprefix("preserve_"): value for name, value in given.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -76,23 +121,26 @@ class TrainingOptions(options.Group):
 
 @options.command(app)
 def train(
-    model: options.ModelOptions, data: options.DataOptions, occluders: OccluderOptions, training: TrainingOptions
+    model: options.ModelOptions,
+    data: options.DataOptions,
+    occluders: OccluderOptions,
+    preserved: PreserveOptions,
+    training: TrainingOptions,
 ) -> None:
     """Train one occluder per class on DATA/train. Finished classes are kept; the same command resumes."""
     from ..machine import peak_rss_mb
     from ..progress import TerminalProgress
     from ..training.train import train as train_bank
 
-    bank = train_bank(
-        model.spec(training.seed), data.spec("train"), occluders.out, _config(occluders, training), TerminalProgress()
-    )
+    config = _config(occluders, preserved, training)
+    bank = train_bank(model.spec(training.seed), data.spec("train"), occluders.out, config, TerminalProgress())
     peak = peak_rss_mb()
     memory = f", peak memory {peak:.0f} MiB" if peak else ""
     what = f"{len(bank.class_ids)} occluders, epsilon {occluders.epsilon:g}, {occluders.norm}"
     print(f"{occluders.out}: {what}, {bank.hash[:19]}{memory}")
 
 
-def _config(occluders: OccluderOptions, training: TrainingOptions) -> TrainConfig:
+def _config(occluders: OccluderOptions, preserved: PreserveOptions, training: TrainingOptions) -> TrainConfig:
     from ..training.config import TrainConfig
 
     return TrainConfig(
@@ -102,6 +150,8 @@ def _config(occluders: OccluderOptions, training: TrainingOptions) -> TrainConfi
         objective_options=occluders.objective_options(),
         pictures_per_class=occluders.per_class,
         held_out=occluders.held_out,
+        correct_only=occluders.correct_only,
+        preserve=preserved.config(),
         **vars(training),
     )
 

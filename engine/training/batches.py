@@ -7,28 +7,50 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...export.errors import InputError
 from ..data.folders import ClassFolder
 from ..data.source import PictureSource
-from .checkpoint import Unreadable
 
 _READ_BLOCK = 256
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """A training picture that could not be read: its path relative to the data folder, and the decoder's reason."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Pictures of one step: `images` uint8 [P, S, S, 3], `occluder_index` int64 [P] (1 … G), `labels` int64 [P]."""
+    """Pictures of one step: those that occluders are fitted to, and behind them those whose answers are preserved.
+
+    Attributes
+    ----------
+    images
+        uint8 [P, S, S, 3].
+    occluder_index
+        int64 [P], 1 … G: the occluder that each picture meets.
+    labels
+        int64 [N], the classes of the first N pictures, those of the occluders' own.
+    clean
+        float32 [P − N, C], the network's logits for the others without an occluder; None where P = N.
+    """
 
     images: Tensor
     occluder_index: Tensor
     labels: Tensor
+    clean: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
-        return Batch(self.images.to(device), self.occluder_index.to(device), self.labels.to(device))
+        clean = None if self.clean is None else self.clean.to(device)
+        return Batch(self.images.to(device), self.occluder_index.to(device), self.labels.to(device), clean)
 
 
 @dataclass(frozen=True)
@@ -39,29 +61,122 @@ class ClassPictures:
     images: Tensor
     unreadable: Sequence[Unreadable] = ()
 
+
+class Fitted:
+    """The pictures that one occluder is fitted to, of one class or of all that share it.
+
+    Attributes
+    ----------
+    class_id
+        The class, or the first of them; it seeds the order of the pictures.
+    images, labels
+        uint8 [n, S, S, 3], and their classes, int64 [n].
+    """
+
+    def __init__(self, classes: Sequence[ClassPictures]) -> None:
+        self.class_id = classes[0].folder.class_id
+        self.images = classes[0].images if len(classes) == 1 else torch.cat([c.images for c in classes])
+        self.labels = torch.cat([torch.full((len(c.images),), c.folder.class_id) for c in classes])
+
     def order(self, epoch: int, pictures: int, seed: int) -> Tensor:
-        """Return the positions that an epoch takes, int64 [pictures]: as many seeded permutations as that needs."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + self.folder.class_id * 1009 + epoch)
+        """Return the places that an epoch takes, int64 [pictures]: as many seeded permutations as that needs."""
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + self.class_id * 1009 + epoch)
         rounds = math.ceil(pictures / len(self.images))
         return torch.cat([torch.randperm(len(self.images), generator=generator) for _ in range(rounds)])[:pictures]
 
 
 @dataclass(frozen=True)
+class Pool:
+    """Pictures whose answers are preserved.
+
+    Attributes
+    ----------
+    images
+        uint8 [M, S, S, 3].
+    labels
+        int64 [M], the classes of their folders.
+    clean
+        float32 [M, C], what the network answers without an occluder.
+    """
+
+    images: Tensor
+    labels: Tensor
+    clean: Tensor
+
+    def for_class(self, class_id: int) -> Tensor:
+        """Return the places of the pictures that the occluder of a class may meet, int64."""
+        others = (self.labels != class_id) & (self.clean.argmax(dim=1) != class_id)
+        return others.nonzero().squeeze(1)
+
+
+@dataclass(frozen=True)
 class Batches:
-    """The cut of an epoch: `share` pictures of each class in a step, `steps` steps; small classes start over."""
+    """The cut of an epoch.
+
+    Attributes
+    ----------
+    share
+        Number of own pictures of each occluder in a step.
+    rounds
+        Number of steps with own pictures; an occluder with fewer pictures starts over.
+    kept
+        Number of preserved pictures of each occluder in a step.
+    every
+        0: own and preserved pictures share each step. N > 0: a step of preserved ones alone follows N of own ones.
+    """
 
     share: int
-    steps: int
+    rounds: int
+    kept: int = 0
+    every: int = 0
 
-    def of(self, work: Sequence[ClassPictures], epoch: int, seed: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch; the G classes in work take the occluders 1 … G, in order."""
-        orders = [c.order(epoch, self.steps * self.share, seed) for c in work]
-        occluder_index = torch.arange(1, len(work) + 1).repeat_interleave(self.share)
-        labels = torch.tensor([c.folder.class_id for c in work]).repeat_interleave(self.share)
-        for start in range(0, self.steps * self.share, self.share):
-            places = slice(start, start + self.share)
-            chosen = [c.images[order[places]] for c, order in zip(work, orders, strict=True)]
-            yield Batch(torch.cat(chosen), occluder_index, labels)
+    @property
+    def steps(self) -> int:
+        """Number of steps of an epoch."""
+        return self.rounds + (self.rounds // self.every if self.every else 0)
+
+    def of(self, work: Sequence[Fitted], epoch: int, seed: int, pool: Pool | None = None) -> Iterator[Batch]:
+        """Yield the batches of an epoch; the G occluders in work are 1 … G, in order.
+
+        The preserved pictures of an occluder go on from epoch to epoch through seeded permutations of all it may meet.
+        """
+        orders = [w.order(epoch, self.rounds * self.share, seed) for w in work]
+        own = torch.arange(1, len(work) + 1).repeat_interleave(self.share)
+        keeps = self._keeps(work, epoch, seed, pool)
+        for count in range(self.rounds):
+            places = slice(count * self.share, (count + 1) * self.share)
+            images = [w.images[order[places]] for w, order in zip(work, orders, strict=True)]
+            labels = torch.cat([w.labels[order[places]] for w, order in zip(work, orders, strict=True)])
+            kept = next(keeps, None) if not self.every else None
+            if kept is None:
+                yield Batch(torch.cat(images), own, labels)
+            else:
+                yield Batch(
+                    torch.cat([*images, kept.images]), torch.cat([own, kept.occluder_index]), labels, kept.clean
+                )
+            if self.every and (count + 1) % self.every == 0:
+                yield next(keeps)
+
+    def _keeps(self, work: Sequence[Fitted], epoch: int, seed: int, pool: Pool | None) -> Iterator[Batch]:
+        """Yield the preserved pictures of each step that has any."""
+        if pool is None:
+            return
+        steps = self.rounds // self.every if self.every else self.rounds
+        orders: list[Tensor] = []
+        for w in work:
+            places = pool.for_class(w.class_id)
+            orders.append(places[_drawn(len(places), epoch * steps * self.kept, steps * self.kept, [seed, w.class_id])])
+        index = torch.arange(1, len(work) + 1).repeat_interleave(self.kept)
+        for start in range(0, steps * self.kept, self.kept):
+            places = torch.cat([order[start : start + self.kept] for order in orders])
+            yield Batch(pool.images[places], index, torch.zeros(0, dtype=torch.int64), pool.clean[places])
+
+
+def _drawn(size: int, start: int, count: int, seed: list[int]) -> Tensor:
+    """Return places start … start + count − 1 of an endless series of seeded permutations of 0 … size − 1."""
+    first, last = start // size, (start + count - 1) // size
+    rounds = [np.random.default_rng([*seed, number]).permutation(size) for number in range(first, last + 1)]
+    return torch.from_numpy(np.concatenate(rounds)[start - first * size :][:count])
 
 
 def read_class(folder: ClassFolder, paths: Sequence[str], source: PictureSource) -> ClassPictures:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,22 +20,18 @@ import torch
 from torch import Tensor
 
 from ...export.bank import OccluderBank, picture_key
-from ...export.bank_header import BankHeader
+from ...export.bank_header import USES, BankHeader
 from ...export.errors import InputError
 from ...export.files import load_tensors, remove_abandoned, save_tensors
 from ...export.records import STRICT, checksum, load_record, save_record
 from ..data.files import PictureFiles
+from .batches import Unreadable
+from .preserve import Preserved
 
 _EPOCH = "epoch.safetensors"
+# What a header has under `objective` only where it is asked for.
+_OPTIONAL = ("preserve", "correct_only")
 Splits = Mapping[int, tuple[Sequence[str], Sequence[str]]]
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A training picture that could not be read: its path relative to the data folder, and the decoder's reason."""
-
-    path: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -56,6 +52,11 @@ class _Begun:
     precision: str
     fitted: list[int]
     held_out: list[int]
+    preserved: list[int] = field(default_factory=list)  # nothing was, in older ones
+
+    def used(self) -> dict[str, Tensor]:
+        """Return the keys of the pictures by what they are used for, as `Described.used`."""
+        return {use: torch.tensor(getattr(self, use), dtype=torch.int64) for use in USES}
 
 
 class Checkpoint:
@@ -71,6 +72,8 @@ class Checkpoint:
         {class id: (fitted paths, held-out paths)}.
     files
         The pictures.
+    preserved
+        Pictures of other classes that are preserved, if any.
     say
         Takes a line about what is damaged or has changed, and is made again.
 
@@ -81,7 +84,13 @@ class Checkpoint:
     """
 
     def __init__(
-        self, out: Path, header: BankHeader, splits: Splits, files: PictureFiles, say: Callable[[str], None]
+        self,
+        out: Path,
+        header: BankHeader,
+        splits: Splits,
+        files: PictureFiles,
+        preserved: Preserved | None,
+        say: Callable[[str], None],
     ) -> None:
         if out.is_dir() or not out.name:
             raise InputError(f"--out {out}: is a folder; name the bank's file in it, as {out / 'bank.safetensors'}")
@@ -90,6 +99,7 @@ class Checkpoint:
         self._header = header
         self._splits = splits
         self._files = files
+        self._preserved = preserved
         self._say = say
         self._pictures: dict[int, str] = {}
         self.precision = self.device = self._run = ""
@@ -106,7 +116,7 @@ class Checkpoint:
         if not self.out.exists():
             return None
         bank = OccluderBank.load(self.out)
-        self._compare(self.out, json.loads(bank.header.to_json()), bank.fitted, bank.held_out)
+        self._compare(self.out, json.loads(bank.header.to_json()), bank.used)
         _compare_precision(self.out, precision, bank.header.objective.get("precision"))
         shutil.rmtree(self.folder, ignore_errors=True)  # left over if the last run was killed while it cleaned up
         return bank
@@ -123,42 +133,44 @@ class Checkpoint:
         config = self.folder / "config.json"
         if config.is_file():
             begun = load_record(_Begun, config, f"remove {self.folder} to start over")
-            fitted, held_out = (torch.tensor(keys, dtype=torch.int64) for keys in (begun.fitted, begun.held_out))
-            self._compare(self.folder, begun.header, fitted, held_out)
+            self._compare(self.folder, begun.header, begun.used())
             _compare_precision(self.folder, precision, begun.precision)
         else:
-            fitted, held_out = self._keys()
-            begun = _Begun(json.loads(self._header.to_json()), choose_precision(), fitted.tolist(), held_out.tolist())
+            used = {use: keys.tolist() for use, keys in self._keys().items()}
+            begun = _Begun(json.loads(self._header.to_json()), choose_precision(), **used)
             save_record(config, asdict(begun))
         self.precision = begun.precision
         self._run = checksum(asdict(begun))
         # Before any of them is read.
-        self._pictures = {class_id: self._state(class_id) for class_id in self._splits}
+        others = [] if self._preserved is None else self._preserved.stamps()
+        self._pictures = {class_id: self._state(class_id, others) for class_id in self._splits}
 
-    def _state(self, class_id: int) -> str:
-        """Return what differs once a picture of the class has changed; empty if one of them cannot be found now."""
-        stamps = [self._files.stamp(path) for part in self._splits[class_id] for path in part]
+    def _state(self, class_id: int, others: Sequence[int]) -> str:
+        """Return what differs once a picture of the class, or a preserved one, has changed.
+
+        Empty if one of them cannot be found now.
+        """
+        stamps = [*(self._files.stamp(path) for part in self._splits[class_id] for path in part), *others]
         return hashlib.sha256(json.dumps(stamps).encode()).hexdigest() if all(stamps) else ""
 
-    def _compare(self, where: Path, theirs: dict[str, Any], fitted: Tensor, held_out: Tensor) -> None:
+    def _compare(self, where: Path, theirs: dict[str, Any], used: Mapping[str, Tensor]) -> None:
         ours = json.loads(self._header.to_json())
         volatile = ("gfo_version", "weights")  # the hash identifies the weights; their file may move
         # Banks from before there was a choice of optimizer do not name it.
         objective = {"optimizer": "momentum", **theirs.get("objective", {})}
-        theirs = {**theirs, "objective": {k: v for k, v in objective.items() if k in ours["objective"]}}
+        made_as = {*ours["objective"], *_OPTIONAL}
+        theirs = {**theirs, "objective": {k: v for k, v in objective.items() if k in made_as}}
         differing = [key for key in ours if key not in volatile and ours[key] != theirs.get(key)]
         if differing:
             listed = "; ".join(_difference(key, theirs.get(key), ours[key]) for key in differing[:3])
             raise InputError(f"{where}: was made with another configuration ({listed}); use another --out or remove it")
-        if not all(torch.equal(a, b) for a, b in zip(self._keys(), (fitted, held_out), strict=True)):
+        if not all(torch.equal(keys, used[use]) for use, keys in self._keys().items()):
             raise InputError(f"{where}: was made with other training pictures; use another --out or remove it")
 
-    def _keys(self) -> tuple[Tensor, Tensor]:
-        fitted, held_out = (
-            torch.tensor(sorted(picture_key(p) for split in self._splits.values() for p in split[i]), dtype=torch.int64)
-            for i in (0, 1)
-        )
-        return fitted, held_out
+    def _keys(self) -> dict[str, Tensor]:
+        paths = {use: [p for split in self._splits.values() for p in split[i]] for i, use in enumerate(USES[:2])}
+        paths["preserved"] = [] if self._preserved is None else self._preserved.paths
+        return {use: torch.tensor(sorted(map(picture_key, found)), dtype=torch.int64) for use, found in paths.items()}
 
     def _part(self, class_id: int) -> Path:
         return self.folder / f"{class_id}.safetensors"
@@ -240,8 +252,7 @@ class Checkpoint:
             unreadable += listed
         how = {"precision": self.precision, "device": self.device, "quarantined": unreadable}
         objective = {**self._header.objective, **how}
-        fitted, held_out = self._keys()
-        bank = OccluderBank(torch.stack(rows), replace(self._header, objective=objective), fitted, held_out)
+        bank = OccluderBank(torch.stack(rows), replace(self._header, objective=objective), **self._keys())
         bank.save(self.out)
         shutil.rmtree(self.folder)
         if unreadable:
@@ -264,8 +275,8 @@ def _compare_precision(where: Path, asked: str, theirs: str | None) -> None:
 
 def _difference(key: str, stored: object, asked: object) -> str:
     if isinstance(stored, dict) and isinstance(asked, dict):
-        inner = [k for k in asked if asked[k] != stored.get(k)]
-        return "; ".join(f"{k} {stored.get(k)}, not {asked[k]}" for k in inner[:2])
+        inner = [k for k in {**asked, **stored} if asked.get(k) != stored.get(k)]
+        return "; ".join(f"{k} {stored.get(k)}, not {asked.get(k)}" for k in inner[:2])
     if isinstance(stored, list) and isinstance(asked, list):
         return f"{len(stored)} {key.replace('_', ' ')}, not the {len(asked)} asked for"
     return f"{key} {str(stored)[:30]}, not {str(asked)[:30]}"

@@ -16,6 +16,7 @@ from ...kernels.ball import NORMS
 from .objectives import OBJECTIVES
 from .objectives.base import Objective
 from .optimizers import OPTIMIZERS
+from .preserve import PreserveConfig
 
 SHORTHANDS = {"kappa": "--kappa"}
 """Options of objectives that have an option of their own in gfo-train."""
@@ -44,6 +45,10 @@ class TrainConfig:
         Seed of every draw and of the order of the pictures.
     objective, objective_options
         Name in `OBJECTIVES`, and values for its `Options`, as `{"kappa": 5.0}` for `pure`.
+    preserve
+        Pictures of other classes whose answers are preserved, for objectives that do so; `specific` needs them.
+    correct_only
+        Whether only pictures that the clean network gets right are fitted.
     precision
         Precision of the network, `fp32`, `bf16`, `fp16` or `auto` (measured); occluders are always float32.
     device
@@ -70,6 +75,8 @@ class TrainConfig:
     seed: int = 0
     objective: str = "pure"
     objective_options: Mapping[str, Any] = field(default_factory=dict)
+    preserve: PreserveConfig | None = None
+    correct_only: bool = False
     precision: str = "auto"
     device: str = "auto"
     impl: str = "auto"
@@ -80,7 +87,14 @@ class TrainConfig:
         if self.norm not in NORMS:
             raise InputError(f"--norm {self.norm}: expected one of {', '.join(NORMS)}")
         OPTIMIZERS.check(self.optimizer)
-        self.make_objective()
+        objective = self.make_objective()
+        if self.preserve is not None and not objective.preserves:
+            others = " or ".join(name for name, kind in OBJECTIVES.by_name().items() if kind.preserves)
+            raise InputError(f"--preserve: objective {self.objective} preserves nothing; use --objective {others}")
+        if self.preserve is None and self.objective == "specific":
+            raise InputError(
+                "--objective specific: has nothing to preserve; add --preserve FOLDER, classes or a number of classes"
+            )
         for option, value, low, high in (
             ("--epochs", self.epochs, 1, 10**6),
             ("--batch-size", self.batch_size, 1, 10**5),
@@ -119,6 +133,9 @@ class TrainConfig:
             "momentum": self.momentum,
             "pictures_per_class": self.pictures_per_class,
             "held_out": self.held_out,
+            # Only where they are used: banks from before there were such options go on to fit their configuration.
+            **({"preserve": self.preserve.header()} if self.preserve else {}),
+            **({"correct_only": True} if self.correct_only else {}),
         }
 
 

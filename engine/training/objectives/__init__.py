@@ -12,4 +12,14 @@ from ....export.registry import Table
 if TYPE_CHECKING:
     from .base import Objective
 
-OBJECTIVES: Table[Objective] = Table("--objective", "gfo.objectives", __name__, {"pure": ".pure:Pure"})
+OBJECTIVES: Table[Objective] = Table(
+    "--objective",
+    "gfo.objectives",
+    __name__,
+    {
+        "pure": ".pure:Pure",
+        "specific": ".specific:Specific",
+        "agnostic": ".agnostic:Agnostic",
+        "sink": ".sink:Sink",
+    },
+)
