@@ -35,6 +35,9 @@ _MEMORY: Final = re.compile(
     "(not enough|out of|cannot allocate|can't allocate) memory|bad.?alloc|can't start new thread|failed to map segment",
     re.IGNORECASE,
 )
+# What PyTorch, SciPy and ONNX Runtime map while they are imported, MiB: with less of it they hang or abort (measured on
+# 2 cores, 4,200 fail and 4,400 serve; threads of more cores take more).
+_ADDRESS_SPACE: Final = 4400
 _HOME: Final = re.compile("determine home|uid not found")  # of pathlib and of pwd
 
 
@@ -89,6 +92,8 @@ def run(app: typer.Typer, name: str, *, resumes: bool = True) -> None:
 
     kept = "what is finished is kept, and the same command resumes" if resumes else "nothing is kept"
     streams.prepare()
+    if "--help" not in sys.argv:
+        _refuse_small_limit(name)
     try:
         code = app(prog_name=name, standalone_mode=False)
     except (InputError, EngineUnavailable) as error:
@@ -110,6 +115,18 @@ def run(app: typer.Typer, name: str, *, resumes: bool = True) -> None:
     if found := streams.lost():
         _leave_unwritten(name, *found)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse_small_limit(name: str) -> None:
+    """Exit with a line where the limit on the address space (`ulimit -v`) is too low to import the libraries."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY and most < _ADDRESS_SPACE << 20:
+        why = f"not enough memory: the limit on the address space (ulimit -v) is {most >> 10} KiB"
+        leave(name, f"{why}, the libraries need {_ADDRESS_SPACE << 10}; raise it", UNREACHABLE)
 
 
 def _failed(name: str, error: Exception, kept: str) -> NoReturn:

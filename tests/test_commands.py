@@ -103,3 +103,16 @@ def test_output_that_cannot_be_written():
     (line,) = ended.stderr.splitlines()
     assert line.startswith("gfo-report: standard output")
     assert "No space left on device" in line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the address space")
+def test_a_limit_on_the_address_space_that_the_libraries_do_not_survive_is_one_line() -> None:
+    import resource
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+
+    ended = run_script("gfo-report", "nowhere", "--out", "nowhere", preexec_fn=limit)
+    why = "not enough memory: the limit on the address space (ulimit -v) is 2097152 KiB, the libraries need 4505600"
+    assert (ended.returncode, ended.stderr) == (5, f"gfo-report: {why}; raise it\n")
+    assert run_script("gfo-report", "--help", preexec_fn=limit).returncode == 0
