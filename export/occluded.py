@@ -9,7 +9,7 @@ import contextlib
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,7 @@ from ..kernels.occlude import Normalisation, occlude
 from ..kernels.pairs import Grid, Pairs
 from .classifier import DTYPES, FrozenClassifier
 from .errors import InputError, in_short
-
-_ON_CPU_FULL = "DefaultCPUAllocator"
-"""What PyTorch names when the memory of the CPU is full; its error is of no kind of its own."""
+from .islands import described, find_islands, is_the_machines
 
 
 class OccludedClassifier(nn.Module):
@@ -39,6 +37,11 @@ class OccludedClassifier(nn.Module):
         The bank to embed, if any.
     impl
         Implementation of `occlude`: `auto`, `reference` or `triton`.
+
+    Attributes
+    ----------
+    islands
+        One line on the modules that `settled` made run in float32, and why; empty where there are none.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class OccludedClassifier(nn.Module):
         self.network = classifier.network_as(precision)
         self.precision = precision
         self.model = classifier.model
+        self.islands = ""
+        self._classifier = classifier
         preprocessing = classifier.preprocessing
         self._size = preprocessing.input_size
         self.normalisation = Normalisation(preprocessing.scale, preprocessing.shift, DTYPES[precision])
@@ -88,18 +93,44 @@ class OccludedClassifier(nn.Module):
         with self.naming_failure(inputs.device):
             return self.network(inputs).to(torch.float32).contiguous()  # a network may return a part of something
 
-    def try_network(self, device: torch.device, *, gradient: bool = False) -> None:
-        """Run the network on one picture, and its gradient: what the precision lacks on the device shows before work.
+    def settled(self, device: torch.device, *, gradient: bool = False) -> Self:
+        """Move to a device, and run the network there on one picture; return itself.
+
+        What the precision lacks on the device shows before work. Modules that fail at half precision then run in
+        float32, see `find_islands`; `islands` names them.
+
+        Parameters
+        ----------
+        device
+            Where it is to work.
+        gradient
+            Whether the network is to be differentiated there.
 
         Raises
         ------
         InputError
-            The network fails; see `naming_failure`.
+            The network fails, and not only in parts of it; see `naming_failure`.
         """
+        self.to(device)
+        try:
+            self._try(device, gradient)
+        except InputError:
+            full, picture = self._classifier.network, self._picture(device)
+            found = find_islands(self.network, full, picture, gradient=gradient) if self.precision != "fp32" else []
+            if not found:
+                raise
+            self._try(device, gradient)
+            self.islands = described(found, self.precision, device)
+        return self
+
+    def _picture(self, device: torch.device) -> Tensor:
         shape = (1, 3, self._size, self._size)
-        picture = torch.zeros(shape, device=device, dtype=DTYPES[self.precision]).to(memory_format=torch.channels_last)
+        return torch.zeros(shape, device=device, dtype=DTYPES[self.precision]).to(memory_format=torch.channels_last)
+
+    def _try(self, device: torch.device, gradient: bool) -> None:
+        picture = self._picture(device).requires_grad_(gradient)
         with torch.set_grad_enabled(gradient), self.naming_failure(device):
-            logits = self.network(picture.requires_grad_(gradient))
+            logits = self.network(picture)
             if gradient:
                 torch.autograd.grad(logits.float().sum(), picture)
 
@@ -111,10 +142,8 @@ class OccludedClassifier(nn.Module):
         """
         try:
             yield
-        except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError):
-            raise
         except (Exception, SystemExit) as error:  # the network's own code raises any kind
-            if _ON_CPU_FULL in str(error):
+            if is_the_machines(error):
                 raise
             reason = f"{in_short(error)}, {_place(error)}"
             half = self.precision != "fp32"

@@ -61,7 +61,6 @@ class TorchEngine(Engine):
         self._switches = ExitStack()
         self._bank: Tensor | None = None
         self.device = device_name(self.torch_device)
-        self.how = f"kernels {self.impl}: {self.impl_reason}{', torch.compile' if self.options.compiled else ''}"
 
     @classmethod
     def precisions(cls, device: str = "auto") -> tuple[str, ...]:
@@ -72,15 +71,18 @@ class TorchEngine(Engine):
     def open(self) -> None:
         """Convert the network once to the precision, on the device; fp32 on CUDA is fp32, not TF32, until closed.
 
+        Modules that the precision lacks there run in float32, see `OccludedClassifier.settled`; `how` names them.
+
         Raises
         ------
         InputError
             The network does not run at that precision on that device.
         """
         assert isinstance(self.subject, FrozenClassifier)  # the engine has no formats
-        model = OccludedClassifier(self.subject, self.precision, impl=self.impl)
-        self._model = model.to(self.torch_device).eval()
-        self._model.try_network(self.torch_device)
+        model = OccludedClassifier(self.subject, self.precision, impl=self.impl).eval()
+        self._model = model.settled(self.torch_device)
+        self.how = f"kernels {self.impl}: {self.impl_reason}{', torch.compile' if self.options.compiled else ''}"
+        self.how += f"; {model.islands}" if model.islands else ""
         if self.options.compiled:  # the network alone; fused kernels surround it already
             model.network.compile(dynamic=True)
             _refuse_foreign_code()

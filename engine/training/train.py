@@ -9,6 +9,7 @@ work after every epoch; the same command resumes.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -163,7 +164,9 @@ def train(
     with deterministic(device), fitting_memory(config.batch_size, place, _OTHER_OUT), sole_owner(checkpoint.folder):
         checkpoint.open(config.precision, place, lambda: _choose_precision(classifier, config, device, progress))
         progress.say(f"kernels {kernels}: {why}; loader {source.name}: {source.how}")
-        network = OccludedClassifier(classifier, checkpoint.precision, impl=kernels).to(device)
+        network = OccludedClassifier(classifier, checkpoint.precision, impl=kernels).settled(device, gradient=True)
+        if network.islands:
+            progress.say(network.islands)
         with exact_float32(checkpoint.precision, device):
             first = FirstAnswers(classifier.num_classes, progress.say)
             run = _Run(classifier, network, config, source, splits, checkpoint, device, first, preserved)
@@ -311,7 +314,7 @@ def training_step(
     `config.precision` must be resolved. The batch is expected on the device.
     """
     kernels, _ = checked_impl(config.impl, device)
-    network = OccludedClassifier(classifier, config.precision, impl=kernels).to(device)
+    network = OccludedClassifier(classifier, config.precision, impl=kernels).settled(device, gradient=True)
     size = classifier.preprocessing.input_size
     step = Descent(network, config, torch.zeros(groups, size, size, 3, device=device))
     return lambda batch: step(batch, config.step_size(0.0), 1)
@@ -328,7 +331,7 @@ def _choose_precision(
         The network cannot be trained at that precision on that device.
     """
     if config.precision != "auto":
-        OccludedClassifier(classifier, config.precision).to(device).try_network(device, gradient=True)
+        OccludedClassifier(classifier, config.precision).settled(device, gradient=True)
         return config.precision
     size = classifier.preprocessing.input_size
     generator = torch.Generator().manual_seed(0)
@@ -337,11 +340,13 @@ def _choose_precision(
     batch = Batch(images, index, torch.zeros_like(index)).to(device)
 
     def timed(precision: str) -> Callable[[], None]:
-        step = training_step(classifier, replace(config, precision=precision), device, 1)
+        @functools.cache  # in the first call, where a network that fails at a precision is noted
+        def step() -> Callable[[Batch], int]:
+            return training_step(classifier, replace(config, precision=precision), device, 1)
 
         def run() -> None:
             with exact_float32(precision, device):
-                step(batch)
+                step()(batch)
 
         return run
 

@@ -92,13 +92,13 @@ def test_a_network_that_fails_is_one_line_and_a_lack_of_memory_stays_one(
     error: BaseException, wanted: type[BaseException], named: str
 ) -> None:
     model = OccludedClassifier(FrozenClassifier.from_module(Breaks(), Preprocessing(16, 16), model="mine"), "fp16")
-    model.try_network(torch.device("cpu"), gradient=True)
+    model.settled(torch.device("cpu"), gradient=True)
     assert model(IMAGES, *PAIRS, BANK).is_contiguous()  # though the network returns columns of more
     model.network.error = error  # type: ignore[assignment]
     with pytest.raises(wanted, match=named):
         model(IMAGES, *PAIRS, BANK)
     with pytest.raises(wanted, match=named):
-        model.try_network(torch.device("cpu"))
+        model.settled(torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -112,11 +112,11 @@ def test_a_network_without_a_gradient_is_one_line() -> None:
             return detached(x)
 
     model = OccludedClassifier(FrozenClassifier.from_module(Detached(), Preprocessing(16, 16), model="mine"))
-    model.try_network(torch.device("cpu"))
+    model.settled(torch.device("cpu"))
     with pytest.raises(
         InputError, match=r"^mine: fails at fp32 on cpu \(RuntimeError: .*for training be differentiable$"
     ):
-        model.try_network(torch.device("cpu"), gradient=True)
+        model.settled(torch.device("cpu"), gradient=True)
 
 
 def test_no_pairs_give_no_logits(tiny_classifier: FrozenClassifier, tiny: ModuleType) -> None:
