@@ -276,7 +276,7 @@ def _compare_precision(where: Path, asked: str, theirs: str | None) -> None:
 def _difference(key: str, stored: object, asked: object) -> str:
     if isinstance(stored, dict) and isinstance(asked, dict):
         inner = [k for k in {**asked, **stored} if asked.get(k) != stored.get(k)]
-        return "; ".join(f"{k} {stored.get(k)}, not {asked.get(k)}" for k in inner[:2])
+        return "; ".join(_difference(k, stored.get(k), asked.get(k)) for k in inner[:2])
     if isinstance(stored, list) and isinstance(asked, list):
         return f"{len(stored)} {key.replace('_', ' ')}, not the {len(asked)} asked for"
     return f"{key} {str(stored)[:30]}, not {str(asked)[:30]}"

@@ -160,9 +160,8 @@ def choose_preserved(
         others, left_out = _others(where, own, outputs, seed)
         if count is None and left_out:
             named = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
-            say(
-                f"--preserve {source}: {len(left_out)} classes of the bank are left out ({named}); add --preserve {OWN}"
-            )
+            left = f"{len(left_out)} classes of the bank are left out ({named})"
+            say(f"--preserve {source}: {left}; --preserve {OWN} preserves these")
         if not others or (count is not None and not 1 <= count <= len(others)):
             fix = "name another folder" if count is None else f"give 1 to {len(others)}" if others else "name a folder"
             raise InputError(f"--preserve {source}: {where.folder} has {len(others)} classes beyond the bank's; {fix}")

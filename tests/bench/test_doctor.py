@@ -34,7 +34,8 @@ def test_json_is_the_last_line_and_complete(monkeypatch: pytest.MonkeyPatch, cap
     assert facts["selftest"] is None
     assert facts["environment"]["packages"]["torch"] == environment.package_version("torch")
     assert facts["environment"]["cpu"]["cores"] >= 1
-    assert facts["objectives"] == {"pure": {"kappa": 10.0}}
+    assert facts["objectives"]["pure"] == {"kappa": 10.0}
+    assert facts["objectives"]["specific"]["keep"] == "cross-entropy"
     options = {state["engine"]: state["options"] for state in facts["engines"]}
     assert options["torch"] == {"impl": "auto", "compiled": False}
     assert options["openvino"] == {"hint": "auto", "streams": None}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from torch.nn import functional
@@ -57,17 +56,13 @@ class PreservingOptions:
 
 
 class Preserving(Objective):
-    """An objective with `PreservingOptions`."""
+    """An objective with `PreservingOptions`; `formula` is the name of its `loss`."""
 
     preserves = True
+    formula: ClassVar[str]
 
     def __init__(self, options: PreservingOptions) -> None:
         self._options = options
-
-    @property
-    @abstractmethod
-    def formula(self) -> str:
-        """Name of the formula of `loss`."""
 
     def header(self) -> dict[str, Any]:
         """See `Objective.header`."""
