@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 app = options.new_app()
 
+_NAME_WIDTH = len("unmatched_preserved/clean")
+
 
 @dataclass(frozen=True)
 class SubjectOptions(options.ModelOptions):
@@ -51,7 +53,9 @@ class SelectionOptions(options.DataOptions):
     """Which pictures of the data are evaluated."""
 
     split: Annotated[str, typer.Option(help="train or val.")]
-    pictures: Annotated[str, typer.Option(help="all, or by the bank's use of them: fitted, held-out, unseen.")] = "all"
+    pictures: Annotated[
+        str, typer.Option(help="all, or by the bank's use of them: fitted, held-out, preserved, unseen.")
+    ] = "all"
     per_class: Annotated[int | None, typer.Option(help="Maximum number of pictures per class, a seeded draw.")] = None
 
 
@@ -107,13 +111,20 @@ def _shard(text: str | None) -> tuple[int, int] | None:
 
 
 def _lines(summary: Summary) -> list[str]:
-    """Return a line for each cell that has pictures, with its interval over classes, and one about quarantine."""
+    """Return a line for each cell that has pictures, with its interval over classes, and one about quarantine.
+
+    Without preserved classes, `unseen` cells would repeat the others.
+    """
     from ..evaluation.results import RATIOS
 
-    cells = ("clean", "matched", "unmatched", "permuted", "noise", "clean_other", "unmatched_other")
+    cells = ["clean", "matched", "unmatched", "permuted", "noise", "clean_other", "unmatched_other"]
+    ratios = list(RATIOS)[:2]
+    if summary.preserved_classes:
+        cells += ["clean_preserved", "unmatched_preserved", "clean_unseen", "unmatched_unseen"]
+        ratios = list(RATIOS)
     lines = [
         *(_line(name, cell.accuracy, cell) for name in cells if (cell := getattr(summary, name))),
-        *(_line(name, ratio.value, ratio) for name in RATIOS if (ratio := summary.ratios[name])),
+        *(_line(name, ratio.value, ratio) for name in ratios if (ratio := summary.ratios.get(name))),
     ]
     if rate := summary.fooling_rate:
         lines.append(_line("fooling rate", rate.value, rate))
@@ -129,7 +140,7 @@ def _lines(summary: Summary) -> list[str]:
 def _line(name: str, value: float, cell: Accuracy | Ratio | Rate) -> str:
     bounds = cell.ci95_classes
     interval = f"95% over classes {bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else ""
-    return f"{name:16} {value:.4f}  {interval}"
+    return f"{name:{_NAME_WIDTH}} {value:.4f}  {interval}"
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ...export.errors import InputError
 from ..engines.choice import EngineChoice
 
-PICTURES = ("all", "fitted", "held-out", "unseen")
+PICTURES = ("all", "fitted", "held-out", "preserved", "unseen")
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class EvaluationConfig:
     engine
         Which engine runs, at which precision.
     pictures
-        Which pictures, by the bank's use of them: `all`, those that it was `fitted` on, those `held-out`, or `unseen`
-        ones.
+        Which pictures, by the bank's use of them: `all`, those that it was `fitted` on, those `held-out`, those whose
+        answers were to be `preserved`, or `unseen` ones.
     per_class
         Maximum number of pictures per class, a seeded draw; None means all.
     batch_size

@@ -34,7 +34,7 @@ from .metrics import summarize
 from .passes import choose_passes
 from .results import PENDING
 from .selection import Picture, bank_folders, select_pictures
-from .store import CLEAN, FIT_FITTED, FIT_HELD_OUT, FIT_UNSEEN, NOISE, RunStore
+from .store import CLEAN, FIT_FITTED, FIT_HELD_OUT, FIT_PRESERVED, FIT_UNSEEN, NOISE, RunStore
 from .summary import SCHEMA, STORE, SUMMARY_FILE, Fit, Run, Speed, Summary, plain, read_summary
 
 Bank: TypeAlias = OccluderBank | EmbeddedBank
@@ -197,6 +197,7 @@ def _run(
         data_root=str(data.root.resolve()),
         preprocessing=subject.preprocessing,
         class_ids=tuple(held.class_ids),
+        preserved_classes=held.preserved_classes,
         class_names={i: name_of(int(i), subject.num_classes, named) for i in named},
         folders=named,
         pictures=config.pictures,
@@ -230,7 +231,7 @@ def _open_store(out: Path, run: Run, pictures: Sequence[Picture], rows: Sequence
 
 def _summary(store: RunStore, speed: Speed) -> Summary:
     quarantined, remaining = tuple(store.quarantined()), store.count(store.pending())
-    codes = {"unseen": FIT_UNSEEN, "fitted": FIT_FITTED, "held_out": FIT_HELD_OUT}
+    codes = {"unseen": FIT_UNSEEN, "fitted": FIT_FITTED, "held_out": FIT_HELD_OUT, "preserved": FIT_PRESERVED}
     return Summary(
         schema=SCHEMA,
         complete=not remaining,

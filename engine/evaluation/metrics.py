@@ -6,21 +6,31 @@ Everything streams class by class: memory does not grow with the pictures.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from ..data.folders import name_of
-from .bootstrap import ClassMean, Floats
-from .results import ClassRow, LabelShare, Results, WrongLabel
+from .bootstrap import Bootstrapped, ClassMean, Floats
+from .results import RATIOS, Accuracy, ClassRow, LabelShare, Rate, Ratio, RatioName, Results, WrongLabel
 from .store import CLEAN, NOISE, QUARANTINED, RunStore
 from .summary import Run
 
 REPLICATES = 1000
+
+_QUOTIENTS: Final[Mapping[RatioName, tuple[str, str]]] = {
+    "matched/clean": ("matched", "clean"),
+    "unmatched/clean": ("unmatched", "clean"),
+    "unmatched_preserved/clean": ("unmatched_preserved", "clean_preserved"),
+    "unmatched_unseen/clean": ("unmatched_unseen", "clean_unseen"),
+}
+_CELLS_OF_CLASSES: Final = tuple(
+    f"{what}_{which}" for which in ("other", "preserved", "unseen") for what in ("clean", "unmatched")
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,48 @@ def accuracy_matrix(store: RunStore) -> tuple[Floats, list[int]]:
     return matrix, order
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Classes on whose pictures every occluder but their own is judged.
+
+    `shares` [K] has for each occluder one over the number of those classes, its own not among them.
+    """
+
+    classes: frozenset[int]
+    shares: Floats
+
+
+def _groups(store: RunStore, bank: Sequence[int]) -> dict[str, _Group]:
+    """Return the classes with readable pictures that each cell of unmatched pairs is over, by its name."""
+    present = frozenset(store.labels[store.readable()].tolist())
+    preserved = frozenset(store.run.preserved_classes)
+    groups = {
+        "unmatched": present & set(bank),
+        "unmatched_other": present - set(bank),
+        "unmatched_preserved": present & preserved,
+        "unmatched_unseen": present - preserved,
+    }
+
+    def shares(classes: frozenset[int]) -> Floats:
+        return np.array([1 / max(len(classes - {k}), 1) for k in bank])
+
+    return {name: _Group(classes, shares(classes)) for name, classes in groups.items()}
+
+
+@dataclass(frozen=True)
+class _ClassNumbers:
+    """Accuracy under every row, [K+2], its replicates [R, K+2], and the replicates' draws of the class, [R].
+
+    `row` is the class's own among the bank's rows, None for a class beyond the bank.
+    """
+
+    row: int | None
+    pictures: int
+    accuracy: Floats
+    replicates: Floats
+    draws: Floats
+
+
 def derangement(count: int, seed: int) -> list[int]:
     """Draw a permutation of 0 … count − 1 without a fixed point, for the `permuted` control; empty for one class."""
     if count < 2:
@@ -85,25 +137,22 @@ def derangement(count: int, seed: int) -> list[int]:
 class _Tally:
     """Sums that one pass over the classes collects."""
 
-    CELLS = ("clean", "matched", "unmatched", "clean_other", "unmatched_other", "permuted", "noise")
+    CELLS = ("clean", "matched", "unmatched", "permuted", "noise", *_CELLS_OF_CLASSES)
 
     def __init__(self, store: RunStore, replicates: int, seed: int) -> None:
         self._store = store
         self._rng = np.random.default_rng(seed)
         self._replicates = replicates
         self.bank = _bank_ids(store)
-        readable = set(store.labels[store.readable()].tolist())
-        present = [i in readable for i in self.bank]
-        # Of each occluder in `unmatched`: one over the number of other classes that have pictures.
-        self._shares = np.array([1 / max(sum(present) - here, 1) for here in present])
+        self._groups = _groups(store, self.bank)
         self.permutation = derangement(len(self.bank), seed)
         self._draws = self._draw(len(self.bank))
         others = [i for i in _class_order(store) if i not in self.bank]
         self._other_draws = dict(zip(others, self._draw(len(others)).T, strict=True)) if others else {}
-        self.cells = {name: ClassMean(replicates) for name in (*self.CELLS, "fooling_rate")}
-        self.pictures: Counter[str] = Counter()
-        self.classes: list[ClassRow] = []
-        self.counts: Counter[str] = Counter()  # classes with pictures, of the bank's `own` and `other` ones
+        self._cells = {name: ClassMean(replicates) for name in (*self.CELLS, "fooling_rate")}
+        self._pictures: Counter[str] = Counter()
+        self._classes: Counter[str] = Counter()  # how many a cell rests on
+        self.rows: list[ClassRow] = []
         self.unmatched_by_occluder = _ByOccluder(len(self.bank))
 
     def _draw(self, count: int) -> Floats:
@@ -118,62 +167,82 @@ class _Tally:
         weights = self._rng.multinomial(n, np.full(n, 1 / n), size=self._replicates).astype(np.float32) / n
         replicates = (weights @ right).astype(float)  # [R, K+2]
         accuracy = right.mean(axis=0, dtype=float)  # [K+2]
-        self.counts["other" if answers.class_id in self._other_draws else "own"] += 1
-        if answers.class_id in self._other_draws:
-            self._add_other(answers.class_id, n, accuracy, replicates)
-        else:
-            self._add_own(answers, accuracy, replicates, weights)
+        row = self.bank.index(answers.class_id) if answers.class_id in self.bank else None
+        draws = self._draws[:, row] if row is not None else self._other_draws[answers.class_id]
+        found = _ClassNumbers(row, n, accuracy, replicates, draws)
+        if row is not None:
+            self._add_own(row, answers, found, weights)
+        for name, group in self._groups.items():
+            if answers.class_id in group.classes:
+                self._add_pairs(name, group, found)
 
-    def _add_other(self, class_id: int, n: int, accuracy: Floats, replicates: Floats) -> None:
-        draws, bank = self._other_draws[class_id], slice(1, len(self.bank) + 1)
-        self.cells["clean_other"].add(accuracy[0], replicates[:, 0], draws)
-        numerator = draws * (self._draws * replicates[:, bank]).sum(axis=1)
-        denominator = draws * self._draws.sum(axis=1)
-        means = replicates[:, bank].mean(axis=1)
-        self.cells["unmatched_other"].add(accuracy[bank].mean(), means, draws, class_part=(numerator, denominator))
-        self.pictures.update(clean_other=n, unmatched_other=n)
+    def _add(self, name: str, pictures: int, *numbers: Any, **further: Any) -> None:
+        self._cells[name].add(*numbers, **further)
+        self._pictures[name] += pictures
+        self._classes[name] += 1
 
     def _add_own(
-        self, answers: _ClassAnswers, accuracy: Floats, replicates: Floats, weights: NDArray[np.floating[Any]]
+        self, row: int, answers: _ClassAnswers, found: _ClassNumbers, weights: NDArray[np.floating[Any]]
     ) -> None:
-        row, n, right = self.bank.index(answers.class_id), len(answers.predictions), answers.right
-        own, draws = row + 1, self._draws[:, row]
-        columns = {"clean": 0, "matched": own} | (
-            {"noise": len(self.bank) + 1} if NOISE in self._store.occluders else {}
-        )
+        n, right, own, noise = found.pictures, answers.right, row + 1, len(self.bank) + 1
+        columns = {"clean": 0, "matched": own}
+        if NOISE in self._store.occluders:
+            columns["noise"] = noise
+        if self.permutation:
+            columns["permuted"] = self.permutation[row] + 1
         for name, column in columns.items():
-            self.cells[name].add(accuracy[column], replicates[:, column], draws)
-            self.pictures[name] += n
-        if len(self.bank) > 1:
-            column = self.permutation[row] + 1
-            self.cells["permuted"].add(accuracy[column], replicates[:, column], draws)
-            self.pictures["permuted"] += n
-            self._add_unmatched(row, accuracy, replicates, draws)
-            self.pictures["unmatched"] += n
+            self._add(name, n, found.accuracy[column], found.replicates[:, column], found.draws)
+        others = np.arange(len(self.bank)) != row
+        self.unmatched_by_occluder.add(np.flatnonzero(others), found.accuracy[1:noise][others])
         had, fooled = right[:, 0], right[:, 0] * (1 - right[:, own])
         if had.any():
             had_replicates = (weights @ had).astype(float) * n
             with np.errstate(invalid="ignore"):
                 rates = np.nan_to_num((weights @ fooled).astype(float) * n / had_replicates)
-            rate = float(fooled.sum() / had.sum())
-            self.cells["fooling_rate"].add(rate, rates, draws, float(had.sum()), replicate_weights=had_replicates)
-            self.pictures["fooling_rate"] += int(had.sum())
-        self.classes.append(_class_row(answers, own, accuracy, self._store.run))
+            rate, count = float(fooled.sum() / had.sum()), float(had.sum())
+            self._add("fooling_rate", int(count), rate, rates, found.draws, count, replicate_weights=had_replicates)
+        self.rows.append(_class_row(answers, own, found.accuracy, self._store.run))
 
-    def _add_unmatched(self, row: int, accuracy: Floats, replicates: Floats, draws: Floats) -> None:
-        # unmatched = mean over k of the mean over c ≠ k of accuracy[k, c]; this class adds its part to every k ≠ c.
-        bank, others = slice(1, len(self.bank) + 1), np.arange(len(self.bank)) != row
-        shares = np.where(others, self._shares, 0.0)
+    def _add_pairs(self, name: str, group: _Group, found: _ClassNumbers) -> None:
+        # The cell is the mean over k of the mean over c ≠ k of accuracy[k, c]; this class adds its part to every k ≠ c.
+        bank = slice(1, len(self.bank) + 1)
+        shares = group.shares.copy()
+        if found.row is not None:
+            shares[found.row] = 0.0
         weight = float(shares.sum())
-        self.unmatched_by_occluder.add(np.flatnonzero(others), accuracy[bank][others])
-        drawn = np.einsum("rk,rk->r", self._draws, replicates[:, bank]) - draws * replicates[:, row + 1]
-        self.cells["unmatched"].add(
-            float(accuracy[bank] @ shares) / weight,
-            replicates[:, bank] @ shares / weight,
-            draws,
+        if weight == 0:
+            return
+        drawn = (self._draws * found.replicates[:, bank]) @ shares
+        self._add(
+            name,
+            found.pictures,
+            float(found.accuracy[bank] @ shares) / weight,
+            found.replicates[:, bank] @ shares / weight,
+            found.draws,
             weight,
-            class_part=(draws * drawn, draws * (self._draws.sum(axis=1) - draws)),
+            class_part=(found.draws * drawn, found.draws * (self._draws @ shares)),
         )
+        if (clean := name.replace("unmatched", "clean")) in _CELLS_OF_CLASSES:
+            self._add(clean, found.pictures, found.accuracy[0], found.replicates[:, 0], found.draws, weight)
+
+    def accuracy(self, name: str) -> Accuracy | None:
+        """Return a cell."""
+        return self._cells[name].estimate().accuracy(self._classes[name], self._pictures[name])
+
+    def fooling_rate(self) -> Rate | None:
+        """Return that rate."""
+        name = "fooling_rate"
+        return self._cells[name].estimate().rate(self._classes["clean"], self._pictures[name])
+
+    def quotient(self, name: RatioName) -> tuple[Bootstrapped, int]:
+        """Return a ratio with its replicates, and how many classes it rests on."""
+        above, below = _QUOTIENTS[name]
+        return self._cells[above].estimate() / self._cells[below].estimate(), self._classes[above]
+
+    def ratio(self, name: RatioName) -> Ratio | None:
+        """Return a ratio as a number of the summary."""
+        quotient, classes = self.quotient(name)
+        return quotient.ratio(classes)
 
 
 class _ByOccluder:
@@ -230,22 +299,15 @@ def summarize(store: RunStore, *, replicates: int = REPLICATES, seed: int = 0) -
     tally = _Tally(store, replicates, seed)
     for answers in _answers(store):
         tally.add(answers)
-    estimates = {name: mean.estimate() for name, mean in tally.cells.items()}
-    own, pictures = tally.counts["own"], tally.pictures
-    shares = [row.top_wrong_label.share for row in tally.classes if row.top_wrong_label]
-    by_occluder = (tally.unmatched_by_occluder.value(tally.bank.index(row.class_id)) for row in tally.classes)
+    shares = [row.top_wrong_label.share for row in tally.rows if row.top_wrong_label]
+    by_occluder = (tally.unmatched_by_occluder.value(tally.bank.index(row.class_id)) for row in tally.rows)
+    ratios: Any = {name: tally.ratio(name) for name in RATIOS}
     return Results(
-        **{
-            name: estimates[name].accuracy(tally.counts["other" if "other" in name else "own"], pictures[name])
-            for name in tally.CELLS
-        },
-        ratios={
-            "matched/clean": (estimates["matched"] / estimates["clean"]).ratio(own),
-            "unmatched/clean": (estimates["unmatched"] / estimates["clean"]).ratio(own),
-        },
-        fooling_rate=estimates["fooling_rate"].rate(own, pictures["fooling_rate"]),
+        **{name: tally.accuracy(name) for name in tally.CELLS},
+        ratios=ratios,
+        fooling_rate=tally.fooling_rate(),
         largest_wrong_label_share=LabelShare(float(np.mean(shares)), len(shares)) if shares else None,
         classes=tuple(
-            replace(row, unmatched_by_occluder=value) for row, value in zip(tally.classes, by_occluder, strict=True)
+            replace(row, unmatched_by_occluder=value) for row, value in zip(tally.rows, by_occluder, strict=True)
         ),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Final, Literal, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, NotRequired, get_args
 
 from annotated_types import Ge, MinLen
 from typing_extensions import TypedDict  # pydantic takes typing's own only from Python 3.12 on
@@ -110,16 +110,27 @@ class ClassRow:
     """Mean accuracy of its occluder on pictures of the bank's other classes, 0 … 1; null without such pictures."""
 
 
-RatioName = Literal["matched/clean", "unmatched/clean"]
+RatioName = Literal["matched/clean", "unmatched/clean", "unmatched_preserved/clean", "unmatched_unseen/clean"]
 RATIOS: Final[tuple[RatioName, ...]] = get_args(RatioName)
-Ratios = TypedDict("Ratios", {"matched/clean": Ratio | None, "unmatched/clean": Ratio | None})
+Ratios = TypedDict(
+    "Ratios",
+    {
+        "matched/clean": Ratio | None,
+        "unmatched/clean": Ratio | None,
+        "unmatched_preserved/clean": NotRequired[Ratio | None],
+        "unmatched_unseen/clean": NotRequired[Ratio | None],
+    },
+)
+"""Ratios by name; older runs lack the last two."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results(Record):
     """The numbers of a run, from all its answers. A cell without pictures is null.
 
-    `clean`, `matched`, `unmatched`, `permuted` and `noise` are over the bank's classes, so that they divide.
+    `clean`, `matched`, `unmatched`, `permuted` and `noise` are over the bank's classes, so that they divide. Cells
+    named `preserved` and `unseen` are over all classes evaluated, the bank's own among them: those of which training
+    preserved pictures, and the others. They are null in older runs.
     """
 
     clean: Accuracy | None
@@ -132,12 +143,20 @@ class Results(Record):
     """Pictures of classes beyond the bank, without an occluder."""
     unmatched_other: Accuracy | None
     """Every occluder on pictures of classes beyond the bank."""
+    clean_preserved: Accuracy | None = None
+    """Pictures of preserved classes without an occluder; a class weighs what it does in `unmatched_preserved`."""
+    unmatched_preserved: Accuracy | None = None
+    """Each occluder on pictures of preserved classes other than its own."""
+    clean_unseen: Accuracy | None = None
+    """Pictures of classes never preserved without an occluder; a class weighs what it does in `unmatched_unseen`."""
+    unmatched_unseen: Accuracy | None = None
+    """Each occluder on pictures of classes other than its own that were never preserved."""
     permuted: Accuracy | None
     """Control: each class under the occluder of another, by one seeded permutation."""
     noise: Accuracy | None
     """Control: every class under one seeded row of random signs on the ball's surface."""
     ratios: Ratios
-    """`matched/clean` and `unmatched/clean`."""
+    """`matched/clean`, `unmatched/clean`, and the latter over preserved classes and over those never preserved."""
     fooling_rate: Rate | None
     """Of the pictures that are right when clean, the share that is wrong under its class's occluder."""
     largest_wrong_label_share: LabelShare | None
@@ -154,7 +173,12 @@ PENDING: Final = Results(
     unmatched_other=None,
     permuted=None,
     noise=None,
-    ratios={"matched/clean": None, "unmatched/clean": None},
+    ratios={
+        "matched/clean": None,
+        "unmatched/clean": None,
+        "unmatched_preserved/clean": None,
+        "unmatched_unseen/clean": None,
+    },
     fooling_rate=None,
     largest_wrong_label_share=None,
     classes=(),

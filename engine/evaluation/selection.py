@@ -15,10 +15,17 @@ from ..data.folders import ClassFolder, list_classes
 from ..data.spec import DataSpec
 from ..data.webdataset import tar_files
 from .config import EvaluationConfig
-from .store import FIT_FITTED, FIT_HELD_OUT, FIT_UNSEEN
+from .store import FIT_FITTED, FIT_HELD_OUT, FIT_PRESERVED, FIT_UNSEEN
 
 Picture: TypeAlias = tuple[str, int, int]
-"""Path relative to the data root, class id, and the bank's use of it (`FIT_UNSEEN`, `FIT_FITTED`, `FIT_HELD_OUT`)."""
+"""Path relative to the data root, class id, and the bank's use of it, one of the `FIT_…`."""
+
+_WANTED = {
+    "fitted": FIT_FITTED,
+    "held-out": FIT_HELD_OUT,
+    "preserved": FIT_PRESERVED,
+    "unseen": FIT_UNSEEN,
+}
 
 
 def bank_folders(
@@ -52,13 +59,16 @@ def bank_folders(
 def select_pictures(
     folders: Sequence[ClassFolder], bank: OccluderBank | EmbeddedBank, config: EvaluationConfig
 ) -> list[Picture]:
-    """Return the pictures to evaluate, class by class; raise `InputError` for a class without any."""
-    fitted, held_out = set(bank.fitted.tolist()), set(bank.held_out.tolist())
-    wanted = {"fitted": FIT_FITTED, "held-out": FIT_HELD_OUT, "unseen": FIT_UNSEEN}.get(config.pictures)
+    """Return the pictures to evaluate, class by class; raise `InputError` for a class without any.
+
+    A picture that was used for several things counts as fitted before held out, and as held out before preserved.
+    """
+    uses = ((bank.preserved, FIT_PRESERVED), (bank.held_out, FIT_HELD_OUT), (bank.fitted, FIT_FITTED))
+    used = {key: fit for keys, fit in uses for key in keys.tolist()}
+    wanted = _WANTED.get(config.pictures)
     chosen: list[Picture] = []
     for folder in folders:
-        keys = [picture_key(path) for path in folder.paths]
-        fits = [FIT_FITTED if k in fitted else FIT_HELD_OUT if k in held_out else FIT_UNSEEN for k in keys]
+        fits = [used.get(picture_key(path), FIT_UNSEEN) for path in folder.paths]
         kept = [
             (path, folder.class_id, fit)
             for path, fit in zip(folder.paths, fits, strict=True)

@@ -31,7 +31,7 @@ NOT_DONE, QUARANTINED = -1, -2
 UNKNOWN = 0
 """Stamp of a picture of which nothing is known, as in an older store."""
 
-FIT_UNSEEN, FIT_FITTED, FIT_HELD_OUT = 0, 1, 2
+FIT_UNSEEN, FIT_FITTED, FIT_HELD_OUT, FIT_PRESERVED = 0, 1, 2, 3
 
 # Target number of pairs in a block, the most that an interrupted run loses, within these numbers of pictures: few
 # enough to hold in memory, and enough to keep the files of a large run few.
@@ -52,7 +52,8 @@ class RunStore:
     run
         What the run evaluates, and with what.
     paths, labels, fit
-        Per picture: path relative to the data root, class id int32 [N], 0 unseen / 1 fitted / 2 held out int8 [N].
+        Per picture: path relative to the data root, class id int32 [N], the bank's use of it int8 [N] (0 unseen,
+        1 fitted, 2 held out, 3 preserved).
     occluders
         int32 [K+2]: −1 clean, the bank's class ids in row order, −2 noise; without noise [K+1].
     """

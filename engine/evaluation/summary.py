@@ -78,8 +78,10 @@ class Run(Record):
     """Name of every class evaluated, by class id."""
     folders: dict[str, Text]
     """Data folder of every class evaluated, by class id."""
+    preserved_classes: tuple[Count, ...] = ()
+    """Classes of which the bank's training preserved pictures."""
     pictures: Text
-    """Which pictures: `all`, `fitted`, `held-out` or `unseen` by the bank."""
+    """Which pictures: `all`, `fitted`, `held-out`, `preserved` or `unseen` by the bank."""
     per_class: Count | None
     """Most pictures of each class; null for all."""
 
@@ -109,6 +111,13 @@ class Fit:
     """Used for gradients."""
     held_out: Count
     """Used to choose among epochs."""
+    preserved: Count = 0
+    """Of other classes: their answers were to be preserved."""
+
+    @property
+    def used(self) -> int:
+        """Pictures that training used for anything."""
+        return self.fitted + self.held_out + self.preserved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +166,7 @@ class Summary(Speed, Results, _Counts, Run, _Head):
     @property
     def remaining(self) -> int:
         """Pictures that are not done."""
-        return self.fit.unseen + self.fit.fitted + self.fit.held_out - self.read - self.quarantined_count
+        return self.fit.unseen + self.fit.used - self.read - self.quarantined_count
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of `summary.json` as JSON types."""

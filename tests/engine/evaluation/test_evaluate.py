@@ -104,12 +104,16 @@ def bank(classifier: FrozenClassifier, tmp_path: Path) -> Path:
         norm="linf",
         class_ids=tuple(IDS[f] for f in folders),
         folders=folders,
+        objective={"preserve": {"classes": [1, 2]}},
     )
     occluders = (torch.rand(3, SIZE, SIZE, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1) * EPSILON
     fitted = torch.tensor([picture_key(f"val/bee/{i:02d}.png") for i in range(4)])
     held_out = torch.tensor([picture_key(f"val/{f}/08.png") for f in ("ant", "bee")])
+    preserved = torch.tensor(
+        [picture_key(f"val/{picture}.png") for picture in ("cat/01", "bee/00", "dog/03", "dog/04")]
+    )
     path = tmp_path / "bank.safetensors"
-    OccluderBank(occluders, header, fitted, held_out).save(path)
+    OccluderBank(occluders, header, fitted, held_out, preserved).save(path)
     return path
 
 
@@ -166,11 +170,25 @@ def test_classes_beyond_the_bank_go_into_cells_of_their_own(
         assert every[cell]["accuracy"] == own[cell]["accuracy"]
 
 
-@pytest.mark.parametrize(("selection", "count"), [("all", 29), ("fitted", 4), ("held-out", 2), ("unseen", 23)])
+def test_the_preserved_classes_of_the_bank_are_in_the_summary(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path
+) -> None:
+    summary = evaluated(classifier, bank, pictures, tmp_path / "run", classes="all")
+    assert summary.preserved_classes == (1, 2)  # cat, of the bank, and dog, beyond it
+    assert summary.fit.preserved == 3  # bee/00 is fitted, too
+    assert summary.unmatched_preserved
+    assert summary.unmatched_preserved.pictures == 8 + 5
+    assert summary.unmatched_unseen
+    assert summary.unmatched_unseen.pictures == 9 + 12
+
+
+@pytest.mark.parametrize(
+    ("selection", "count"), [("all", 29), ("fitted", 4), ("held-out", 2), ("preserved", 1), ("unseen", 22)]
+)
 def test_pictures_by_what_the_bank_used_them_for(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, selection: str, count: int
 ) -> None:
-    classes = {"fitted": "bee", "held-out": "ant,bee"}.get(selection)
+    classes = {"fitted": "bee", "held-out": "ant,bee", "preserved": "cat"}.get(selection)
     summary = evaluate(classifier, bank, pictures, tmp_path / "run", pictures=selection, classes=classes)
     assert summary["read"] == count
     assert sum(summary["fit"].values()) == count

@@ -23,7 +23,7 @@ Make = Callable[..., RunStore]
 
 @pytest.fixture
 def make(run_record: Run) -> Make:
-    """Write a store: `make(folder, predictions, labels, bank, quarantined)`."""
+    """Write a store: `make(folder, predictions, labels, bank, quarantined, preserved)`."""
 
     def make(
         folder: Path,
@@ -31,10 +31,12 @@ def make(run_record: Run) -> Make:
         labels: list[int],
         bank: list[int],
         quarantined: dict[int, str] | None = None,
+        preserved: tuple[int, ...] = (),
     ) -> RunStore:
         ids = sorted({*labels, *bank})
         names, folders = ({str(i): f"{word}{i}" for i in ids} for word in ("name ", "f"))
-        run = replace(run_record, class_ids=tuple(bank), class_names=names, folders=folders)
+        ours = {"class_ids": tuple(bank), "class_names": names, "folders": folders}
+        run = replace(run_record, **ours, preserved_classes=preserved)
         paths = [f"val/f{label}/{i}.png" for i, label in enumerate(labels)]
         fit, occluders = [0] * len(labels), [-1, *bank, -2]
         store = RunStore.create(folder, run, paths=paths, labels=labels, fit=fit, occluders=occluders)
@@ -132,11 +134,74 @@ def test_quarantined_pictures_count_nowhere(make: Make, tmp_path: Path, predicti
 def test_cells_without_pictures_are_null(make: Make, tmp_path: Path) -> None:
     only_other = summarize(make(tmp_path / "a", np.full((3, 3), 7), [7] * 3, [4]), replicates=5)
     assert only_other.clean is only_other.matched is only_other.fooling_rate is None
-    assert only_other.ratios == {"matched/clean": None, "unmatched/clean": None}
+    assert only_other.ratios["matched/clean"] is only_other.ratios["unmatched/clean"] is None
+    assert only_other.clean_unseen == only_other.clean_other
     assert cell(only_other, "clean_other").accuracy == 1.0
     one_class = summarize(make(tmp_path / "b", np.full((3, 3), 4), [4] * 3, [4]), replicates=5)
     assert one_class.unmatched is one_class.permuted is one_class.clean_other is None
     assert cell(one_class, "matched").accuracy == 1.0
+
+
+@pytest.mark.parametrize("preserved", [(2, 7), (7,), (2,), (2, 4, 9, 7, 5), ()])
+def test_preserved_classes_and_the_others_are_apart(
+    make: Make, tmp_path: Path, predictions: np.ndarray, preserved: tuple[int, ...]
+) -> None:
+    """From the predictions alone, pair of classes by pair of classes; of 7 and 5, beyond the bank, too."""
+    labels = np.array([*LABELS[:-2], 5, 5])
+    results = summarize(make(tmp_path, predictions, labels.tolist(), BANK, preserved=preserved), replicates=50)
+    evaluated = [*BANK, 7, 5]
+    for name, classes in (
+        ("preserved", [c for c in evaluated if c in preserved]),
+        ("unseen", [c for c in evaluated if c not in preserved]),
+    ):
+        occluded, clean, pictures = list[float](), list[float](), set[int]()
+        for row, k in enumerate(BANK, start=1):
+            others = [labels == c for c in classes if c != k]
+            if others:
+                occluded.append(float(np.mean([(predictions[of, row] == labels[of]).mean() for of in others])))
+                clean.append(float(np.mean([(predictions[of, 0] == labels[of]).mean() for of in others])))
+                pictures |= {int(i) for of in others for i in np.flatnonzero(of)}
+        ratio = results.ratios.get(f"unmatched_{name}/clean")
+        if not occluded:
+            assert getattr(results, f"clean_{name}") is getattr(results, f"unmatched_{name}") is ratio is None
+            continue
+        for what, values in (("clean", clean), ("unmatched", occluded)):
+            found = cell(results, f"{what}_{name}")
+            assert found.accuracy == pytest.approx(np.mean(values), abs=1e-6)
+            assert found.pictures == len(pictures)
+            assert (found.ci95_classes is None) == (len(classes) == 1)
+        assert (ratio is None) == (np.mean(clean) == 0)
+        assert ratio is None or ratio.value == pytest.approx(np.mean(occluded) / np.mean(clean), abs=1e-6)
+
+
+def test_without_preserved_classes_the_unseen_ones_are_all(make: Make, tmp_path: Path, predictions: np.ndarray) -> None:
+    own = np.array(LABELS) != 7
+    results = summarize(make(tmp_path, predictions[own], [c for c in LABELS if c != 7], BANK), replicates=50)
+    assert results.unmatched_unseen == results.unmatched
+    assert results.clean_unseen == results.clean
+    assert results.ratios.get("unmatched_unseen/clean") == results.ratios["unmatched/clean"]
+
+
+def test_the_class_bootstrap_of_the_classes_never_preserved(make: Make, tmp_path: Path) -> None:
+    """With one picture a class the replicates follow from the draws of the bank's classes and of the others alone."""
+    bank, others, preserved = [0, 1, 2, 3], [5, 6, 7], (1, 6)
+    labels, generator = [*bank, *others], np.random.default_rng(1)
+    right = generator.random((7, 6)) < np.linspace(0.2, 0.9, 7)[:, None]
+    predictions = np.where(right, np.array(labels)[:, None], 9)
+    results = summarize(make(tmp_path, predictions, labels, bank, preserved=preserved), replicates=4000, seed=3)
+    unseen = [i for i, c in enumerate(labels) if c not in preserved]
+    occluders = generator.multinomial(4, np.full(4, 0.25), size=20000)
+    drawn = np.concatenate([occluders, generator.multinomial(3, np.full(3, 1 / 3), size=20000)], axis=1)[:, unseen]
+    pairs = np.array([[labels[i] != k for i in unseen] for k in bank])
+    shares = pairs / pairs.sum(axis=1, keepdims=True)  # an occluder's classes weigh 1 together
+    weights = occluders[:, :, None] * drawn[:, None, :] * shares
+    with np.errstate(invalid="ignore"):
+        unmatched = (weights * right[unseen, 1:5].T).sum((1, 2)) / weights.sum((1, 2))
+        clean = (drawn * shares.sum(0)) @ right[unseen, 0] / (drawn @ shares.sum(0))
+        wanted = {"unmatched": unmatched, "clean": clean}
+    for what, values in wanted.items():
+        low, high = np.nanpercentile(values, [2.5, 97.5])
+        assert cell(results, f"{what}_unseen").ci95_classes == pytest.approx([low, high], abs=0.04), what
 
 
 def test_the_class_bootstrap_is_the_resampled_matrix(make: Make, tmp_path: Path) -> None:
