@@ -109,7 +109,7 @@ class BackwardLacks(torch.autograd.Function):
         return x * 2
 
     @staticmethod
-    def backward(ctx: object, *grads: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
         return local_response_norm(grads[0], 2, alpha=0.0) * 2
 
 
