@@ -17,6 +17,8 @@ from ..export.errors import InputError, in_short
 from ..export.records import save_record, unsealed
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_HOPELESS = 3.0  # times as long as another: such a precision is not measured further
+_SHORT = 1.0  # seconds
 Key = TypeVar("Key")
 Choice = TypeVar("Choice")
 
@@ -57,6 +59,7 @@ def best_seconds(
     *,
     turns: int = 5,
     errors: tuple[type[Exception], ...] = (),
+    hopeless: float = math.inf,
 ) -> dict[Key, float]:
     """Return the seconds of the fastest call of each: for choosing, as a busy machine only ever adds time.
 
@@ -68,22 +71,32 @@ def best_seconds(
         Number of turns that count.
     errors
         A call that raises one of these is dropped; the last one is raised where no call is left.
+    hopeless
+        A call that takes this many times as long as the best of another gets no further turn: its time so far counts.
+        Calls of less than a second go on, and first ones on a GPU, where kernels are compiled.
     """
     best = dict.fromkeys(calls, math.inf)
+    seen = dict(best)  # first calls, too
+    slow: set[Key] = set()
     for turn in range(1 + turns):
-        for key in list(best):
+        for key in [key for key in best if key not in slow]:
             start = time.perf_counter()
             try:
                 calls[key]()
             except errors:
-                del best[key]
+                del best[key], seen[key]
                 if not best:
                     raise
                 continue
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if turn:
-                best[key] = min(best[key], time.perf_counter() - start)
+            taken = time.perf_counter() - start
+            seen[key] = min(seen[key], taken)
+            telling = turn > 0 or device.type == "cpu"
+            if telling and taken > _SHORT and any(taken / hopeless > seen[other] for other in seen if other != key):
+                slow.add(key)
+            if turn or key in slow:
+                best[key] = min(best[key], taken)
     return best
 
 
@@ -110,7 +123,7 @@ def measured_precision(steps: Mapping[str, Callable[[], object]], device: torch.
 
     try:
         noted = {name: noting(name, step) for name, step in steps.items()}
-        best = best_seconds(noted, device, turns=3, errors=(RuntimeError, InputError))
+        best = best_seconds(noted, device, turns=3, errors=(RuntimeError, InputError), hopeless=_HOPELESS)
     except (RuntimeError, InputError) as error:
         raise next(iter(failed.values())) from error
     listed = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in best.items())
