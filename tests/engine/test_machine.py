@@ -29,6 +29,53 @@ def test_the_fastest_call_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert order == ["a", "b"] * 4
 
 
+@pytest.mark.parametrize(
+    ("device", "slow", "calls"),
+    [
+        ("cpu", [25.0], 1),  # 25 times as long: not again, not even after its first call
+        ("cpu", [2.9, 2.9, 3.1], 3),
+        ("cpu", [9.0, 2.0, 2.0, 2.0], 1),
+        ("cuda", [9.0, 2.0, 2.0, 0.5], 4),  # the first call there compiles kernels
+        ("cuda", [9.0, 9.0], 2),
+    ],
+)
+def test_what_takes_several_times_as_long_is_not_tried_again(
+    device: str, slow: list[float], calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, lengths = [0.0], iter(slow)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
+    taken: list[float] = []
+
+    def call(seconds: float | None) -> None:
+        if seconds is None:
+            seconds = next(lengths)
+            taken.append(seconds)
+        clock[0] += seconds
+
+    steps = {"fp32": lambda: call(1.0), "bf16": lambda: call(None)}
+    name, why = measured_precision(steps, torch.device(device))
+    assert len(taken) == calls
+    counted = taken[1:] or taken
+    assert name == ("fp32" if min(counted) > 1 else "bf16")
+    assert why == f"the fastest of fp32 1000 ms, bf16 {min(counted) * 1e3:.0f} ms per step"
+
+
+def test_short_calls_and_other_choices_are_measured_to_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, order = [0.0], list[str]()
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def call(name: str, seconds: float) -> None:
+        order.append(name)
+        clock[0] += seconds
+
+    measured_precision({"fp32": lambda: call("a", 0.01), "bf16": lambda: call("b", 0.9)}, CPU)
+    assert order == ["a", "b"] * 4
+    # Passes of other sizes: what takes longer may still be the fastest by pair.
+    best_seconds({8: lambda: call("a", 1.0), 64: lambda: call("b", 7.0)}, CPU, turns=3)
+    assert order == ["a", "b"] * 8
+
+
 def test_what_fails_is_left_out_and_the_reason_says_why() -> None:
     def fails() -> None:
         raise NotImplementedError("no bf16 here\nat all")
