@@ -101,7 +101,7 @@ def _step(classifier: FrozenClassifier, precision: str, place: torch.device) -> 
     from ...engine.devices import deterministic, exact_float32
     from ...engine.training.batches import Batch
     from ...engine.training.config import TrainConfig
-    from ...engine.training.train import training_step
+    from ...engine.training.descent import training_step
 
     batch = Batch(*_material(classifier, place))
     step = training_step(classifier, TrainConfig(epsilon=10.0, precision=precision), place, _TOGETHER)

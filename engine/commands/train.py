@@ -111,6 +111,12 @@ class TrainingOptions(options.Group):
     optimizer: Annotated[str, typer.Option(help=f"{OPTIMIZERS.listed()}.")] = "momentum"
     step: Annotated[float, typer.Option(help="First step as a share of epsilon; it falls to 0.")] = 0.1
     momentum: Annotated[float, typer.Option(help="Decay of the momentum, beta 1 of adam.")] = 0.9
+    target_accuracy: Annotated[
+        float | None,
+        typer.Option(
+            help="Stop a class at this accuracy of its held-out pictures (or fitted ones), and weaken it to that."
+        ),
+    ] = None
     precision: Annotated[str, typer.Option(help="Precision of the network: auto (measured), fp32, bf16 or fp16.")] = (
         "auto"
     )

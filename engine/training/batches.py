@@ -67,13 +67,16 @@ class Fitted:
 
     Attributes
     ----------
+    index
+        Number of the occluder among those in work, from 1 on.
     class_id
         The class, or the first of them; it seeds the order of the pictures.
     images, labels
         uint8 [n, S, S, 3], and their classes, int64 [n].
     """
 
-    def __init__(self, classes: Sequence[ClassPictures]) -> None:
+    def __init__(self, classes: Sequence[ClassPictures], index: int = 1) -> None:
+        self.index = index
         self.class_id = classes[0].folder.class_id
         self.images = classes[0].images if len(classes) == 1 else torch.cat([c.images for c in classes])
         self.labels = torch.cat([torch.full((len(c.images),), c.folder.class_id) for c in classes])
@@ -136,12 +139,12 @@ class Batches:
         return self.rounds + (self.rounds // self.every if self.every else 0)
 
     def of(self, work: Sequence[Fitted], epoch: int, seed: int, pool: Pool | None = None) -> Iterator[Batch]:
-        """Yield the batches of an epoch; the G occluders in work are 1 … G, in order.
+        """Yield the batches of an epoch.
 
         The preserved pictures of an occluder go on from epoch to epoch through seeded permutations of all it may meet.
         """
         orders = [w.order(epoch, self.rounds * self.share, seed) for w in work]
-        own = torch.arange(1, len(work) + 1).repeat_interleave(self.share)
+        own = torch.tensor([w.index for w in work]).repeat_interleave(self.share)
         keeps = self._keeps(work, epoch, seed, pool)
         for count in range(self.rounds):
             places = slice(count * self.share, (count + 1) * self.share)
@@ -166,7 +169,7 @@ class Batches:
         for w in work:
             places = pool.for_class(w.class_id)
             orders.append(places[_drawn(len(places), epoch * steps * self.kept, steps * self.kept, [seed, w.class_id])])
-        index = torch.arange(1, len(work) + 1).repeat_interleave(self.kept)
+        index = torch.tensor([w.index for w in work]).repeat_interleave(self.kept)
         for start in range(0, steps * self.kept, self.kept):
             places = torch.cat([order[start : start + self.kept] for order in orders])
             yield Batch(pool.images[places], index, torch.zeros(0, dtype=torch.int64), pool.clean[places])

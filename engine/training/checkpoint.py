@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,9 +28,12 @@ from ..data.files import PictureFiles
 from .batches import Unreadable
 from .preserve import Preserved
 
+if TYPE_CHECKING:
+    from .target import Reached
+
 _EPOCH = "epoch.safetensors"
 # What a header has under `objective` only where it is asked for.
-_OPTIONAL = ("preserve", "correct_only")
+_OPTIONAL = ("preserve", "correct_only", "target_accuracy")
 Splits = Mapping[int, tuple[Sequence[str], Sequence[str]]]
 
 
@@ -190,10 +193,15 @@ class Checkpoint:
         path.unlink(missing_ok=True)
         self._say(f"{path}: removed ({why}); its classes are trained again")
 
-    def save(self, class_id: int, occluder: Tensor, unreadable: Sequence[Unreadable]) -> None:
-        """Save the occluder of a finished class, float32 [S, S, 3], and its pictures that could not be read."""
+    def save(
+        self, class_id: int, occluder: Tensor, unreadable: Sequence[Unreadable], reached: Reached | None = None
+    ) -> None:
+        """Save the occluder of a finished class, float32 [S, S, 3], with what its bank's header tells of it."""
         listed = json.dumps([asdict(picture) for picture in unreadable])
-        save_tensors(self._part(class_id), {"occluder": occluder}, self._facts([class_id], unreadable=listed))
+        facts = self._facts([class_id], unreadable=listed)
+        if reached is not None:
+            facts["target"] = json.dumps({"class_id": class_id, **asdict(reached)})
+        save_tensors(self._part(class_id), {"occluder": occluder}, facts)
 
     def save_epoch(self, class_ids: Sequence[int], state: EpochState) -> None:
         """Save the state of the classes in work after an epoch."""
@@ -242,15 +250,18 @@ class Checkpoint:
         InputError
             A class's file has been damaged since `has`; the same command trains the class again.
         """
-        rows, unreadable = list[Tensor](), list[dict[str, str]]()
+        rows, unreadable, targets = list[Tensor](), list[dict[str, str]](), list[dict[str, Any]]()
         for class_id in self._header.class_ids:
             try:
-                occluder, listed = self._read_part(class_id)
+                occluder, listed, target = self._read_part(class_id)
             except (KeyError, ValueError, TypeError, OSError) as error:
                 raise InputError(f"{self._part(class_id)}: damaged ({error}); run the same command again") from error
             rows.append(occluder)
             unreadable += listed
-        how = {"precision": self.precision, "device": self.device, "quarantined": unreadable}
+            targets += target
+        how: dict[str, Any] = {"precision": self.precision, "device": self.device, "quarantined": unreadable}
+        if targets:
+            how["targets"] = targets
         objective = {**self._header.objective, **how}
         bank = OccluderBank(torch.stack(rows), replace(self._header, objective=objective), **self._keys())
         bank.save(self.out)
@@ -258,12 +269,20 @@ class Checkpoint:
         if unreadable:
             first = unreadable[0]["path"]
             self._say(f"{len(unreadable)} pictures could not be read and were left out, the first: {first}")
+        zeros = sum(not target["strength"] for target in targets)
+        if zeros:
+            self._say(f"{zeros} classes are at the target accuracy without an occluder; theirs are zeros")
+        short = [target for target in targets if not target["reached"]]
+        if short:
+            first = f"class {short[0]['class_id']} is left with {short[0]['accuracy']:.3f}"
+            self._say(f"{len(short)} of {len(targets)} classes miss the target accuracy, the first: {first}")
         return bank
 
-    def _read_part(self, class_id: int) -> tuple[Tensor, list[dict[str, str]]]:
+    def _read_part(self, class_id: int) -> tuple[Tensor, list[dict[str, str]], list[dict[str, Any]]]:
         metadata, tensors = load_tensors(self._part(class_id), ["occluder"])
         self._check(metadata, [class_id])
-        return tensors["occluder"], json.loads(metadata["unreadable"])
+        target = [json.loads(metadata["target"])] if "target" in metadata else []
+        return tensors["occluder"], json.loads(metadata["unreadable"]), target
 
 
 def _compare_precision(where: Path, asked: str, theirs: str | None) -> None:

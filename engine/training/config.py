@@ -45,6 +45,10 @@ class TrainConfig:
         Seed of every draw and of the order of the pictures.
     objective, objective_options
         Name in `OBJECTIVES`, and values for its `Options`, as `{"kappa": 5.0}` for `pure`.
+    target_accuracy
+        Accuracy, 0 … 1, to leave a class: its occluder is left as it is after the first epoch that reaches it on the
+        held-out pictures, or on the fitted ones where none are, and then made as weak as it allows. None: the last
+        epoch's, at full strength.
     preserve
         Pictures of other classes whose answers are preserved, for objectives that do so; `specific` needs them.
     correct_only
@@ -77,6 +81,7 @@ class TrainConfig:
     objective_options: Mapping[str, Any] = field(default_factory=dict)
     preserve: PreserveConfig | None = None
     correct_only: bool = False
+    target_accuracy: float | None = None
     precision: str = "auto"
     device: str = "auto"
     impl: str = "auto"
@@ -103,6 +108,7 @@ class TrainConfig:
             ("--momentum", self.momentum, 0.0, math.nextafter(1.0, 0.0)),
             ("--per-class", 1 if self.pictures_per_class is None else self.pictures_per_class, 1, 10**9),
             ("--held-out", self.held_out, 0, 10**9),
+            ("--target-accuracy", 0.0 if self.target_accuracy is None else self.target_accuracy, 0.0, 1.0),
         ):
             _check_range(option, value, low, high)
 
@@ -136,6 +142,7 @@ class TrainConfig:
             # Only where they are used: banks from before there were such options go on to fit their configuration.
             **({"preserve": self.preserve.header()} if self.preserve else {}),
             **({"correct_only": True} if self.correct_only else {}),
+            **({} if self.target_accuracy is None else {"target_accuracy": self.target_accuracy}),
         }
 
 

@@ -13,7 +13,7 @@ from gfo.engine.commands import export as export_command
 from gfo.engine.commands import report as report_command
 from gfo.engine.commands import train as train_command
 from gfo.engine.data import files
-from gfo.engine.training import train as training
+from gfo.engine.training import groups as training
 from gfo.engine.training.batches import ClassPictures
 
 Command = Callable[..., list[object]]

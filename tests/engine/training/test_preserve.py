@@ -203,7 +203,7 @@ def test_an_occluder_meets_no_preserved_picture_of_its_own_class() -> None:
     pool = Pool(torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 2, 2, 3), labels, clean)
     assert pool.for_class(0).tolist() == [1, 4, 5]
     assert pool.for_class(1).tolist() == [0, 2, 3, 4]
-    work = [Fitted([_pictures(c)]) for c in (0, 1)]
+    work = [Fitted([_pictures(c)], c + 1) for c in (0, 1)]
     met: dict[int, list[int]] = {1: [], 2: []}
     for epoch in range(3):
         for batch in Batches(share=2, rounds=4, kept=3).of(work, epoch, 0, pool):
@@ -304,11 +304,11 @@ def test_agnostic_is_one_occluder_of_all_pictures(classifier: FrozenClassifier, 
 def test_only_pictures_that_the_network_gets_right(
     classifier: FrozenClassifier, data: Path, others: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gfo.engine.training import train as training
+    from gfo.engine.training import groups as training
 
     met, original = list[Batch](), training.Descent.__call__
 
-    def watch(step: Any, batch: Batch, size: float, count: int) -> int:
+    def watch(step: Any, batch: Batch, size: float, count: int) -> int | None:
         met.append(batch)
         return original(step, batch, size, count)
 
@@ -444,3 +444,116 @@ def test_the_command_passes_them_on(
     code, _, err = run(*train(tiny_data, tmp_path / "other.st", "--preserve-every", 2))
     assert (code, err.count("\n")) == (2, 1)
     assert "--preserve-every: nothing is preserved" in err
+
+
+def accuracy(bank: OccluderBank, row: int, data: Path, names: list[str]) -> float:
+    paths = [data / name for name in names]
+    logits = answer(pixels(paths), bank.occluders[row].double())
+    return float((logits.argmax(1) == bank.class_ids[row]).double().mean())
+
+
+def test_a_class_is_left_at_its_target_and_as_weak_as_that_allows(
+    classifier: FrozenClassifier, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(type(no_progress), "say", lambda _, line: said.append(line))
+    zero = torch.zeros(SIZE, SIZE, 3, dtype=torch.float64)
+    clean = {n: answer(pixels(sorted((data / "train" / n).iterdir())), zero).argmax(1) == c for n, c in CLASSES.items()}
+    best = max(CLASSES, key=lambda name: int(clean[name].sum()))
+    before = float(clean[best].double().mean())
+    assert before > 0.2
+    how = config("pure", epsilon=40.0, epochs=9, target_accuracy=before - 0.2)
+    bank = train(classifier, DataSpec(data, classes=[best]), tmp_path / "bank.st", how)
+    (reached,) = bank.header.objective["targets"]
+    names = [f"train/{best}/{path.name}" for path in sorted((data / "train" / best).iterdir())]
+    assert (reached["class_id"], reached["reached"]) == (CLASSES[best], True)
+    assert reached["accuracy"] == accuracy(bank, 0, data, names) <= before - 0.2
+    assert 0 < reached["strength"] <= 1
+    assert reached["epochs"] < 9
+    weaker = replace(bank, occluders=bank.occluders * (1 - 1 / 32 / reached["strength"]))
+    assert accuracy(weaker, 0, data, names) > before - 0.2
+    full = train(
+        classifier,
+        DataSpec(data, classes=[best]),
+        tmp_path / "full.st",
+        config("pure", epsilon=40.0, epochs=9, batch_size=8),
+    )
+    assert float(full.occluders.abs().max()) > float(bank.occluders.abs().max())
+    assert not any("miss the target" in line for line in said)
+
+    never = replace(how, target_accuracy=0.0, epsilon=0.01, epochs=1)
+    missed = train(classifier, DataSpec(data, classes=[best]), tmp_path / "missed.st", never)
+    assert (
+        missed.header.objective["targets"][0] | {"reached": False, "strength": 1.0, "epochs": 1}
+        == (missed.header.objective["targets"][0])
+    )
+    assert (
+        f"1 of 1 classes miss the target accuracy, the first: class {CLASSES[best]} is left with {before:.3f}" in said
+    )
+
+
+def test_held_out_pictures_judge_where_there_are_some(classifier: FrozenClassifier, data: Path, tmp_path: Path) -> None:
+    how = config("pure", epsilon=20.0, held_out=2, target_accuracy=0.5)
+    bank = train(classifier, DataSpec(data, classes="bee,cat"), tmp_path / "bank.st", how)
+    held_out = set(bank.held_out.tolist())
+    for row, reached in enumerate(bank.header.objective["targets"]):
+        folder = bank.header.folders[row]
+        paths = [f"train/{folder}/{path.name}" for path in sorted((data / "train" / folder).iterdir())]
+        judged = [path for path in paths if picture_key(path) in held_out]
+        assert len(judged) == 2
+        assert accuracy(bank, row, data, judged) == reached["accuracy"]
+
+
+def test_a_target_resumes_to_the_same_bytes(
+    classifier: FrozenClassifier, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = config("pure", epsilon=12.0, epochs=6, target_accuracy=0.0)
+    whole, out, said = tmp_path / "whole.st", tmp_path / "out.st", list[str]()
+    monkeypatch.setattr(type(no_progress), "say", lambda _, line: said.append(line))
+    bank = train(classifier, DataSpec(data), whole, how)
+    assert "2 classes are at the target accuracy without an occluder; theirs are zeros" in said
+    assert len({reached["epochs"] for reached in bank.header.objective["targets"]}) > 1  # some stop before others
+    left, original = 3, Momentum.step
+
+    def counted(*args: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            left = 3
+            raise _Stopped
+        original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Momentum, "step", counted)
+        for _ in range(40):
+            if out.exists():
+                break
+            try:
+                train(classifier, DataSpec(data), out, how)
+            except _Stopped:
+                continue
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_several_end_the_training(
+    classifier: FrozenClassifier, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gfo.engine.training.objectives.pure import Pure
+
+    said, calls, original = list[str](), 0, Pure.loss
+    monkeypatch.setattr(type(no_progress), "say", lambda _, line: said.append(line))
+    broken: set[int] = {2}
+
+    def loss(objective: Pure, logits: Tensor, labels: Tensor, *, impl: str) -> Tensor:
+        nonlocal calls
+        calls += 1
+        found = original(objective, logits, labels, impl=impl)
+        return found * float("nan") if calls in broken else found
+
+    monkeypatch.setattr(Pure, "loss", loss)
+    bank = train(classifier, DataSpec(data, classes="ant"), tmp_path / "bank.st", config("pure", batch_size=2))
+    assert "--precision fp32: logits or gradients are not finite; step 2 is skipped" in said
+    assert bool(bank.occluders.isfinite().all())
+    broken |= {calls + 4, calls + 5, calls + 6}
+    with pytest.raises(InputError, match="--precision fp32: logits or gradients are not finite; check the weights"):
+        train(classifier, DataSpec(data, classes="ant"), tmp_path / "other.st", config("pure", batch_size=2))

@@ -1,0 +1,200 @@
+"""Training the classes of a bank, a few at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ...export.classifier import FrozenClassifier
+from ...export.errors import InputError
+from ...export.occluded import OccludedClassifier
+from ..data.folders import ClassFolder
+from ..data.source import PictureSource
+from ..doubts import FirstAnswers
+from ..progress import Progress
+from .batches import Batch, Batches, ClassPictures, Fitted, Pool, read_class
+from .checkpoint import Checkpoint, EpochState, Splits
+from .config import TrainConfig
+from .descent import Descent
+from .preserve import Preserved, clean_logits, read_pool
+from .target import Judge
+
+_MOST_SKIPPED = 3  # steps in a row
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every group of classes is trained with."""
+
+    classifier: FrozenClassifier
+    network: OccludedClassifier
+    config: TrainConfig
+    source: PictureSource
+    splits: Splits
+    checkpoint: Checkpoint
+    device: torch.device
+    first_answers: FirstAnswers
+    preserved: Preserved | None
+    say: Callable[[str], None]
+
+    def read(self, folder: ClassFolder) -> ClassPictures:
+        """Read the pictures to fit of a class, without those that the clean network gets wrong if asked."""
+        found = read_class(folder, self.splits[folder.class_id][0], self.source)
+        if not self.config.correct_only:
+            return found
+        right = (
+            clean_logits(self.network, found.images, self.device, self.config.batch_size).argmax(1) == folder.class_id
+        )
+        if not bool(right.any()):
+            raise InputError(
+                f"--correct-only: the network gets none of the {len(right)} pictures of {folder.folder} right; check "
+                "the class map, or leave the class out"
+            )
+        return replace(found, images=found.images[right])
+
+    def skip(self, count: int, *, last: bool) -> None:
+        """Say that step number `count` is skipped, or raise `InputError` if it is the `last` that may be."""
+        what = f"--precision {self.network.precision}: logits or gradients are not finite"
+        if last:
+            fix = "check the weights" if self.network.precision == "fp32" else "use bf16 or fp32"
+            raise InputError(f"{what}; {fix}")
+        self.say(f"{what}; step {count} is skipped")
+
+    def judge(self, work: Sequence[ClassPictures]) -> Judge | None:
+        """Return what measures the classes in work against the target accuracy, if there is one."""
+        target = self.config.target_accuracy
+        if target is None:
+            return None
+        held_out = {c.folder.class_id: self.splits[c.folder.class_id][1] for c in work}
+        on = [read_class(c.folder, paths, self.source) if (paths := held_out[c.folder.class_id]) else c for c in work]
+        return Judge(self.network, self.occluders_of(on), target, self.device, self.config.batch_size)
+
+    def occluders_of(self, work: Sequence[ClassPictures]) -> list[Fitted]:
+        """Return the pictures of each occluder in work: of one class, or of all where they share it."""
+        if self.config.make_objective().shared:
+            return [Fitted(work)]
+        return [Fitted([pictures], index) for index, pictures in enumerate(work, start=1)]
+
+    def pool(self, folders: Sequence[ClassFolder]) -> Pool | None:
+        """Read the pictures to preserve, if any."""
+        config, own = self.config, [f.class_id for f in folders]
+        if self.preserved is None or config.preserve is None:
+            return None
+        where = (self.network, self.device, config.batch_size, self.say)
+        return read_pool(self.preserved, config.preserve, own, self.classifier.preprocessing, *where)
+
+    def batches(self, together: int, longest: int) -> Batches:
+        """Cut an epoch over `longest` pictures of one of `together` occluders in work.
+
+        The same share of a batch and number of steps for every group, so that an occluder depends on its own class
+        alone.
+        """
+        preserve, share = self.config.preserve, self.config.batch_size // together
+        kept = preserve.of_batch(share) if preserve else 0
+        every = preserve.every if preserve else 0
+        own = share if every else share - kept
+        rounds = math.ceil(longest / own)
+        if every > rounds:
+            raise InputError(f"--preserve-every {every}: an epoch has {rounds} steps; give at most {rounds}")
+        return Batches(own, rounds, kept, every)
+
+
+def train_groups(run: Run, folders: Sequence[ClassFolder], progress: Progress) -> None:
+    """Train the unfinished classes, one group at a time; only that group's pictures are in memory."""
+    config, checkpoint = run.config, run.checkpoint
+    sizes = [len(fitted) for fitted, _ in run.splits.values()]
+    if config.make_objective().shared:
+        batches, groups = run.batches(1, sum(sizes)), [folders]
+    else:
+        together = min(config.classes_together, config.batch_size, len(folders))
+        batches = run.batches(together, max(sizes))
+        # A group is trained whole: a class left over would see other batches, and round otherwise, on resuming.
+        groups = [folders[i : i + together] for i in range(0, len(folders), together)]
+    todo = [group for group in groups if not all(checkpoint.has(f.class_id) for f in group)]
+    done = len(folders) - sum(len(group) for group in todo)
+    if done:
+        progress.say(f"resuming: {done} of {len(folders)} classes are done")
+    pool = run.pool(folders) if todo else None
+    with progress.task("training", len(folders) * config.epochs, done=done * config.epochs) as bar:
+        for group in todo:
+            _train_group(run, [run.read(folder) for folder in group], batches, pool, bar.advance)
+
+
+def _train_group(
+    run: Run,
+    work: Sequence[ClassPictures],
+    batches: Batches,
+    pool: Pool | None,
+    advance: Callable[[float, str], None],
+) -> None:
+    """Train the occluders of the classes in work, from the last saved epoch."""
+    config, checkpoint, ids = run.config, run.checkpoint, [c.folder.class_id for c in work]
+    fitted, judge = run.occluders_of(work), run.judge(work)
+    step = Descent(run.network, config, torch.zeros(len(fitted), *work[0].images.shape[1:], device=run.device))
+    saved, first = checkpoint.load_epoch(ids, step.state_dict()), 0
+    if saved is not None:
+        step.load_state_dict(saved.tensors)
+        first = saved.epoch
+    advance(first * len(work), "")
+    for epoch in range(first, config.epochs):
+        active = [f for f, stopped in zip(fitted, step.stopped.tolist(), strict=True) if not stopped]
+        if not active:
+            advance((config.epochs - epoch) * len(work), "target reached")
+            break
+        pace = _Pace(
+            epoch,
+            batches.steps,
+            sum(len(c.images) for c in work),
+            lambda note: advance(len(work) / batches.steps, note),
+        )
+        _epoch(run, step, batches.of(active, epoch, config.seed, pool), pace)
+        if judge is not None:
+            judge.stop(step, epoch + 1)
+        if epoch + 1 < config.epochs:
+            checkpoint.save_epoch(ids, EpochState({k: v.cpu() for k, v in step.state_dict().items()}, epoch + 1))
+    _save(run, work, step, judge)
+    checkpoint.drop_epoch()
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """Where an epoch of `steps` steps over `pictures` own pictures stands, and what takes a note after each step."""
+
+    epoch: int
+    steps: int
+    pictures: int
+    advance: Callable[[str], None]
+
+
+def _epoch(run: Run, step: Descent, batches: Iterator[Batch], pace: _Pace) -> None:
+    """Take the steps of an epoch.
+
+    A step that is not finite is skipped, and said; some in a row, or all of an epoch, end the training.
+    """
+    config = run.config
+    fooled = pictures = 0
+    for done, batch in enumerate(batches, start=pace.epoch * pace.steps):
+        size = config.step_size(done / (pace.steps * config.epochs))
+        wrong = step(batch.to(run.device), size, done + 1)
+        if wrong is None:
+            none = not pictures and done + 1 == (pace.epoch + 1) * pace.steps
+            run.skip(done + 1, last=none or step.failed == _MOST_SKIPPED)
+            continue
+        if done == 0:  # the occluders were zeros
+            run.first_answers.add(1 - wrong / len(batch.labels), min(len(batch.labels), pace.pictures))
+        fooled += wrong
+        pictures += len(batch.labels)
+        pace.advance(f"fooling rate {fooled / pictures:.2f}")
+
+
+def _save(run: Run, work: Sequence[ClassPictures], step: Descent, judge: Judge | None) -> None:
+    """Save the occluders of the classes in work, as weak as their target allows."""
+    epochs = [stopped or run.config.epochs for stopped in step.stopped.tolist()]
+    reached = [judge.weakest(row, step.occluders[row], n) if judge else None for row, n in enumerate(epochs)]
+    weakened = [o * r.strength if r else o for o, r in zip(step.occluders.cpu(), reached, strict=True)]
+    for place, pictures in enumerate(work):
+        row = min(place, len(weakened) - 1)  # 0 where all share one
+        run.checkpoint.save(pictures.folder.class_id, weakened[row], pictures.unreadable, reached[row])
