@@ -76,6 +76,19 @@ def test_an_operation_that_the_precision_lacks_is_named_when_the_engine_opens(pr
         assert engine.infer(IMAGES, *GRID).shape == (6, 3)
 
 
+def test_a_module_that_the_precision_lacks_runs_in_float32_and_the_engine_says_so() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LocalResponseNorm(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    frozen = FrozenClassifier.from_module(network, Preprocessing(16, 16), model="mine")
+    for precision, said in (("bf16", "; in float32, as bf16 fails on cpu: LocalResponseNorm 1 (NotImpl"), ("fp32", "")):
+        with TorchEngine(frozen, precision, "cpu") as engine:
+            assert engine.how.startswith("kernels reference: ")
+            assert said in engine.how
+            assert ("float32" in engine.how) == bool(said)
+            engine.load_bank(BANK)
+            wanted = occluded.OccludedClassifier(frozen, precision).settled(torch.device("cpu"))(IMAGES, *GRID, BANK)
+            assert torch.equal(engine.infer(IMAGES, *GRID), wanted)
+
+
 def test_code_is_not_loaded_from_where_anybody_could_have_put_it(
     tiny_classifier: FrozenClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
