@@ -194,5 +194,5 @@ def _fitting(run: OpenRun, rate: float) -> int:
 
 def _score_all(engine: Engine, block: Block, rows: int, passes: Passes) -> None:
     labels = torch.zeros(len(block.images), dtype=torch.int64)
-    for _ in score_block(engine, block, labels, rows, passes):
+    for _ in score_block(engine, block, labels, torch.arange(rows), passes):
         pass

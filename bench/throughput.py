@@ -170,7 +170,7 @@ def end_to_end(engine: Engine, work: Workload, pictures: int, passes: Passes, wo
     with ScratchFolder() as folder:
         zeros, run = [0] * pictures, _run(engine, work, source.name)
         store = RunStore.create(Path(folder), run, paths=paths, labels=zeros, fit=zeros, occluders=rows)
-        _, pairs = all_pairs(engine, store, source, passes)
+        _, pairs = all_pairs(engine, [store], source, passes)
     if pairs != pictures * len(rows):
         unread = pictures - pairs // len(rows)
         raise InputError(f"--images {work.folder}: {unread} of {pictures} files are no pictures; remove them")

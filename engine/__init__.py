@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .engines.base import Engine
     from .engines.choice import EngineChoice, choose_engine, open_engine
     from .evaluation.config import EvaluationConfig
-    from .evaluation.evaluate import evaluate
+    from .evaluation.evaluate import evaluate, evaluate_strengths
     from .evaluation.summary import Summary, read_summary
     from .parity.checked_export import ParityConfig, export_checked
     from .progress import TerminalProgress
@@ -29,6 +29,7 @@ __all__ = [
     "TrainConfig",
     "choose_engine",
     "evaluate",
+    "evaluate_strengths",
     "export_checked",
     "open_engine",
     "read_summary",
@@ -48,6 +49,7 @@ _HOMES = {
     "TrainConfig": "training.config",
     "choose_engine": "engines.choice",
     "evaluate": "evaluation.evaluate",
+    "evaluate_strengths": "evaluation.evaluate",
     "export_checked": "parity.checked_export",
     "open_engine": "engines.choice",
     "read_summary": "evaluation.summary",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -72,13 +73,18 @@ class RunOptions(options.Group):
         float, typer.Option(help="Maximum share of files that are not pictures, 0 to 1; a run with more is refused.")
     ] = 0.05
     seed: options.Seed = 0
+    strength: Annotated[
+        str,
+        typer.Option(metavar="X[,X…]", help="Factors on the occluders; several have a RUN each, OUT/X, in one pass."),
+    ] = "1"
 
 
 @options.command(app)
 def evaluate(subject: SubjectOptions, data: SelectionOptions, engine: options.EngineOptions, run: RunOptions) -> None:
     """Evaluate all pairs of DATA/SPLIT. Finished blocks are kept; the same command resumes."""
     from ..evaluation.config import EvaluationConfig
-    from ..evaluation.evaluate import evaluate as evaluate_pairs
+    from ..evaluation.evaluate import evaluate_strengths
+    from ..evaluation.strengths import run_folders
     from ..progress import TerminalProgress
 
     config = EvaluationConfig(
@@ -89,16 +95,24 @@ def evaluate(subject: SubjectOptions, data: SelectionOptions, engine: options.En
         shard=_shard(run.shard),
         max_quarantined=run.max_quarantined,
         seed=run.seed,
+        strengths=_strengths(run.strength),
     )
-    summary = evaluate_pairs(
+    summaries = evaluate_strengths(
         subject.subject(run.seed), subject.occluders, data.spec(data.split), run.out, config, TerminalProgress()
     )
-    if not summary.complete:
-        left = f"{summary.remaining} pictures belong to other workers or are not done"
+    if not all(summary.complete for summary in summaries.values()):
+        most = max(summary.remaining for summary in summaries.values())
+        left = f"{most} pictures belong to other workers or are not done"
         print(f"{run.out}: {left}; the worker that ends last writes summary.json")
         return
-    print("\n".join(_lines(summary)))
-    print(f"{run.out / 'summary.json'}")
+    places = run_folders(run.out, config.strengths)
+    for strength, summary in summaries.items():
+        if len(summaries) > 1:
+            print(f"strength {strength:g}, ε = {summary.epsilon:g}")
+        print("\n".join(_lines(summary)))
+        print(f"{places[strength] / 'summary.json'}")
+    for line in _frontier_lines(summaries[config.strengths[0]]):
+        print(line)
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:
@@ -108,6 +122,13 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     if index is None or count is None:
         raise InputError(f"--shard {text}: expected I/N, as 0/4 to 3/4")
     return index, count
+
+
+def _strengths(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError as error:
+        raise InputError(f"--strength {text}: expected numbers separated by commas, as 0.5,0.7,1") from error
 
 
 def _lines(summary: Summary) -> list[str]:
@@ -135,6 +156,34 @@ def _lines(summary: Summary) -> list[str]:
         )
         lines.append("once they are fixed, the same command reads them")
     return lines
+
+
+def _frontier_lines(summary: Summary) -> list[str]:
+    """Return a table of the frontier: a column for each mark; none for a single strength."""
+    from ..evaluation.results import MARKS
+
+    if summary.frontier is None:
+        return []
+    rows = {"unmatched/clean": summary.frontier.unmatched}
+    if summary.preserved_classes:
+        rows["unmatched_unseen/clean"] = summary.frontier.unmatched_unseen
+    table = [("at matched/clean", *MARKS)]
+    table += [(name, *(_at_mark(marks[mark]) for mark in MARKS)) for name, marks in rows.items()]
+    return [
+        "frontier, 95% over classes in brackets",
+        *(f"{name:{_NAME_WIDTH}} {_row(cells)}" for name, *cells in table),
+    ]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "  ".join(f"{cell:23}" for cell in cells).rstrip()
+
+
+def _at_mark(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return "not reached"
+    bounds = ratio.ci95_classes
+    return f"{ratio.value:.4f}" + (f" [{bounds[0]:.4f}, {bounds[1]:.4f}]" if bounds else "")
 
 
 def _line(name: str, value: float, cell: Accuracy | Ratio | Rate) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from ...export.errors import InputError
@@ -33,6 +34,8 @@ class EvaluationConfig:
         the wrong folder.
     seed
         Seed of the noise row, the permutation, the draws and the bootstrap.
+    strengths
+        Factors on the occluders, above 0; each has a RUN of its own, and the pictures are read once.
 
     Raises
     ------
@@ -47,6 +50,7 @@ class EvaluationConfig:
     shard: tuple[int, int] | None = None
     max_quarantined: float = 0.05
     seed: int = 0
+    strengths: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
@@ -58,3 +62,22 @@ class EvaluationConfig:
         for option, value in (("--per-class", self.per_class), ("--batch-size", self.batch_size)):
             if value is not None and value < 1:
                 raise InputError(f"{option} {value}: must be at least 1")
+        _check_strengths(self.strengths)
+
+
+def strength_name(strength: float) -> str:
+    """Return a strength as text, which is the name of its folder where there are several."""
+    return f"{strength:g}"
+
+
+def _check_strengths(strengths: tuple[float, ...]) -> None:
+    names = [strength_name(strength) for strength in strengths]
+    if not strengths:
+        raise InputError("--strength: name at least one number")
+    for strength, name in zip(strengths, names, strict=True):
+        if not 0 < strength < math.inf:
+            raise InputError(f"--strength {name}: must be above 0 and finite")
+        if float(name) != strength:
+            raise InputError(f"--strength {strength!r}: has more than six digits; use {name}")
+        if names.count(name) > 1:
+            raise InputError(f"--strength {','.join(names)}: {name} is named twice; leave one out")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias
-
-import torch
 
 from ...export.artefact import Artefact
 from ...export.bank import OccluderBank
@@ -28,13 +26,14 @@ from ..engines.base import Engine
 from ..engines.choice import open_engine
 from ..machine import peak_rss_mb
 from ..progress import Progress, no_progress
-from .all_pairs import all_pairs, noise_row, refuse_quarantined, to_do
+from .all_pairs import all_pairs, refuse_quarantined, to_do
 from .config import EvaluationConfig
-from .metrics import summarize
+from .metrics import summarize, summarize_strengths
 from .passes import choose_passes
-from .results import PENDING
+from .results import PENDING, Results
 from .selection import Picture, bank_folders, select_pictures
 from .store import CLEAN, FIT_FITTED, FIT_HELD_OUT, FIT_PRESERVED, FIT_UNSEEN, NOISE, RunStore
+from .strengths import check_strengths, load_rows, run_folders, scaled_rows
 from .summary import SCHEMA, STORE, SUMMARY_FILE, Fit, Run, Speed, Summary, plain, read_summary
 
 Bank: TypeAlias = OccluderBank | EmbeddedBank
@@ -61,7 +60,7 @@ def evaluate(
         Pictures. Classes of None reads those of the bank; a loader of `auto` continues a run with the loader that it
         was started with.
     config
-        Engine and selection of pictures; None means the defaults.
+        Engine and selection of pictures, and one strength; None means the defaults.
 
     Returns
     -------
@@ -81,17 +80,40 @@ def evaluate(
         Finished blocks are kept; the same call resumes.
     """
     config = config or EvaluationConfig()
-    data = replace(data, loader=_loader(data, out))
+    if len(config.strengths) > 1:
+        raise InputError("evaluate: takes a single strength; call evaluate_strengths for several")
+    (summary,) = evaluate_strengths(model, bank, data, out, config, progress).values()
+    return summary
+
+
+def evaluate_strengths(
+    model: ModelSpec | FrozenClassifier | Artefact,
+    bank: OccluderBank | Path | None,
+    data: DataSpec,
+    out: Path,
+    config: EvaluationConfig,
+    progress: Progress = no_progress,
+) -> dict[float, Summary]:
+    """Do what `evaluate` does at each of `config.strengths`, reading the pictures once.
+
+    Several strengths have a RUN each, in `out/0.5` for 0.5, and a frontier in their summaries. Parameters and errors
+    are those of `evaluate`; a summary is written once all strengths are done.
+    """
+    places = run_folders(out, config.strengths)
+    data = replace(data, loader=_loader(data, places.values()))
     subject: Subject = load_classifier(model) if isinstance(model, ModelSpec) else model
     unchecked = _unchecked(subject)
     held, where = _bank(subject, bank)
+    check_strengths(held, config.strengths, subject.preprocessing.input_size, subject.name)
     folders = bank_folders(held, where, data, subject.num_classes, config.seed)
     pictures = select_pictures(folders, held, config)
     choice = replace(config.engine, pairs=config.batch_size)
     with open_engine(choice, subject) as engine:  # before anything is written: a failing engine leaves no RUN
         source = open_source(data, subject.preprocessing, engine.torch_device)
-        run = _run(engine, source, (held, where), folders, data, config)
-        store = _open_store(out, run, pictures, _rows(held))
+        run, columns = _run(engine, source, (held, where), folders, data, config), _rows(held)
+        rows = scaled_rows(held, config.strengths, config.seed) if isinstance(held, OccluderBank) else None
+        del held  # of 1,000 classes it takes 600 MB
+        stores = _open_stores(places, run, pictures, columns)
         of_model = (unchecked, subject.doubt, subject.preprocessing.doubt)
         of_data = (beside_the_classes(data), mapped_elsewhere(data, folders, subject.num_classes))
         for line in filter(None, (*of_model, *of_data)):
@@ -99,18 +121,20 @@ def evaluate(
         why = f"{engine.reason}; {engine.how}"
         progress.say(f"engine {engine.name} on {engine.device}, {engine.precision}: {why}")
         progress.say(f"loader {source.name}: {source.how}")
-        if isinstance(held, OccluderBank):
-            noise = noise_row(held.epsilon, held.norm, held.occluders.shape[1], config.seed)
-            engine.load_bank(torch.cat([held.occluders, noise[None]]))
-        todo = to_do(store, config.shard, data.files)
-        if todo.changed:
-            progress.say(f"evaluating again the blocks of pictures that have changed since ({todo.changed})")
-            (out / SUMMARY_FILE).unlink(missing_ok=True)
-        passes, why = choose_passes(engine, len(store.occluders), store.count(todo.pending), config.batch_size)
+        if rows is not None:
+            load_rows(engine, rows, config.strengths)
+            del rows
+        todo = [to_do(store, config.shard, data.files) for store in stores]
+        if changed := max(one.changed for one in todo):
+            progress.say(f"evaluating again the blocks of pictures that have changed since ({changed})")
+            for place in places.values():
+                (place / SUMMARY_FILE).unlink(missing_ok=True)
+        every, left = 1 + (len(columns) - 1) * len(stores), {start for one in todo for start in one.pending}
+        passes, why = choose_passes(engine, every, stores[0].count(left), config.batch_size)
         progress.say(f"{passes}: {why}")
         seconds, pairs = all_pairs(
             engine,
-            store,
+            stores,
             source,
             passes,
             todo=todo,
@@ -118,21 +142,28 @@ def evaluate(
             files=data.files,
             progress=progress,
         )
-    summary = _summary(store, _speed(out, seconds, pairs))
-    if summary.complete:  # otherwise other workers' shards are not done
-        refuse_quarantined(store, summary.quarantined, config.max_quarantined)  # each worker has counted its own
-        summary.write(out)
-        clean = summary.clean
-        if clean and (line := accuracy_doubt(clean.accuracy, summary.num_classes, subject.accuracy)):
+    speeds = [
+        _speed(place, seconds, pairs if one.pending else 0) for place, one in zip(places.values(), todo, strict=True)
+    ]
+    summaries = _summaries(stores, speeds)
+    if all(summary.complete for summary in summaries):  # otherwise other workers' shards are not done
+        refuse_quarantined(
+            stores[0], summaries[0].quarantined, config.max_quarantined
+        )  # each worker has counted its own
+        for place, summary in zip(places.values(), summaries, strict=True):
+            summary.write(place)
+        clean = summaries[0].clean
+        if clean and (line := accuracy_doubt(clean.accuracy, subject.num_classes, subject.accuracy)):
             progress.say(line)
-    return summary
+    return dict(zip(places, summaries, strict=True))
 
 
-def _loader(data: DataSpec, out: Path) -> str:
+def _loader(data: DataSpec, places: Iterable[Path]) -> str:
     """Return the loader of the run that is resumed in place of `auto`: another machine may choose another one."""
-    if data.loader != "auto" or not (out / STORE).is_dir():
+    held = [place for place in places if (place / STORE).is_dir()]
+    if data.loader != "auto" or not held:
         return data.loader
-    return RunStore.open(out).run.loader
+    return RunStore.open(held[0]).run.loader
 
 
 def _unchecked(subject: Subject) -> str | None:
@@ -205,6 +236,24 @@ def _run(
     )
 
 
+def _open_stores(
+    places: Mapping[float, Path], run: Run, pictures: Sequence[Picture], rows: Sequence[int]
+) -> list[RunStore]:
+    """Create or open the store of each strength; raise `InputError` if one holds another run.
+
+    Those that are there come first: where one is refused, none is created.
+    """
+    opened: dict[float, RunStore] = {}
+    for strength, place in sorted(places.items(), key=lambda item: not (item[1] / STORE).exists()):
+        own = replace(run, strength=strength, epsilon=strength * run.epsilon)
+        opened[strength] = _open_store(place, own, pictures, rows)
+    stores = [opened[strength] for strength in places]
+    for store in stores:
+        if store.block != stores[0].block:
+            raise InputError(f"{store.path}: has other blocks than {stores[0].path}; remove it")
+    return stores
+
+
 def _open_store(out: Path, run: Run, pictures: Sequence[Picture], rows: Sequence[int]) -> RunStore:
     """Create the run's store, or open it to resume; raise `InputError` if it holds another run."""
     paths, labels, fit = ([picture[i] for picture in pictures] for i in range(3))
@@ -229,8 +278,18 @@ def _open_store(out: Path, run: Run, pictures: Sequence[Picture], rows: Sequence
     return store
 
 
-def _summary(store: RunStore, speed: Speed) -> Summary:
-    quarantined, remaining = tuple(store.quarantined()), store.count(store.pending())
+def _summaries(stores: Sequence[RunStore], speeds: Sequence[Speed]) -> list[Summary]:
+    remaining = [store.count(store.pending()) for store in stores]
+    if len(stores) > 1 and not any(remaining):
+        results = summarize_strengths(stores, seed=stores[0].run.seed)
+    else:
+        counted = zip(stores, remaining, strict=True)
+        results = [PENDING if left else summarize(store, seed=store.run.seed) for store, left in counted]
+    return [_summary(*facts) for facts in zip(stores, speeds, remaining, results, strict=True)]
+
+
+def _summary(store: RunStore, speed: Speed, remaining: int, results: Results) -> Summary:
+    quarantined = tuple(store.quarantined())
     codes = {"unseen": FIT_UNSEEN, "fitted": FIT_FITTED, "held_out": FIT_HELD_OUT, "preserved": FIT_PRESERVED}
     return Summary(
         schema=SCHEMA,
@@ -240,7 +299,7 @@ def _summary(store: RunStore, speed: Speed) -> Summary:
         quarantined_count=len(quarantined),
         quarantined=quarantined,
         fit=Fit(**{name: int((store.fit == code).sum()) for name, code in codes.items()}),
-        **vars(PENDING if remaining else summarize(store, seed=store.run.seed)),
+        **vars(results),
         **vars(speed),
     )
 

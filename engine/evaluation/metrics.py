@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from ...export.errors import InputError
 from ..data.folders import name_of
-from .bootstrap import Bootstrapped, ClassMean, Floats
-from .results import RATIOS, Accuracy, ClassRow, LabelShare, Rate, Ratio, RatioName, Results, WrongLabel
+from .bootstrap import ClassMean, Floats
+from .frontier import Quotients, frontier
+from .results import ClassRow, LabelShare, RatioName, Results, WrongLabel
 from .store import CLEAN, NOISE, QUARANTINED, RunStore
 from .summary import Run
 
@@ -145,15 +147,15 @@ class _Tally:
         self._replicates = replicates
         self.bank = _bank_ids(store)
         self._groups = _groups(store, self.bank)
-        self.permutation = derangement(len(self.bank), seed)
+        self._permutation = derangement(len(self.bank), seed)
         self._draws = self._draw(len(self.bank))
         others = [i for i in _class_order(store) if i not in self.bank]
         self._other_draws = dict(zip(others, self._draw(len(others)).T, strict=True)) if others else {}
         self._cells = {name: ClassMean(replicates) for name in (*self.CELLS, "fooling_rate")}
         self._pictures: Counter[str] = Counter()
         self._classes: Counter[str] = Counter()  # how many a cell rests on
-        self.rows: list[ClassRow] = []
-        self.unmatched_by_occluder = _ByOccluder(len(self.bank))
+        self._rows: list[ClassRow] = []
+        self._unmatched_by_occluder = _ByOccluder(len(self.bank))
 
     def _draw(self, count: int) -> Floats:
         """Draw how often each of `count` classes is in each replicate, [R, count]."""
@@ -188,12 +190,12 @@ class _Tally:
         columns = {"clean": 0, "matched": own}
         if NOISE in self._store.occluders:
             columns["noise"] = noise
-        if self.permutation:
-            columns["permuted"] = self.permutation[row] + 1
+        if self._permutation:
+            columns["permuted"] = self._permutation[row] + 1
         for name, column in columns.items():
             self._add(name, n, found.accuracy[column], found.replicates[:, column], found.draws)
         others = np.arange(len(self.bank)) != row
-        self.unmatched_by_occluder.add(np.flatnonzero(others), found.accuracy[1:noise][others])
+        self._unmatched_by_occluder.add(np.flatnonzero(others), found.accuracy[1:noise][others])
         had, fooled = right[:, 0], right[:, 0] * (1 - right[:, own])
         if had.any():
             had_replicates = (weights @ had).astype(float) * n
@@ -201,7 +203,7 @@ class _Tally:
                 rates = np.nan_to_num((weights @ fooled).astype(float) * n / had_replicates)
             rate, count = float(fooled.sum() / had.sum()), float(had.sum())
             self._add("fooling_rate", int(count), rate, rates, found.draws, count, replicate_weights=had_replicates)
-        self.rows.append(_class_row(answers, own, found.accuracy, self._store.run))
+        self._rows.append(_class_row(answers, own, found.accuracy, self._store.run))
 
     def _add_pairs(self, name: str, group: _Group, found: _ClassNumbers) -> None:
         # The cell is the mean over k of the mean over c ≠ k of accuracy[k, c]; this class adds its part to every k ≠ c.
@@ -225,24 +227,29 @@ class _Tally:
         if (clean := name.replace("unmatched", "clean")) in _CELLS_OF_CLASSES:
             self._add(clean, found.pictures, found.accuracy[0], found.replicates[:, 0], found.draws, weight)
 
-    def accuracy(self, name: str) -> Accuracy | None:
-        """Return a cell."""
-        return self._cells[name].estimate().accuracy(self._classes[name], self._pictures[name])
+    def quotients(self) -> Quotients:
+        """Return the ratios with their replicates, and how many classes each rests on."""
+        return {
+            name: (self._cells[above].estimate() / self._cells[below].estimate(), self._classes[above])
+            for name, (above, below) in _QUOTIENTS.items()
+        }
 
-    def fooling_rate(self) -> Rate | None:
-        """Return that rate."""
-        name = "fooling_rate"
-        return self._cells[name].estimate().rate(self._classes["clean"], self._pictures[name])
-
-    def quotient(self, name: RatioName) -> tuple[Bootstrapped, int]:
-        """Return a ratio with its replicates, and how many classes it rests on."""
-        above, below = _QUOTIENTS[name]
-        return self._cells[above].estimate() / self._cells[below].estimate(), self._classes[above]
-
-    def ratio(self, name: RatioName) -> Ratio | None:
-        """Return a ratio as a number of the summary."""
-        quotient, classes = self.quotient(name)
-        return quotient.ratio(classes)
+    def results(self) -> Results:
+        """Return the numbers of the run, without a frontier."""
+        estimates = {name: mean.estimate() for name, mean in self._cells.items()}
+        cells: Any = {name: estimates[name].accuracy(self._classes[name], self._pictures[name]) for name in self.CELLS}
+        ratios: Any = {name: quotient.ratio(classes) for name, (quotient, classes) in self.quotients().items()}
+        shares = [row.top_wrong_label.share for row in self._rows if row.top_wrong_label]
+        by_occluder = (self._unmatched_by_occluder.value(self.bank.index(row.class_id)) for row in self._rows)
+        return Results(
+            **cells,
+            ratios=ratios,
+            fooling_rate=estimates["fooling_rate"].rate(self._classes["clean"], self._pictures["fooling_rate"]),
+            largest_wrong_label_share=LabelShare(float(np.mean(shares)), len(shares)) if shares else None,
+            classes=tuple(
+                replace(row, unmatched_by_occluder=value) for row, value in zip(self._rows, by_occluder, strict=True)
+            ),
+        )
 
 
 class _ByOccluder:
@@ -281,6 +288,24 @@ def _class_row(answers: _ClassAnswers, own: int, accuracy: Floats, run: Run) -> 
     )
 
 
+def summarize_strengths(stores: Sequence[RunStore], *, replicates: int = REPLICATES, seed: int = 0) -> list[Results]:
+    """Compute the numbers of each store of one bank at several strengths, with their frontier; see `summarize`.
+
+    Raises
+    ------
+    InputError
+        A block of a store is damaged, or one has answers to other pictures than another: nothing is paired then.
+    """
+    readable = stores[0].readable()
+    for store in stores[1:]:
+        if not np.array_equal(store.readable(), readable):
+            raise InputError(f"{store.path}: quarantines other pictures than {stores[0].path}; remove one of them")
+    tallies = [_tally(store, replicates, seed) for store in stores]
+    quotients = (tally.quotients() for tally in tallies)
+    found = frontier(dict(zip((store.run.strength for store in stores), quotients, strict=True)))
+    return [replace(tally.results(), frontier=found) for tally in tallies]
+
+
 def summarize(store: RunStore, *, replicates: int = REPLICATES, seed: int = 0) -> Results:
     """Compute the numbers of `summary.json` from the answers of a store whose blocks are all done.
 
@@ -296,18 +321,11 @@ def summarize(store: RunStore, *, replicates: int = REPLICATES, seed: int = 0) -
     InputError
         A block of the store is damaged.
     """
+    return _tally(store, replicates, seed).results()
+
+
+def _tally(store: RunStore, replicates: int, seed: int) -> _Tally:
     tally = _Tally(store, replicates, seed)
     for answers in _answers(store):
         tally.add(answers)
-    shares = [row.top_wrong_label.share for row in tally.rows if row.top_wrong_label]
-    by_occluder = (tally.unmatched_by_occluder.value(tally.bank.index(row.class_id)) for row in tally.rows)
-    ratios: Any = {name: tally.ratio(name) for name in RATIOS}
-    return Results(
-        **{name: tally.accuracy(name) for name in tally.CELLS},
-        ratios=ratios,
-        fooling_rate=tally.fooling_rate(),
-        largest_wrong_label_share=LabelShare(float(np.mean(shares)), len(shares)) if shares else None,
-        classes=tuple(
-            replace(row, unmatched_by_occluder=value) for row, value in zip(tally.rows, by_occluder, strict=True)
-        ),
-    )
+    return tally

@@ -124,6 +124,27 @@ Ratios = TypedDict(
 """Ratios by name; older runs lack the last two."""
 
 
+MarkName = Literal["0.2", "0.3", "0.4"]
+MARKS: Final[tuple[MarkName, ...]] = get_args(MarkName)
+Marks = TypedDict("Marks", {"0.2": Ratio | None, "0.3": Ratio | None, "0.4": Ratio | None})
+"""A ratio where matched/clean is 0.2, 0.3 and 0.4.
+
+Null where no strength reaches the mark; without an interval where more than 2.5 % of the replicates do not reach it.
+"""
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """What is left of unmatched accuracy where matched/clean falls to a mark, interpolated between strengths."""
+
+    strengths: tuple[float, ...]
+    """Strengths evaluated, ascending; strength 0 is the point (1, 1)."""
+    unmatched: Marks
+    """`unmatched/clean` by the value of `matched/clean`."""
+    unmatched_unseen: Marks
+    """`unmatched_unseen/clean` by the value of `matched/clean`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Results(Record):
     """The numbers of a run, from all its answers. A cell without pictures is null.
@@ -163,6 +184,8 @@ class Results(Record):
     """How alike the wrong matched answers are."""
     classes: tuple[ClassRow, ...]
     """Classes of the bank that have pictures, in row order."""
+    frontier: Frontier | None = None
+    """Where matched/clean is 0.2, 0.3 and 0.4, from all strengths evaluated together; null for a single one."""
 
 
 PENDING: Final = Results(

@@ -49,7 +49,9 @@ class Run(Record):
     bank_hash: Text
     """`sha256:…` of the bank: its header and occluders."""
     epsilon: float
-    """Radius of the occluders' ball, pixel units (0 … 255)."""
+    """Radius of the ball that the occluders evaluated lie in, pixel units (0 … 255): the bank's times `strength`."""
+    strength: float = 1.0
+    """Factor on the bank's occluders."""
     norm: Text
     """Norm of the ball: `linf` or `l2`."""
     split: Split
@@ -122,7 +124,7 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed(Record):
-    """How fast the last call was that evaluated any pair."""
+    """How fast the last call was that evaluated any pair of the run; of several strengths, all of them together."""
 
     pairs: Count
     """Pairs that it evaluated."""

@@ -18,10 +18,10 @@ from torch import nn
 from gfo.engine.data.spec import DataSpec
 from gfo.engine.engines.choice import EngineChoice
 from gfo.engine.evaluation import all_pairs
-from gfo.engine.evaluation.all_pairs import noise_row
 from gfo.engine.evaluation.config import EvaluationConfig
 from gfo.engine.evaluation.evaluate import evaluate as evaluate_pairs
 from gfo.engine.evaluation.store import RunStore
+from gfo.engine.evaluation.strengths import noise_row
 from gfo.engine.evaluation.summary import Summary, read_summary
 from gfo.engine.progress import no_progress
 from gfo.export.bank import OccluderBank, picture_key
