@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gfo.engine.data.spec import DataSpec
 from gfo.engine.progress import no_progress
-from gfo.engine.training import train as training
+from gfo.engine.training import groups as training
 from gfo.engine.training.batches import ClassPictures
 from gfo.engine.training.config import TrainConfig, split_pictures
 from gfo.engine.training.objectives.pure import Pure
