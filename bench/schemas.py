@@ -21,6 +21,7 @@ RECORDS: Final[Mapping[str, str]] = {
     "bank-header": "..export.bank_header:BankHeader",
     "bench-row": ".rows:flat_record",
     "compile-row": "..kernels.compile:CompileRow",
+    "sweep-row": ".sweep:SweepRow",
 }
 """Class of each record, or a function that returns it, relative to this package, by the name of its schema's file."""
 

@@ -24,5 +24,6 @@ SUITES: Table[Suite[Any]] = Table(
         "train": ".train:Train",
         "kernels": ".kernels:Kernels",
         "compile": ".compile:Compile",
+        "sweep": ".sweep:SweepSuite",
     },
 )

@@ -1,0 +1,89 @@
+"""Experiments from one file, repeated and compared at equal strength: `gfo-bench sweep`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...export.errors import InputError
+from .base import DATA, MEASUREMENT, Measured, Suite
+from .options import names
+
+if TYPE_CHECKING:
+    from ...engine.evaluation.results import Ratio
+    from ..sweep import SweepRow
+
+_FILE_WIDTH = 160
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSuite(Suite["SweepRow"]):
+    """Train and evaluate the experiments of a file; the same command resumes. A table, then one line of JSON."""
+
+    file: Annotated[
+        Path | None, typer.Option(help="The sweep, TOML; docs/sweeps has some.", rich_help_panel=MEASUREMENT)
+    ] = None
+    out: Annotated[
+        Path, typer.Option(help="Folder for banks and RUNs, EXPERIMENT/SEED/…", rich_help_panel=MEASUREMENT)
+    ] = Path("runs/sweep")
+    experiments: Annotated[
+        str | None,
+        typer.Option(
+            help="Some of its experiments, separated by commas; all if not given.", rich_help_panel=MEASUREMENT
+        ),
+    ] = None
+    data: Annotated[Path, typer.Option(help="What {data} in the file stands for.", rich_help_panel=DATA)] = Path()
+
+    def measure(self) -> Measured[SweepRow]:
+        """Run the experiments."""
+        from ..sweep import Runner, read_sweep
+
+        if self.file is None:
+            raise InputError("--file: name a sweep's file, as docs/sweeps/digits.toml")
+        sweep = read_sweep(self.file, str(self.data))
+        every = list(sweep.experiments)
+        chosen = every if self.experiments is None else names("--experiments", self.experiments, every)
+        return Measured(list(Runner(sweep, self.out).run(chosen)))
+
+    def show(self, measured: Measured[SweepRow], environment: Mapping[str, Any]) -> None:
+        """Print a line for each bank and evaluation."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+
+        from ...engine.names import terminal_cell
+        from ...engine.terminal import console, print_table
+
+        table = Table(
+            title="unmatched/clean at equal matched/clean; in brackets the 95% interval over classes",
+            caption="unseen: on classes of which training preserved no picture. A dash: the mark is not reached.",
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        table.caption_justify = "left"
+        columns = ("matched/clean", "unmatched/clean", "at 0.4", "at 0.3", "at 0.2", "unseen at 0.3", "unseen at 0.2")
+        for name in ("experiment", "pictures", "seed"):
+            table.add_column(name, overflow="fold")
+        for name in columns:
+            table.add_column(name, justify="right", overflow="fold")
+        for row in measured.rows:
+            frontier, unseen = row.frontier, row.frontier_unseen
+            cells = (row.matched, row.unmatched, frontier["0.4"], frontier["0.3"], frontier["0.2"])
+            shown = map(_cell, (*cells, unseen["0.3"], unseen["0.2"]))
+            table.add_row(terminal_cell(row.experiment), terminal_cell(row.evaluation), str(row.seed), *shown)
+        print_table(console(width=_FILE_WIDTH), table)
+
+    def exit_code(self, rows: Sequence[SweepRow]) -> int:
+        """See `Suite.exit_code`."""
+        return 0
+
+
+def _cell(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return "–"
+    low, high = ratio.ci95_classes or (None, None)
+    return f"{ratio.value:.3f}" if low is None else f"{ratio.value:.3f}\n[{low:.2f}, {high:.2f}]"

@@ -1,0 +1,137 @@
+"""`gfo-bench sweep`: real trainings and evaluations of a tiny network, one file that says what they are."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gfo.bench.sweep import read_sweep, words
+from gfo.engine.evaluation.summary import read_summary
+from gfo.export.bank import OccluderBank
+from gfo.export.errors import InputError
+
+PUBLISHED = Path(__file__).parents[3] / "docs" / "sweeps"
+SWEEP = """
+seeds = [3]
+strengths = [0.5, 1.0]
+[model]
+model = "python:gfo_tiny:network"
+[train]
+data = "{data}"
+epochs = 1
+batch_size = 6
+precision = "fp32"
+epsilon = 8
+[evaluations.val]
+data = "{data}"
+split = "val"
+engine = "torch"
+[experiments.pure]
+[experiments.stronger]
+epsilon = 16
+preserve = ["classes"]
+preserve_wrong = true
+objective = "specific"
+classes_together = 1
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    path = tmp_path / "sweep.toml"
+    path.write_text(SWEEP)
+    return path
+
+
+def test_experiments_are_trained_evaluated_and_taken_up_again(
+    sweep: Path, tiny_data: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    command = ("sweep", "--file", sweep, "--data", tiny_data, "--out", tmp_path / "out")
+    first = run(*command)
+    assert first.code == 0
+    assert [(row["experiment"], row["seed"]) for row in first.rows] == [("pure", 3), ("stronger", 3)]
+    for row in first.rows:
+        folder = tmp_path / "out" / row["experiment"] / str(row["seed"])
+        bank = OccluderBank.load(folder / "bank.safetensors")
+        assert (bank.header.seed, bank.epsilon) == (row["seed"], 16.0 if row["experiment"] == "stronger" else 8.0)
+        summary = read_summary(folder / "val" / "1" / "summary.json").to_dict()
+        assert row["matched"] == summary["ratios"]["matched/clean"]
+        assert row["unmatched"] == summary["ratios"]["unmatched/clean"]
+        assert row["frontier"] == summary["frontier"]["unmatched"]
+        assert row["clean"] == summary["clean"]["accuracy"]
+        assert read_summary(folder / "val" / "0.5" / "summary.json").strength == 0.5
+        assert f"$ {row['train']}" in first.err
+        assert row["train"].startswith("gfo-train --")
+    again = run(*command, "--experiments", "stronger")
+    assert again.rows == [row for row in first.rows if row["experiment"] == "stronger"]
+    assert again.err.count("already trained with this configuration") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (("epsilon = 16", "epsilon = -1"), "experiment stronger: --epsilon -1.0: must be above 0"),
+        (("epsilon = 16", "epsilom = 16"), "experiment stronger: No such option: --epsilom"),
+        (("seeds = [3]", "seeds = []"), "sweep.toml: seeds: "),
+        (("seeds = [3]", ""), "sweep.toml: seeds: Field required"),
+        (("strengths = [0.5, 1.0]", "strengths = [1.0]"), "sweep.toml: strengths: "),
+        (("[model]", "[model"), "sweep.toml: not TOML"),
+        (("[train]", "[trains]"), "sweep.toml: train"),
+        (("epsilon = 8", "epsilon = 2020-01-01"), "sweep.toml: Object of type date is not JSON serializable"),
+    ],
+)
+def test_a_wrong_file_is_named(
+    sweep: Path, tiny_data: Path, tmp_path: Path, run: Callable[..., Any], change: tuple[str, str], named: str
+) -> None:
+    text = sweep.read_text()
+    assert change[0] in text
+    sweep.write_text(text.replace(*change))
+    chosen = ("--experiments", "stronger") if "stronger" in named else ()
+    ended = run("sweep", "--file", sweep, "--data", tiny_data, "--out", tmp_path / "out", *chosen)
+    assert ended.code == 2
+    assert ended.err.splitlines()[-1].startswith("gfo-bench: ")
+    assert named in ended.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ((), "--file: name a sweep's file"),
+        (("--file", "nowhere.toml"), "nowhere.toml: No such file or directory"),
+        (("--experiments", "pure,impure"), "--experiments impure: expected some of pure, stronger"),
+    ],
+)
+def test_wrong_options_are_named(sweep: Path, run: Callable[..., Any], options: tuple[str, ...], named: str) -> None:
+    given = options if "--file" in options or not options else ("--file", str(sweep), *options)
+    ended = run("sweep", *given)
+    assert (ended.code, ended.out) == (2, "")
+    assert named in ended.err
+
+
+def test_words_of_a_command() -> None:
+    own, common = {"epsilon": 16, "preserve": ["a", "b"], "wrong": False}, {"epsilon": 8, "correct_only": True}
+    found = words({"seed": 2}, own, common)
+    assert found == ["--epsilon", "16", "--correct-only", "--preserve", "a", "--preserve", "b", "--seed", "2"]
+
+
+@pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*.toml")), ids=lambda path: path.stem)
+def test_published_sweeps_have_options_that_the_commands_know(path: Path) -> None:
+    import typer
+
+    from gfo.engine.commands import evaluate, train
+
+    found = read_sweep(path, 'a "quoted" folder')
+    assert found.train["data"].startswith('a "quoted" folder')
+    for app, tables in ((train.app, found.experiments), (evaluate.app, found.evaluations)):
+        known = {name for option in typer.main.get_command(app).params for name in option.opts}
+        base = (found.train, found.model) if app is train.app else (found.model,)
+        for name, options in tables.items():
+            given = {word for word in words(options, *base) if word.startswith("--")}
+            assert given <= known, (name, given - known)
+    assert tomllib.loads(path.read_text())
+    with pytest.raises(InputError, match="not TOML"):
+        read_sweep(Path(__file__), "data")
