@@ -22,6 +22,7 @@ from .bank_header import USES, BankHeader, Described, Model, no_keys
 from .errors import InputError
 from .files import load_tensors, save_tensors
 from .options import whole_number
+from .overlay import check_images, overlaid, rows_of
 from .records import read_record
 
 _METADATA_KEY = "gfo"
@@ -130,6 +131,40 @@ class OccluderBank(Described):
             objective={_ZERO: True},
         )
         return cls(torch.zeros(count, size, size, 3), header)
+
+    def apply(self, images: Tensor, class_id: int | Tensor) -> Tensor:
+        """Add the occluder of a class to pictures, and clamp them: a transform for any model or attack library.
+
+            bank = OccluderBank.load("bank.safetensors")
+            logits = model(normalise(bank.apply(images, 207)))   # one class for all pictures
+            logits = model(normalise(bank.apply(images, labels)))  # each picture's own: matched
+
+        With `functools.partial(bank.apply, class_id=207)` it is a transform of one argument, as torchvision's are.
+
+        Parameters
+        ----------
+        images
+            [B, 3, S, S], or one picture [3, S, S], RGB, resized and cropped as `header.preprocessing` says and not yet
+            normalised: uint8, or float16, bfloat16, float32 or float64 in 0 … 1. On any device.
+        class_id
+            The model's output index of the class, or an int64 tensor [B] with one for each picture.
+
+        Returns
+        -------
+        Tensor
+            New pictures of the same shape, dtype and device: clamp(images + d / 255, 0, 1), which is differentiable
+            with respect to `images`, with the bounds counting as inside, as in training; or clamp(images + d, 0, 255),
+            rounded to the nearest integer. Evaluation does not round.
+
+        Raises
+        ------
+        InputError
+            The bank has no such class, or the images are of another size, type or range. Looking at the range waits
+            for a GPU.
+        """
+        check_images(images, self.header.preprocessing.input_size)
+        rows = rows_of(class_id, self.class_ids, images)
+        return overlaid(images, self.occluders[rows])
 
     def _validate(self, path: Path) -> None:
         """Raise `InputError` unless the tensors are what the header says."""
