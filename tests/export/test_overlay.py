@@ -69,7 +69,8 @@ def test_bytes_are_those_of_the_formula_to_the_nearest_integer(bank: OccluderBan
 def test_one_class_one_picture_and_a_transform_of_one_argument(bank: OccluderBank, images: Tensor) -> None:
     whole = bank.apply(images, 4)
     assert torch.equal(whole, bank.apply(images, torch.full((4,), 4)))
-    for class_id in (torch.tensor(4), np.int64(4)):
+    alike: list[Any] = [torch.tensor(4), np.int64(4)]
+    for class_id in alike:
         assert torch.equal(whole, bank.apply(images, class_id))
     assert torch.equal(whole[1], functools.partial(bank.apply, class_id=4)(images[1]))
     mixed = bank.apply(images, CLASSES)
