@@ -242,6 +242,11 @@ class Checkpoint:
         """Remove the state of the classes in work: they are finished."""
         (self.folder / _EPOCH).unlink(missing_ok=True)
 
+    def drop_unused(self) -> None:
+        """Forget the configuration where nothing has been trained with it: the next one may be another."""
+        if not any(self.folder.glob("*.safetensors")):
+            (self.folder / "config.json").unlink(missing_ok=True)
+
     def join(self) -> OccluderBank:
         """Write the bank from the finished classes, and remove the checkpoint.
 

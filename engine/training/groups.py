@@ -63,14 +63,15 @@ class Run:
             raise InputError(f"{what}; {fix}")
         self.say(f"{what}; step {count} is skipped")
 
-    def judge(self, work: Sequence[ClassPictures]) -> Judge | None:
+    def judge(self, work: Sequence[ClassPictures], fitted: Sequence[Fitted]) -> Judge | None:
         """Return what measures the classes in work against the target accuracy, if there is one."""
         target = self.config.target_accuracy
         if target is None:
             return None
-        held_out = {c.folder.class_id: self.splits[c.folder.class_id][1] for c in work}
-        on = [read_class(c.folder, paths, self.source) if (paths := held_out[c.folder.class_id]) else c for c in work]
-        return Judge(self.network, self.occluders_of(on), target, self.device, self.config.batch_size)
+        if self.config.held_out:
+            held_out = [read_class(c.folder, self.splits[c.folder.class_id][1], self.source) for c in work]
+            fitted = self.occluders_of(held_out)
+        return Judge(self.network, fitted, target, self.device, self.config.batch_size)
 
     def occluders_of(self, work: Sequence[ClassPictures]) -> list[Fitted]:
         """Return the pictures of each occluder in work: of one class, or of all where they share it."""
@@ -86,33 +87,37 @@ class Run:
         where = (self.network, self.device, config.batch_size, self.say)
         return read_pool(self.preserved, config.preserve, own, self.classifier.preprocessing, *where)
 
-    def batches(self, together: int, longest: int) -> Batches:
-        """Cut an epoch over `longest` pictures of one of `together` occluders in work.
 
-        The same share of a batch and number of steps for every group, so that an occluder depends on its own class
-        alone.
-        """
-        preserve, share = self.config.preserve, self.config.batch_size // together
-        kept = preserve.of_batch(share) if preserve else 0
-        every = preserve.every if preserve else 0
-        own = share if every else share - kept
-        rounds = math.ceil(longest / own)
-        if every > rounds:
-            raise InputError(f"--preserve-every {every}: an epoch has {rounds} steps; give at most {rounds}")
-        return Batches(own, rounds, kept, every)
+def cut(config: TrainConfig, splits: Splits) -> tuple[int, Batches]:
+    """Return how many classes are in work at a time, and the cut of an epoch.
+
+    The same share of a batch and number of steps for every group of classes, so that an occluder depends on its own
+    class alone.
+
+    Raises
+    ------
+    InputError
+        There is no room for preserved pictures.
+    """
+    sizes = [len(fitted) for fitted, _ in splits.values()]
+    shared = config.make_objective().shared
+    occluders = 1 if shared else min(config.classes_together, config.batch_size, len(sizes))
+    preserve, share = config.preserve, config.batch_size // occluders
+    kept = preserve.of_batch(share) if preserve else 0
+    every = preserve.every if preserve else 0
+    own = share if every else share - kept
+    rounds = math.ceil((sum(sizes) if shared else max(sizes)) / own)
+    if every > rounds:
+        raise InputError(f"--preserve-every {every}: an epoch has {rounds} steps; give at most {rounds}")
+    return len(sizes) if shared else occluders, Batches(own, rounds, kept, every)
 
 
 def train_groups(run: Run, folders: Sequence[ClassFolder], progress: Progress) -> None:
     """Train the unfinished classes, one group at a time; only that group's pictures are in memory."""
     config, checkpoint = run.config, run.checkpoint
-    sizes = [len(fitted) for fitted, _ in run.splits.values()]
-    if config.make_objective().shared:
-        batches, groups = run.batches(1, sum(sizes)), [folders]
-    else:
-        together = min(config.classes_together, config.batch_size, len(folders))
-        batches = run.batches(together, max(sizes))
-        # A group is trained whole: a class left over would see other batches, and round otherwise, on resuming.
-        groups = [folders[i : i + together] for i in range(0, len(folders), together)]
+    together, batches = cut(config, run.splits)
+    # A group is trained whole: a class left over would see other batches, and round otherwise, on resuming.
+    groups = [folders[i : i + together] for i in range(0, len(folders), together)]
     todo = [group for group in groups if not all(checkpoint.has(f.class_id) for f in group)]
     done = len(folders) - sum(len(group) for group in todo)
     if done:
@@ -132,7 +137,8 @@ def _train_group(
 ) -> None:
     """Train the occluders of the classes in work, from the last saved epoch."""
     config, checkpoint, ids = run.config, run.checkpoint, [c.folder.class_id for c in work]
-    fitted, judge = run.occluders_of(work), run.judge(work)
+    fitted = run.occluders_of(work)
+    judge = run.judge(work, fitted)
     step = Descent(run.network, config, torch.zeros(len(fitted), *work[0].images.shape[1:], device=run.device))
     saved, first = checkpoint.load_epoch(ids, step.state_dict()), 0
     if saved is not None:
@@ -182,6 +188,7 @@ def _epoch(run: Run, step: Descent, batches: Iterator[Batch], pace: _Pace) -> No
         if wrong is None:
             none = not pictures and done + 1 == (pace.epoch + 1) * pace.steps
             run.skip(done + 1, last=none or step.failed == _MOST_SKIPPED)
+            pace.advance("")
             continue
         if done == 0:  # the occluders were zeros
             run.first_answers.add(1 - wrong / len(batch.labels), min(len(batch.labels), pace.pictures))

@@ -19,6 +19,7 @@ import torch
 from ...export.bank import OccluderBank
 from ...export.bank_header import BankHeader
 from ...export.classifier import FrozenClassifier, load_classifier
+from ...export.errors import InputError
 from ...export.models.spec import ModelSpec
 from ...export.occluded import OccludedClassifier
 from ..data.folders import ClassFolder, beside_the_classes, list_classes, mapped_elsewhere
@@ -33,7 +34,7 @@ from .batches import Batch
 from .checkpoint import Checkpoint
 from .config import TrainConfig, split_pictures
 from .descent import training_step
-from .groups import Run, train_groups
+from .groups import Run, cut, train_groups
 from .owner import sole_owner
 from .preserve import Preserved, choose_preserved
 
@@ -92,6 +93,7 @@ def train(
         progress.say(line)
     objective.check([f.class_id for f in folders], classifier.num_classes)
     splits = {f.class_id: split_pictures(f.paths, f.class_id, config) for f in folders}
+    cut(config, splits)
     preserved = None
     if config.preserve:
         outputs, say = classifier.num_classes, progress.say
@@ -114,7 +116,11 @@ def train(
         with exact_float32(checkpoint.precision, device):
             first = FirstAnswers(classifier.num_classes, progress.say)
             run = Run(classifier, network, config, source, splits, checkpoint, device, first, preserved, progress.say)
-            train_groups(run, folders, progress)
+            try:
+                train_groups(run, folders, progress)
+            except InputError:
+                checkpoint.drop_unused()
+                raise
         return checkpoint.join()
 
 

@@ -422,6 +422,24 @@ def test_what_cannot_be_preserved_is_named(
     with pytest.raises(InputError, match=named):
         train(classifier, DataSpec(data, classes="ant,dog"), tmp_path / "bank.st", how(tmp_path))
     assert not (tmp_path / "bank.st").exists()
+    # Nothing is left that would refuse what is done about it.
+    train(classifier, DataSpec(data, classes="ant,dog"), tmp_path / "bank.st", config("pure", epochs=1))
+
+
+def test_nothing_right_is_named_and_may_be_asked_for(classifier: FrozenClassifier, data: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    zero = torch.zeros(SIZE, SIZE, 3, dtype=torch.float64)
+    (wrong / "train" / "bee").mkdir(parents=True)
+    (wrong / "classes.json").write_text(json.dumps(CLASSES))
+    for path in sorted((data / "train").glob("*/*")):
+        if int(answer(pixels([path]), zero).argmax()) not in (CLASSES["bee"], CLASSES["ant"]):
+            shutil.copy(path, wrong / "train" / "bee")
+    spec, out = DataSpec(data, classes="ant"), tmp_path / "bank.st"
+    asked = config(preserve=PreserveConfig((str(wrong),)), epochs=1)
+    with pytest.raises(InputError, match=r"gets none of the .* pictures right; .* keep its wrong answers"):
+        train(classifier, spec, out, asked)
+    all_of_them = replace(asked, preserve=PreserveConfig((str(wrong),), wrong=True))
+    assert len(train(classifier, spec, out, all_of_them).preserved) == len(list((wrong / "train" / "bee").iterdir()))
 
 
 def test_the_command_passes_them_on(
