@@ -7,7 +7,7 @@ ratios are interpolated linearly; strength 0 is the point (1, 1).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 
@@ -41,8 +41,7 @@ def frontier(runs: Mapping[float, Quotients]) -> Frontier:
 def _marks(runs: Sequence[Quotients], name: RatioName) -> Marks:
     matched, unmatched = [run["matched/clean"][0] for run in runs], [run[name][0] for run in runs]
     classes = runs[0][name][1]
-    marks: Any = {mark: _at(float(mark), matched, unmatched, classes) for mark in MARKS}
-    return marks
+    return {mark: _at(float(mark), matched, unmatched, classes) for mark in MARKS}
 
 
 def _at(mark: float, matched: Sequence[Bootstrapped], unmatched: Sequence[Bootstrapped], classes: int) -> Ratio | None:

@@ -126,16 +126,16 @@ Ratios = TypedDict(
 
 MarkName = Literal["0.2", "0.3", "0.4"]
 MARKS: Final[tuple[MarkName, ...]] = get_args(MarkName)
-Marks = TypedDict("Marks", {"0.2": Ratio | None, "0.3": Ratio | None, "0.4": Ratio | None})
-"""A ratio where matched/clean is 0.2, 0.3 and 0.4.
-
-Null where no strength reaches the mark; without an interval where more than 2.5 % of the replicates do not reach it.
-"""
+Marks = dict[MarkName, Ratio | None]
+"""A ratio by the mark that matched/clean is at."""
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """What is left of unmatched accuracy where matched/clean falls to a mark, interpolated between strengths."""
+    """What is left of unmatched accuracy where matched/clean falls to 0.2, 0.3 and 0.4, interpolated between strengths.
+
+    A mark is null where no strength reaches it; it has no interval where more than 2.5 % of the replicates do not.
+    """
 
     strengths: tuple[float, ...]
     """Strengths evaluated, ascending; strength 0 is the point (1, 1)."""

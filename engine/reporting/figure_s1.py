@@ -121,7 +121,7 @@ def _block(material: _Material, row: int, pictures: int) -> Block:
     # Pictures of one class lie together. Column 0 is clean, row j of the bank column j + 1.
     predictions = store.predictions(start, int(rows[-1]) + 1)[:, [0, row + 1]]
     shown = np.flatnonzero((predictions[:, 0] == class_id) & (predictions[:, 1] >= 0))[:pictures]
-    occluder = bank.occluders[row]
+    occluder = bank.occluders[row] * run.summary.strength
     found: list[Picture] = []
     for i in shown:
         clean = _load(material, start + int(i))

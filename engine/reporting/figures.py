@@ -1,10 +1,9 @@
-"""Figures of the report, a PNG each: the all-pairs matrix, the ε trade-off curve, and Figure S1 as in the source."""
+"""Figures of the report, a PNG each: the all-pairs matrix, the ε trade-off curve, the frontier, and Figure S1."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -21,16 +20,19 @@ from ..evaluation.metrics import accuracy_matrix
 from ..evaluation.results import RatioName
 from ..evaluation.store import RunStore
 from ..names import escaped
+from .figure_frontier import frontier_figure, frontier_lines
 from .figure_s1 import Moved, figure_blocks, figure_s1
 from .lettering import Lettering
-from .rows import Estimate, Measure, Row
+from .rows import Estimate, Row, ratio_of
 from .runs import RunFolder
+from .tables import SOURCE, comparable
 
-Kind = Literal["S1", "trade-off", "matrix"]
+Kind = Literal["S1", "trade-off", "frontier", "matrix"]
 _DPI: Final = 150
 _MATCHED, _UNMATCHED = "#b3261e", "#1f5fa8"
 # With more classes than the first only every n-th is named; with more than the second no number fits into a cell.
 _MOST_NAMES, _MOST_NUMBERS = 60, 12
+_PRESERVED: Final = "†"
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def draw(rows: Sequence[Row], out: Path, *, classes: int, pictures: int) -> tupl
             "first right pictures of each: not chosen by how well the occluder does."
         )
         drawn.append(Drawn("S1", path, caption))
-    return (*drawn, *_draw_curves(rows, out), *_draw_matrices(rows, out)), (*notes, *_missing_letters(rows))
+    drawn += [*_draw_curves(rows, out), *_draw_frontiers(rows, out), *_draw_matrices(rows, out)]
+    return tuple(drawn), (*notes, *_missing_letters(rows))
 
 
 def _missing_letters(rows: Sequence[Row]) -> Iterator[str]:
@@ -108,6 +111,8 @@ def _draw_matrices(rows: Sequence[Row], out: Path) -> list[Drawn]:
                 f"All pairs. {title}: top-1 accuracy of each occluder (rows) on the pictures of each class (columns); "
                 "clean above, random noise of the same strength below; grey was not evaluated."
             )
+            if set(columns) & set(run.summary.preserved_classes):
+                caption += f" {_PRESERVED} marks classes of which training preserved pictures."
             drawn.append(Drawn("matrix", path, caption))
     return drawn
 
@@ -127,7 +132,9 @@ def matrix_figure(run: RunFolder, matrix: NDArray[np.float64], columns: Sequence
     images = [_heat(axis, part, numbers=numbers) for axis, part in zip(axes, parts, strict=True)]
     for axis, name in ((axes[0], "clean"), (axes[2], "noise")):
         axis.set_yticks([0], [name], fontsize=8)
-    down, across = ([run.name(c) for c in ids] for ids in (run.summary.class_ids, columns))
+    preserved = set(run.summary.preserved_classes)
+    down = [run.name(c) for c in run.summary.class_ids]
+    across = [f"{_PRESERVED} {run.name(c)}" if c in preserved else run.name(c) for c in columns]
     letters = Lettering.of([title, *(names[i] for names in (down, across) for i in _named(len(names)))])
     _name_ticks(axes[1].yaxis, down, letters)
     _name_ticks(axes[2].xaxis, across, letters, rotation=90)
@@ -173,19 +180,29 @@ def _name_ticks(axis: Any, names: Sequence[str], letters: Lettering, rotation: i
 
 
 def _draw_curves(rows: Sequence[Row], out: Path) -> list[Drawn]:
-    """Draw a curve for each model, norm, engine and precision that has two epsilons or more."""
+    """Draw a curve for each model, norm, engine and precision that has two epsilons or more.
+
+    Banks as they were trained share a curve, and each bank has one of its own over its strengths.
+    """
     drawn: list[Drawn] = []
 
-    series = attrgetter(*(f"facts.{key}" for key in ("model", "weights_hash", "norm", "engine", "precision")))
-    for _, group in groupby(sorted(rows, key=series), series):
-        points = list(group)
+    alike = attrgetter(*(f"facts.{key}" for key in ("model", "weights_hash", "norm", "engine", "precision")))
+    trained = [(alike(row), row) for row in rows if row.facts.strength == 1]
+    scaled = {(*alike(row), row.facts.bank_hash) for row in rows if row.facts.strength != 1}
+    of_bank = [(key, row) for row in rows if (key := (*alike(row), row.facts.bank_hash)) in scaled]
+    series: dict[tuple[str, ...], list[Row]] = {}
+    for key, row in (*trained, *of_bank):
+        series.setdefault(key, []).append(row)
+    for points in series.values():
         if len({row.facts.epsilon for row in points}) < 2:
             continue
         path = _save(curve_figure(points), out / f"trade-off-{points[0].slug}.png")
+        one = len({row.facts.bank_hash for row in points}) == 1
+        whose = f"{points[0].label}, one bank at several strengths" if one else points[0].facts.model
         caption = (
-            f"Trade-off. {points[0].facts.model}: how much accuracy is left on the occluder's own class "
-            "(matched/clean, lower is better) and on the others (unmatched/clean, higher is better) as ε grows. "
-            "Bars: 95% intervals, thick over pictures, thin over classes."
+            f"Trade-off. {whose}: how much accuracy is left on the occluder's own class (matched/clean, lower is "
+            "better) and on the others (unmatched/clean, higher is better) as ε grows. Bars: 95% intervals, thick over "
+            "pictures, thin over classes."
         )
         drawn.append(Drawn("trade-off", path, caption))
     return drawn
@@ -200,7 +217,7 @@ def curve_figure(rows: Sequence[Row]) -> Figure:
     colours: dict[RatioName, str] = {"unmatched/clean": _UNMATCHED, "matched/clean": _MATCHED}
     for ratio, colour in colours.items():
         for split, word, shift, style in (("val", "test", -aside, "o-"), ("train", "train", aside, "s--")):
-            found = ((row.facts.epsilon + shift, row.estimate(split, _ratio(ratio))) for row in rows)
+            found = ((row.facts.epsilon + shift, row.estimate(split, ratio_of(ratio))) for row in rows)
             points = sorted(((x, e) for x, e in found if e is not None), key=lambda point: point[0])
             _curve(axis, points, style, colour=colour, alpha=1.0 if split == "val" else 0.5, label=f"{ratio}, {word}")
     axis.set_xlabel("ε (pixel units, of 255)")
@@ -211,10 +228,6 @@ def curve_figure(rows: Sequence[Row]) -> Figure:
     axis.grid(axis="y", color="#dddddd", linewidth=0.6)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return figure
-
-
-def _ratio(name: RatioName) -> Measure:
-    return lambda summary: summary.ratios[name]
 
 
 def _curve(
@@ -229,3 +242,26 @@ def _curve(
         bars = [(x, *getattr(estimate, interval)) for x, estimate in points if getattr(estimate, interval)]
         if bars:
             axis.vlines(*np.transpose(bars), color=colour, alpha=alpha, linewidth=width)
+
+
+# ---- frontier
+
+
+def _draw_frontiers(rows: Sequence[Row], out: Path) -> list[Drawn]:
+    """Draw a figure for each model that has a bank at two strengths or more."""
+    drawn: list[Drawn] = []
+    for lines in frontier_lines(rows):
+        first = lines[0].rows[0]
+        path = _save(frontier_figure(lines), out / f"frontier-{first.slug}.png")
+        caption = (
+            f"Frontier. {first.facts.model}: accuracy left on other classes over accuracy left on the occluder's own, "
+            "higher and further left is better; a line for each bank, with its strengths beside it, from strength 0. "
+            "At matched/clean 0.2, 0.3 and 0.4 the interpolated value with its paired 95% intervals, thick over "
+            "pictures, thin over classes (where its strengths were evaluated together and reach so far)."
+        )
+        if any(line.strongest.preserved_classes for line in lines):
+            caption += " Dashed, hollow: on classes of which training preserved no picture only."
+        if any(comparable(line.rows[0]) for line in lines):
+            caption += f" Star: {SOURCE}."
+        drawn.append(Drawn("frontier", path, caption))
+    return drawn

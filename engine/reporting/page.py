@@ -65,10 +65,11 @@ def _card(row: Row, split: str, run: RunFolder) -> Card:
     s = run.summary
     crop = s.preprocessing
     per_class = f", at most {s.per_class} a class" if s.per_class else ""
+    preserved = f", {len(s.preserved_classes)} classes preserved" if s.preserved_classes else ""
     rate = f"{s.pairs_per_second:,.0f} pairs/s" if s.pairs_per_second else DASH
     facts = {
         "weights": f"{s.weights} ({short_hash(s.weights_hash)})",
-        "bank": f"{s.bank} ({short_hash(s.bank_hash)}), {len(s.class_ids)} occluders",
+        "bank": f"{s.bank} ({short_hash(s.bank_hash)}), {len(s.class_ids)} occluders{preserved}",
         "ε": f"{row.epsilon} pixel units, norm {s.norm}",
         "engine": f"{s.engine} on {s.device}, {s.precision}",
         "input": f"{crop.input_size} px, short side {crop.resize}, {crop.interpolation}",
@@ -110,10 +111,11 @@ def notes(rows: Sequence[Row]) -> tuple[str, ...]:
                 f"{run.directory}: pictures quarantined as unreadable: {run.summary.quarantined_count}; they count "
                 "in no accuracy, and summary.json lists them."
             )
-        used = run.summary.fit.fitted + run.summary.fit.held_out
+        used = run.summary.fit.used
         if run.summary.split == "val" and used:
             found.append(
-                f"{run.directory}: {used} val pictures were used for fitting or choosing; test is not unseen here."
+                f"{run.directory}: {used} val pictures were used for fitting, choosing or preserving; test is not "
+                "unseen here."
             )
     return tuple(found)
 

@@ -7,22 +7,28 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from pathlib import PurePath
 from typing import Any, Final
 
 from ...export.errors import InputError
-from ..evaluation.results import Accuracy, LabelShare, Rate, Ratio
+from ..evaluation.results import Accuracy, LabelShare, Rate, Ratio, RatioName
 from ..evaluation.summary import Summary
 from .runs import RunFolder
 
 DASH: Final = "–"
 SPLITS: Final = ("train", "val")
-_ROW_KEY: Final = ("model", "weights_hash", "bank_hash", "epsilon", "norm", "precision", "engine")
+_ROW_KEY: Final = ("model", "weights_hash", "bank_hash", "strength", "epsilon", "norm", "precision", "engine")
 _LONGEST: Final = 120  # characters of a name in the name of a file, which takes 255
 _TELLS_APART: Final = ("weights_hash", "engine", "precision", "bank_hash")
 
 Cell = Accuracy | Ratio | Rate | LabelShare
 Measure = Callable[[Summary], Cell | None]
 """Picks a number out of a summary; None where it rests on no picture."""
+
+
+def ratio_of(name: RatioName) -> Measure:
+    """Return what picks a ratio, which older runs may lack."""
+    return lambda summary: summary.ratios.get(name)
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """One model, weights, bank, norm, precision and engine, with its RUNs by split ("train", "val"; at least one)."""
+    """One model, weights, bank, strength, norm, precision and engine, with its RUNs by split ("train", "val")."""
 
     label: str
     slug: str
@@ -88,9 +94,14 @@ class Row:
 
     @property
     def epsilon(self) -> str:
-        """The occluders' bound as shown, pixel units; the norm is named where it is not the l∞ of the source."""
-        norm = self.facts.norm
-        return f"{self.facts.epsilon:g}" + ("" if norm == "linf" else f" ({norm})")
+        """The occluders' bound as evaluated, pixel units, as shown.
+
+        The norm is named where it is not the l∞ of the source, the strength where it is not 1.
+        """
+        facts = self.facts
+        named = [facts.norm] if facts.norm != "linf" else []
+        named += [f"strength {facts.strength:g}"] if facts.strength != 1 else []
+        return f"{facts.epsilon:g}" + (f" ({', '.join(named)})" if named else "")
 
     def estimate(self, split: str, measure: Measure) -> Estimate | None:
         """Return a number of the split's summary; None where there is no such RUN or no picture for it."""
@@ -100,7 +111,7 @@ class Row:
 
     def covers(self, split: str) -> str:
         """Describe the pictures of the split, counted by what they were used for before."""
-        names = {"fitted": "fitted", "held_out": "held out", "unseen": "unseen"}
+        names = {"fitted": "fitted", "held_out": "held out", "preserved": "preserved", "unseen": "unseen"}
         counts = self.fit(split)
         used = [f"{counts[f'{split}_{key}']} {name}" for key, name in names.items() if counts.get(f"{split}_{key}")]
         return ", ".join(used) or DASH
@@ -112,7 +123,9 @@ class Row:
 
 
 def join(runs: Sequence[RunFolder]) -> tuple[Row, ...]:
-    """Put the RUNs of one bank under one engine and precision into one row; models in the order given, then by ε.
+    """Put the RUNs of one bank at one strength, under one engine and precision, into one row.
+
+    Models are in the order given, then by the banks' ε, bank by bank, and by strength.
 
     Raises
     ------
@@ -126,22 +139,38 @@ def join(runs: Sequence[RunFolder]) -> tuple[Row, ...]:
         if other is not run:
             raise InputError(
                 f"{other.directory} and {run.directory}: both hold the {run.summary.split} split of one model, "
-                "bank, engine and precision; give one of them"
+                "bank, strength, engine and precision; give one of them"
             )
     rows = [Row(next(iter(row.values())).summary.model, "", row) for row in groups.values()]
-    models = list(dict.fromkeys(row.label for row in rows))
-    rows.sort(key=lambda row: (models.index(row.label), row.facts.norm, row.facts.epsilon))
-    return _named(rows)
+    models, banks = (
+        list(dict.fromkeys(names)) for names in zip(*((r.label, r.facts.bank_hash) for r in rows), strict=True)
+    )
+
+    def place(row: Row) -> tuple[Any, ...]:
+        facts = row.facts
+        of_bank = float(f"{facts.epsilon / facts.strength:.9g}")  # 0.7 · 8 / 0.7 is 7.999999999999999
+        return models.index(row.label), facts.norm, of_bank, banks.index(facts.bank_hash), facts.epsilon
+
+    return _named(sorted(rows, key=place))
 
 
 def _named(rows: list[Row]) -> tuple[Row, ...]:
-    """Label rows that would read the same by what tells them apart, and give every row a file name of its own."""
+    """Label rows that would read the same by what tells them apart, and give every row a file name of its own.
+
+    Where a bank has other strengths than 1, an ε does not tell its rows from another bank's.
+    """
     named: list[Row] = []
     taken: Counter[str] = Counter()
+    banks = bank_names(rows)
+    scaled = {row.label for row in rows if row.facts.strength != 1}
     for row in rows:
-        alike = [other for other in rows if (other.label, other.epsilon) == (row.label, row.epsilon)]
+        alike = [
+            other
+            for other in rows
+            if other.label == row.label and (row.label in scaled or other.epsilon == row.epsilon)
+        ]
         differ = [key for key in _TELLS_APART if len({getattr(other.facts, key) for other in alike}) > 1]
-        extra = " ".join(_short(key, getattr(row.facts, key)) for key in differ)
+        extra = " ".join(_short(key, row.facts, banks) for key in differ)
         label = f"{row.label} ({extra})" if extra else row.label
         slug = re.sub(r"[^A-Za-z0-9._]+", "-", f"{label[:_LONGEST]}-eps{row.epsilon}").strip("-")
         taken[slug.casefold()] += 1  # some file systems know no case
@@ -150,7 +179,17 @@ def _named(rows: list[Row]) -> tuple[Row, ...]:
     return tuple(named)
 
 
-def _short(key: str, value: str) -> str:
+def bank_names(rows: Sequence[Row]) -> dict[str, str]:
+    """Name each bank, by its hash, after its file, or after its hash where several have that name."""
+    files = {row.facts.bank_hash: PurePath(row.facts.bank).name.removesuffix(".safetensors") for row in rows}
+    taken = Counter(files.values())
+    return {key: name if taken[name] == 1 else short_hash(key) for key, name in files.items()}
+
+
+def _short(key: str, facts: Summary, banks: Mapping[str, str]) -> str:
+    if key == "bank_hash":
+        return f"bank {banks[facts.bank_hash]}"
+    value = getattr(facts, key)
     return f"{key.removesuffix('_hash')} {short_hash(value)}" if key.endswith("_hash") else value
 
 

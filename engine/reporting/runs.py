@@ -34,6 +34,8 @@ def read_run(directory: Path) -> RunFolder:
         raise InputError(f"{directory}: RUN folder not found; give a folder that gfo-eval --out wrote")
     if not file.is_file() and (directory / STORE).is_dir():
         raise InputError(f"{directory}: summary.json is missing, the evaluation did not end; rerun the same gfo-eval")
+    if not file.is_file() and any(directory.glob(f"*/{SUMMARY_FILE}")):
+        raise InputError(f"{directory}: not a RUN, it holds several; give these, as {directory}/*")
     if not file.is_file():
         raise InputError(f"{directory}: not a RUN, it has no summary.json; give a folder that gfo-eval --out wrote")
     try:

@@ -17,7 +17,7 @@ from rich.text import Text
 from ...export.files import atomic_path
 from ..evaluation.results import RatioName
 from ..names import csv_cell, latex_text, markdown_cell, terminal_cell, visible
-from .rows import DASH, SPLITS, Estimate, Measure, Row
+from .rows import DASH, SPLITS, Estimate, Measure, Row, ratio_of
 
 SOURCE: Final = "Wu et al., CVPR 2020, supplementary material, Tables S1 and S2; 100 random ImageNet classes"
 SOURCE_WEIGHTS: Final = "IMAGENET1K_V1"
@@ -45,6 +45,10 @@ _CONTROLS_LEGEND: Final = (
     "to the wrong classes. Fooling rate: of the pictures right when clean, the share that the matched occluder turns "
     "wrong. Largest wrong label share: of the wrong matched answers of a class, the share of the most frequent label, "
     "averaged over classes."
+)
+_PRESERVED_LEGEND: Final = (
+    " Preserved classes: training preserved the answers to pictures of them; never preserved: the other classes "
+    "evaluated. Both without an occluder's own class."
 )
 
 
@@ -138,7 +142,7 @@ def _accuracies(name: str, measure: str, meaning: str, rows: Sequence[Row]) -> T
     for index, row in enumerate(rows):
         numbers = (
             *(row.estimate(split, attrgetter(key)) for key, split in cells),
-            row.estimate("val", lambda summary: summary.ratios[ratio]),
+            row.estimate("val", ratio_of(ratio)),
         )
         facts = {**_facts(row), **row.fit("train")}
         lines.append(Line((row.label, row.epsilon), numbers, (row.covers("train"),), facts))
@@ -158,7 +162,7 @@ def _source_line(model: str, measure: str) -> Line:
 
 
 def _facts(row: Row) -> dict[str, Any]:
-    keys = ("weights", "weights_hash", "bank_hash", "epsilon", "norm", "engine", "precision")
+    keys = ("weights", "weights_hash", "bank_hash", "strength", "epsilon", "norm", "engine", "precision")
     return {"origin": "measured", **{key: getattr(row.facts, key) for key in keys}}
 
 
@@ -167,13 +171,21 @@ def _controls(rows: Sequence[Row]) -> Table:
     if any(row.estimate(split, lambda s: s.clean_other) for row in rows for split in row.runs):
         columns["clean, other classes"] = lambda s: s.clean_other
         columns["unmatched, other classes"] = lambda s: s.unmatched_other
+    preserving = any(run.summary.preserved_classes for row in rows for run in row.runs.values())
+    if preserving:
+        for which, words in (("preserved", "preserved classes"), ("unseen", "never preserved")):
+            columns[f"clean, {words}"] = attrgetter(f"clean_{which}")
+            columns[f"unmatched, {words}"] = attrgetter(f"unmatched_{which}")
+            name: RatioName = "unmatched_preserved/clean" if which == "preserved" else "unmatched_unseen/clean"
+            columns[f"unmatched/clean, {words}"] = ratio_of(name)
     columns["fooling rate"] = lambda s: s.fooling_rate
     columns["largest wrong label share"] = lambda s: s.largest_wrong_label_share
     lines = tuple(
         _control_line(row, split, columns.values()) for row in rows for split in ("val", "train") if split in row.runs
     )
     tails = ("pictures read", "quarantined")
-    return Table("controls", "Controls", _CONTROLS_LEGEND, ("model", "ε", "split"), tuple(columns), tails, lines)
+    legend = _CONTROLS_LEGEND + (_PRESERVED_LEGEND if preserving else "")
+    return Table("controls", "Controls", legend, ("model", "ε", "split"), tuple(columns), tails, lines)
 
 
 def _control_line(row: Row, split: str, columns: Iterable[Measure]) -> Line:

@@ -310,6 +310,16 @@ def test_figure_blocks_of_a_run_of_an_artefact_show_the_occluders_inside_it(
         figure_blocks(read_run(run), classes=1, pictures=1)
 
 
+def test_figure_blocks_show_the_occluders_at_the_strength_of_the_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 1)
+    bank = OccluderBank.load(summary_of(run)["bank"])
+    edited(run, strength=0.5, epsilon=4.0)
+    (block,) = figure_blocks(read_run(run), classes=1, pictures=1)
+    assert block.factor == pytest.approx(127.5 / 4)
+    wanted = np.clip(block.pictures[0].clean + 0.5 * bank.occluders[0].numpy(), 0, 255)
+    np.testing.assert_array_equal(block.pictures[0].occluded, wanted)
+
+
 def test_a_missing_split_is_a_dash_and_an_empty_csv_cell(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 3, unmatched=None, ratios={"matched/clean": None, "unmatched/clean": None})
     files = report([run], tmp_path / "out", figure_classes=1, figure_pictures=1)
@@ -329,6 +339,35 @@ def test_other_classes_get_columns_of_their_own(tmp_path: Path) -> None:
     files = report([run], tmp_path / "out", figure_classes=1, figure_pictures=1)
     table = Page(files.page).tables["controls"]
     assert [table[1][table[0].index(f"{name}, other classes")] for name in ("clean", "unmatched")] == ["0.4321"] * 2
+
+
+def test_preserved_classes_get_columns_of_their_own_and_marks(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    cells = {
+        f"{what}_{which}": estimate(rng, "accuracy")
+        for what in ("clean", "unmatched")
+        for which in ("preserved", "unseen")
+    }
+    names = ("matched", "unmatched", "unmatched_preserved", "unmatched_unseen")
+    ratios = {f"{name}/clean": estimate(rng, "value", pictured=False) for name in names}
+    fit = {"unseen": 10, "fitted": 0, "held_out": 0, "preserved": 6}
+    runs = [make_run(tmp_path / "run", 3, ratios=ratios, preserved_classes=[2, 800], fit=fit)]
+    edited(runs[0], **cells)
+    runs.append(make_run(tmp_path / "older", 4, epsilon=2.0))
+    files = report(runs, tmp_path / "out", figure_classes=1, figure_pictures=1)
+    shown = Page(files.page)
+    head, older, line = shown.tables["controls"]
+    for which, words in (("preserved", "preserved classes"), ("unseen", "never preserved")):
+        for what in ("clean", "unmatched"):
+            place = head.index(f"{what}, {words}")
+            assert line[place].startswith(f"{cells[f'{what}_{which}']['accuracy']:.4f} [")
+            assert older[place] == "–"
+        place = head.index(f"unmatched/clean, {words}")
+        assert line[place].startswith(f"{ratios[f'unmatched_{which}/clean']['value']:.4f} [")
+    assert "6 preserved, 10 unseen" in shown.text
+    assert "6 val pictures were used for fitting, choosing or preserving" in shown.text
+    assert shown.text.count("† marks classes of which training preserved pictures") == 1
+    assert "2 classes preserved" in shown.text
 
 
 # The supplementary's numbers: clean train, clean test, matched (or unmatched) train, test.
@@ -382,6 +421,37 @@ def test_two_epsilons_make_a_curve(tmp_path: Path) -> None:
     files = report(runs, tmp_path / "out", figure_classes=1, figure_pictures=1)
     assert [row[1] for row in Page(files.page).tables["S1"][1:]] == ["2.5", "8"]
     assert [figure.name for figure in files.figures if "trade-off" in figure.name] == ["trade-off-m-eps2.5.png"]
+
+
+def test_strengths_of_several_banks_are_rows_of_their_own(tmp_path: Path) -> None:
+    marks = {"0.2": None, "0.3": estimate(np.random.default_rng(7), "value", pictured=False), "0.4": None}
+    frontier = {"strengths": [0.5, 1.0], "unmatched": marks, "unmatched_unseen": marks}
+    runs, scaled = list[Path](), {}
+    for bank in (8.0, 6.0):
+        for strength in (1.0, 0.75):
+            runs.append(make_run(tmp_path / f"{bank:g} {strength:g}", len(runs), epsilon=bank))
+            edited(runs[-1], strength=strength, epsilon=strength * bank, frontier=frontier)
+            scaled[runs[-1]] = summary_of(runs[-1])["matched"]["accuracy"]
+    files = report(runs, tmp_path / "out", figure_classes=1, figure_pictures=1)
+    rows = [row[:2] for row in Page(files.page).tables["S1"][1:]]
+    assert rows == [
+        ["m (bank bank-6)", "4.5 (strength 0.75)"],
+        ["m (bank bank-6)", "6"],
+        ["m (bank bank-8)", "6 (strength 0.75)"],
+        ["m (bank bank-8)", "8"],
+    ]
+    frame = pd.read_csv(tmp_path / "out/tables/S1.csv")
+    assert frame["strength"].tolist() == [0.75, 1.0, 0.75, 1.0]
+    assert frame["matched_test"].tolist() == [scaled[runs[i]] for i in (3, 2, 1, 0)]
+    drawn = [figure.name for figure in files.figures if "S1" not in figure.name and "matrix" not in figure.name]
+    # The two as trained, then each over its strengths; one frontier for both.
+    assert drawn == [
+        "trade-off-m-bank-bank-6-eps6.png",
+        "trade-off-m-bank-bank-6-eps4.5-strength-0.75.png",
+        "trade-off-m-bank-bank-8-eps6-strength-0.75.png",
+        "frontier-m-bank-bank-6-eps4.5-strength-0.75.png",
+    ]
+    assert len(set(files.figures)) == len(files.figures)
 
 
 def test_names_are_text_in_every_file(tmp_path: Path) -> None:
@@ -559,8 +629,10 @@ def test_a_folder_that_is_no_run_and_bad_options(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     run = make_run(tmp_path / "run", 1)
+    (tmp_path / "empty").mkdir()
     for arguments, message in (
-        ([str(tmp_path)], "not a RUN, it has no summary.json"),
+        ([str(tmp_path / "empty")], "not a RUN, it has no summary.json"),
+        ([str(tmp_path)], f"not a RUN, it holds several; give these, as {tmp_path}/*"),
         ([str(run), "--figure-classes", "0"], "figure-classes"),
         ([], "RUN"),
     ):
