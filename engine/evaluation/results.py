@@ -39,7 +39,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Ratio:
+class Ratio(Record):
     """One accuracy over another, from the same pictures (paired bootstrap)."""
 
     value: float
