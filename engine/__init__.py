@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .progress import TerminalProgress
     from .reporting import ReportFiles, report
     from .training.config import TrainConfig
+    from .training.preserve import PreserveConfig
     from .training.train import train
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "EngineChoice",
     "EvaluationConfig",
     "ParityConfig",
+    "PreserveConfig",
     "ReportFiles",
     "Summary",
     "TerminalProgress",
@@ -43,6 +45,7 @@ _HOMES = {
     "EngineChoice": "engines.choice",
     "EvaluationConfig": "evaluation.config",
     "ParityConfig": "parity.checked_export",
+    "PreserveConfig": "training.preserve",
     "ReportFiles": "reporting",
     "Summary": "evaluation.summary",
     "TerminalProgress": "progress",
