@@ -113,6 +113,9 @@ def evaluate_strengths(
         run, columns = _run(engine, source, (held, where), folders, data, config), _rows(held)
         rows = scaled_rows(held, config.strengths, config.seed) if isinstance(held, OccluderBank) else None
         del held  # of 1,000 classes it takes 600 MB
+        if rows is not None:
+            load_rows(engine, rows, config.strengths)
+        del rows
         stores = _open_stores(places, run, pictures, columns)
         of_model = (unchecked, subject.doubt, subject.preprocessing.doubt)
         of_data = (beside_the_classes(data), mapped_elsewhere(data, folders, subject.num_classes))
@@ -121,9 +124,6 @@ def evaluate_strengths(
         why = f"{engine.reason}; {engine.how}"
         progress.say(f"engine {engine.name} on {engine.device}, {engine.precision}: {why}")
         progress.say(f"loader {source.name}: {source.how}")
-        if rows is not None:
-            load_rows(engine, rows, config.strengths)
-            del rows
         todo = [to_do(store, config.shard, data.files) for store in stores]
         if changed := max(one.changed for one in todo):
             progress.say(f"evaluating again the blocks of pictures that have changed since ({changed})")
@@ -142,18 +142,15 @@ def evaluate_strengths(
             files=data.files,
             progress=progress,
         )
-    speeds = [
-        _speed(place, seconds, pairs if one.pending else 0) for place, one in zip(places.values(), todo, strict=True)
-    ]
+    worked = zip(places.values(), todo, strict=True)
+    speeds = [_speed(place, seconds, pairs if one.pending else 0) for place, one in worked]
     summaries = _summaries(stores, speeds)
+    first = summaries[0]
     if all(summary.complete for summary in summaries):  # otherwise other workers' shards are not done
-        refuse_quarantined(
-            stores[0], summaries[0].quarantined, config.max_quarantined
-        )  # each worker has counted its own
+        refuse_quarantined(stores[0], first.quarantined, config.max_quarantined)  # each worker has counted its own
         for place, summary in zip(places.values(), summaries, strict=True):
             summary.write(place)
-        clean = summaries[0].clean
-        if clean and (line := accuracy_doubt(clean.accuracy, subject.num_classes, subject.accuracy)):
+        if (clean := first.clean) and (line := accuracy_doubt(clean.accuracy, subject.num_classes, subject.accuracy)):
             progress.say(line)
     return dict(zip(places, summaries, strict=True))
 
