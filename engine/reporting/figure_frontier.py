@@ -92,7 +92,7 @@ def frontier_figure(lines: Sequence[Line]) -> Figure:
             points = line.points("unmatched_unseen/clean")
             _line(axis, points, f"{place}--", colour, f"{label}, classes never preserved")
         for j, (_, marks) in enumerate(line.marks()):
-            _marks(axis, marks, colour, aside=(2 * i + j - len(lines) + 0.5) * 0.003)
+            _marks(axis, marks, colour, aside=(2 * i + j - len(lines) + 0.5) * 0.006)
     _source(axis, lines)
     for mark in (0.2, 0.3, 0.4):
         axis.axvline(mark, color="#dddddd", linewidth=0.8, zorder=0)

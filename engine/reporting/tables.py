@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
@@ -47,8 +47,8 @@ _CONTROLS_LEGEND: Final = (
     "averaged over classes."
 )
 _PRESERVED_LEGEND: Final = (
-    " Preserved classes: training preserved the answers to pictures of them; never preserved: the other classes "
-    "evaluated. Both without an occluder's own class."
+    "Preserved: classes of which training preserved pictures; never preserved: the other classes evaluated, the bank's "
+    "own among them. Each occluder on those that are not its own."
 )
 
 
@@ -107,7 +107,7 @@ class Table:
         for column in (*self.heads, *self.columns, *self.tails):
             table.add_column(column, justify="right" if column in self.columns else "left", overflow="fold")
         for column in table.columns:  # two short lines rather than one wide column
-            column.header = str(column.header).replace("/clean ", "\n/clean ").replace(" label ", " label\n")
+            column.header = re.sub("/clean(?=[ ,])", "\n/clean", str(column.header)).replace(" label ", " label\n")
         for line in self.lines:
             numbers = (_shown(cell).replace(" [", "\n[") for cell in line.cells)
             table.add_row(*map(terminal_cell, line.heads), *map(Text, numbers), *map(terminal_cell, line.tails))
@@ -127,10 +127,11 @@ def comparable(row: Row) -> bool:
 
 
 def build(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """Build Tables S1 and S2 and the controls."""
+    """Build Tables S1 and S2, the controls, and where a bank preserved classes, a table of these and of the others."""
     s1 = _accuracies("S1", "matched", "each occluder on pictures of its own class", rows)
     s2 = _accuracies("S2", "unmatched", "each occluder on pictures of the bank's other classes", rows)
-    return s1, s2, _controls(rows)
+    preserving = [row for row in rows if row.facts.preserved_classes]
+    return s1, s2, _controls(rows), *([_preserved(preserving)] if preserving else [])
 
 
 def _accuracies(name: str, measure: str, meaning: str, rows: Sequence[Row]) -> Table:
@@ -171,21 +172,26 @@ def _controls(rows: Sequence[Row]) -> Table:
     if any(row.estimate(split, lambda s: s.clean_other) for row in rows for split in row.runs):
         columns["clean, other classes"] = lambda s: s.clean_other
         columns["unmatched, other classes"] = lambda s: s.unmatched_other
-    preserving = any(run.summary.preserved_classes for row in rows for run in row.runs.values())
-    if preserving:
-        for which, words in (("preserved", "preserved classes"), ("unseen", "never preserved")):
-            columns[f"clean, {words}"] = attrgetter(f"clean_{which}")
-            columns[f"unmatched, {words}"] = attrgetter(f"unmatched_{which}")
-            name: RatioName = "unmatched_preserved/clean" if which == "preserved" else "unmatched_unseen/clean"
-            columns[f"unmatched/clean, {words}"] = ratio_of(name)
     columns["fooling rate"] = lambda s: s.fooling_rate
     columns["largest wrong label share"] = lambda s: s.largest_wrong_label_share
     lines = tuple(
         _control_line(row, split, columns.values()) for row in rows for split in ("val", "train") if split in row.runs
     )
     tails = ("pictures read", "quarantined")
-    legend = _CONTROLS_LEGEND + (_PRESERVED_LEGEND if preserving else "")
-    return Table("controls", "Controls", legend, ("model", "ε", "split"), tuple(columns), tails, lines)
+    return Table("controls", "Controls", _CONTROLS_LEGEND, ("model", "ε", "split"), tuple(columns), tails, lines)
+
+
+def _preserved(rows: Sequence[Row]) -> Table:
+    columns: dict[str, Measure] = {}
+    ratios: tuple[RatioName, ...] = ("unmatched_preserved/clean", "unmatched_unseen/clean")
+    for which, words, ratio in zip(("preserved", "unseen"), ("preserved", "never preserved"), ratios, strict=True):
+        columns[f"clean, {words}"] = attrgetter(f"clean_{which}")
+        columns[f"unmatched, {words}"] = attrgetter(f"unmatched_{which}")
+        columns[f"unmatched/clean, {words}"] = ratio_of(ratio)
+    title = "Unmatched on classes that training preserved, and on those that it never did"
+    found = [(row, split) for row in rows for split in ("val", "train") if split in row.runs]
+    lines = tuple(replace(_control_line(row, split, columns.values()), tails=()) for row, split in found)
+    return Table("preserved", title, _PRESERVED_LEGEND, ("model", "ε", "split"), tuple(columns), (), lines)
 
 
 def _control_line(row: Row, split: str, columns: Iterable[Measure]) -> Line:
