@@ -53,8 +53,9 @@ def test_files_hold_the_same_as_the_result(result: DemoResult, out: Path, name: 
 
 def test_splits_are_what_they_say(result: DemoResult):
     for summaries in result.summaries.values():
-        assert summaries["val"].to_dict()["fit"] == {"unseen": 500, "fitted": 0, "held_out": 0}
-        assert summaries["train"].to_dict()["fit"] == {"unseen": 0, "fitted": 1297, "held_out": 0}
+        assert summaries["val"].to_dict()["fit"] == {"unseen": 500, "fitted": 0, "held_out": 0, "preserved": 0}
+        fit = {"unseen": 0, "fitted": 1297, "held_out": 0, "preserved": 0}
+        assert summaries["train"].to_dict()["fit"] == fit
 
 
 def test_summary_table_shows_the_summaries(result: DemoResult):
