@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import sys
 import tomllib
@@ -41,6 +42,8 @@ from ..export.records import STRICT, read_record
 
 Options = dict[str, Any]
 _BANK = "bank.safetensors"
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_OWN = ("out", "seed", "strength", "occluders")
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,14 @@ def read_sweep(path: Path, data: str) -> Sweep:
     except (TypeError, ValueError) as error:  # dates
         raise InputError(f"{path}: {error}; use texts, numbers, lists and true") from error
     escaped = json.dumps(data)[1:-1]
-    return read_record(Sweep, text.replace("{data}", escaped), path, "see the sweeps in docs/sweeps")
+    sweep = read_record(Sweep, text.replace("{data}", escaped), path, "see the sweeps in docs/sweeps")
+    for name in (*sweep.experiments, *sweep.evaluations):
+        if not _NAME.fullmatch(name):
+            raise InputError(f"{path}: {name!r} is the name of a folder; use letters, digits, - and _")
+    for options in (sweep.model, sweep.train, *sweep.experiments.values(), *sweep.evaluations.values()):
+        if own := next((key for key in options if key.replace("-", "_") in _OWN), None):
+            raise InputError(f"{path}: {own} is set by the sweep itself; leave it out")
+    return sweep
 
 
 def words(*options: Mapping[str, Any]) -> list[str]:

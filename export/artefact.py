@@ -217,7 +217,7 @@ class Export:
         written = layout().write(graph, folder, classifier, config)
         names = list(written.files)
         if embedded is not None:
-            save_tensors(folder / FIT, embedded.used)
+            save_tensors(folder / FIT, embedded.stored_keys)
             names.append(FIT)
         manifest = Manifest(
             format=config.format,

@@ -61,7 +61,7 @@ class OccluderBank(Described):
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all. Raises `OSError`, which names it."""
-        tensors = {"occluders": self.occluders, **self.used}
+        tensors = {"occluders": self.occluders, **self.stored_keys}
         save_tensors(path, tensors, {_METADATA_KEY: self.header.to_json()}, {"occluders": self.hash})
 
     @classmethod

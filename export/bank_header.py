@@ -127,6 +127,11 @@ class Described:
         return {use: getattr(self, use) for use in USES}
 
     @property
+    def stored_keys(self) -> dict[str, Tensor]:
+        """The lists that files hold: an empty `preserved` is left out, which older versions would refuse."""
+        return {use: keys for use, keys in self.used.items() if use != "preserved" or len(keys)}
+
+    @property
     def preserved_classes(self) -> tuple[int, ...]:
         """Classes of which training preserved pictures; empty where it preserved none."""
         return tuple(self.header.objective.get("preserve", {}).get("classes", ()))

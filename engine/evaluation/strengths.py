@@ -16,7 +16,7 @@ from ..engines.base import Engine
 from ..machine import free_memory
 from .config import strength_name
 from .store import STORE
-from .summary import SUMMARY_FILE
+from .summary import SUMMARY_FILE, read_summary
 
 
 def run_folders(out: Path, strengths: Sequence[float]) -> dict[float, Path]:
@@ -38,7 +38,19 @@ def run_folders(out: Path, strengths: Sequence[float]) -> dict[float, Path]:
         raise InputError(
             f"{out}: holds a RUN of strength {strength_name(further[0])}, too; name it, or use another --out"
         )
+    if not several and (together := _together(out)):
+        listed = ",".join(map(strength_name, together))
+        raise InputError(f"{out}: is one of several RUNs; use --strength {listed} --out {out.parent}, or another --out")
     return {strength: out / strength_name(strength) if several else out for strength in strengths}
+
+
+def _together(out: Path) -> Sequence[float]:
+    """Return the strengths that a RUN was evaluated with, whose frontier its summary has; empty for one by itself."""
+    try:
+        frontier = read_summary(out / SUMMARY_FILE).frontier
+    except (InputError, OSError):  # damaged or not there: it is written anew
+        return ()
+    return () if frontier is None else frontier.strengths
 
 
 def _held(out: Path) -> list[float]:

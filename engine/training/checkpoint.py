@@ -57,6 +57,10 @@ class _Begun:
     held_out: list[int]
     preserved: list[int] = field(default_factory=list)  # nothing was, in older ones
 
+    def facts(self) -> dict[str, Any]:
+        """Return the record; where nothing is preserved it is that of older versions, whose parts name its checksum."""
+        return {key: value for key, value in asdict(self).items() if key != "preserved" or value}
+
     def used(self) -> dict[str, Tensor]:
         """Return the keys of the pictures by what they are used for, as `Described.used`."""
         return {use: torch.tensor(getattr(self, use), dtype=torch.int64) for use in USES}
@@ -141,9 +145,9 @@ class Checkpoint:
         else:
             used = {use: keys.tolist() for use, keys in self._keys().items()}
             begun = _Begun(json.loads(self._header.to_json()), choose_precision(), **used)
-            save_record(config, asdict(begun))
+            save_record(config, begun.facts())
         self.precision = begun.precision
-        self._run = checksum(asdict(begun))
+        self._run = checksum(begun.facts())
         # Before any of them is read.
         others = [] if self._preserved is None else self._preserved.stamps()
         self._pictures = {class_id: self._state(class_id, others) for class_id in self._splits}

@@ -100,6 +100,11 @@ class TrainConfig:
             raise InputError(
                 "--objective specific: has nothing to preserve; add --preserve FOLDER, classes or a number of classes"
             )
+        if self.preserve and self.preserve.every and self.preserve.weight != 1 and self.optimizer == "momentum":
+            raise InputError(
+                f"--preserve-weight {self.preserve.weight}: has no effect with --preserve-every and --optimizer "
+                "momentum, which takes steps of one size; leave it out or use adam"
+            )
         for option, value, low, high in (
             ("--epochs", self.epochs, 1, 10**6),
             ("--batch-size", self.batch_size, 1, 10**5),

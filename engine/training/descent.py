@@ -55,7 +55,7 @@ class Descent:
         if not bool(logits.isfinite().all() & gradient.isfinite().all()):
             self.failed += 1
             return None
-        self.failed = 0
+        self.failed = 0 if len(batch.labels) else self.failed  # steps with preserved pictures alone do not redeem it
         still = self.occluders[self.stopped > 0]
         self._optimizer.step(self.occluders, gradient, size, count)  # step and project
         self.occluders[self.stopped > 0] = still  # otherwise the momentum of earlier steps would carry them on

@@ -186,15 +186,16 @@ def _epoch(run: Run, step: Descent, batches: Iterator[Batch], pace: _Pace) -> No
         size = config.step_size(done / (pace.steps * config.epochs))
         wrong = step(batch.to(run.device), size, done + 1)
         if wrong is None:
-            none = not pictures and done + 1 == (pace.epoch + 1) * pace.steps
-            run.skip(done + 1, last=none or step.failed == _MOST_SKIPPED)
+            run.skip(done + 1, last=step.failed == _MOST_SKIPPED)
             pace.advance("")
             continue
         if done == 0:  # the occluders were zeros
             run.first_answers.add(1 - wrong / len(batch.labels), min(len(batch.labels), pace.pictures))
         fooled += wrong
         pictures += len(batch.labels)
-        pace.advance(f"fooling rate {fooled / pictures:.2f}")
+        pace.advance(f"fooling rate {fooled / pictures:.2f}" if pictures else "")
+    if not pictures:
+        run.skip(0, last=True)
 
 
 def _save(run: Run, work: Sequence[ClassPictures], step: Descent, judge: Judge | None) -> None:

@@ -65,6 +65,13 @@ class PreserveConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise InputError("--preserve: name a folder, classes, or a number of classes")
+        twice = next((source for source in self.sources if self.sources.count(source) > 1), None)
+        if twice is not None:
+            raise InputError(f"--preserve {twice}: is named twice; leave one out")
+        if sum(whole_number(source) is not None for source in self.sources) > 1:
+            raise InputError(f"--preserve {' '.join(self.sources)}: give one number of classes")
+        if self.every and self.share != 0.5:
+            raise InputError(f"--preserve-share {self.share}: is not read with --preserve-every; leave one out")
         for option, value, right, expected in (
             ("--preserve-share", self.share, 0 < self.share < 1, "above 0 and below 1"),
             ("--preserve-weight", self.weight, 0 < self.weight <= 1e6, "above 0 and at most 1e+06"),
@@ -267,6 +274,11 @@ def clean_logits(network: OccludedClassifier, images: Tensor, device: torch.devi
             found.append(network(part.to(device), index, torch.zeros_like(index), nothing).float().cpu())
     logits = torch.cat(found)
     if not bool(logits.isfinite().all()):
-        fix = "check the weights" if network.precision == "fp32" else "use bf16 or fp32"
-        raise InputError(f"--precision {network.precision}: logits are not finite; {fix}")
+        raise not_finite(network.precision)
     return logits
+
+
+def not_finite(precision: str) -> InputError:
+    """Return the error for logits that are NaN or infinite: a comparison would take them for wrong answers."""
+    fix = "check the weights" if precision == "fp32" else "use bf16 or fp32"
+    return InputError(f"--precision {precision}: logits are not finite; {fix}")

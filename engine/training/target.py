@@ -15,6 +15,7 @@ from torch import Tensor
 from ...export.occluded import OccludedClassifier
 from .batches import Fitted
 from .descent import Descent
+from .preserve import not_finite
 
 _PARTS = 32  # the strengths that are told apart
 
@@ -92,5 +93,7 @@ class Judge:
             ):
                 index = torch.arange(len(images), device=self._device)
                 logits = self._network(images.to(self._device), index, torch.ones_like(index), occluder[None])
+                if not bool(logits.isfinite().all()):
+                    raise not_finite(self._network.precision)
                 right += int((logits.argmax(dim=1).cpu() == labels).sum())
         return right / len(pictures.labels)

@@ -80,6 +80,11 @@ def test_experiments_are_trained_evaluated_and_taken_up_again(
         (("seeds = [3]", ""), "sweep.toml: seeds: Field required"),
         (("strengths = [0.5, 1.0]", "strengths = [1.0]"), "sweep.toml: strengths: "),
         (("[model]", "[model"), "sweep.toml: not TOML"),
+        (
+            ("[experiments.stronger]", '[experiments."../stronger"]'),
+            "sweep.toml: '../stronger' is the name of a folder",
+        ),
+        (("epsilon = 16", "seed = 7"), "sweep.toml: seed is set by the sweep itself"),
         (("[train]", "[trains]"), "sweep.toml: train"),
         (("epsilon = 8", "epsilon = 2020-01-01"), "sweep.toml: Object of type date is not JSON serializable"),
     ],
@@ -90,7 +95,7 @@ def test_a_wrong_file_is_named(
     text = sweep.read_text()
     assert change[0] in text
     sweep.write_text(text.replace(*change))
-    chosen = ("--experiments", "stronger") if "stronger" in named else ()
+    chosen = ("--experiments", "stronger") if named.startswith("experiment") else ()
     ended = run("sweep", "--file", sweep, "--data", tiny_data, "--out", tmp_path / "out", *chosen)
     assert ended.code == 2
     assert ended.err.splitlines()[-1].startswith("gfo-bench: ")

@@ -286,6 +286,7 @@ def test_an_out_that_holds_another_kind_of_run_is_refused(
         (one, (0.5,), r"epsilon 32\.0, not 4\.0; strength 4\.0, not 0\.5"),
         (several, (4.0,), r"holds the RUNs of --strength 0\.5, 4; name these"),
         (several, (0.5, 2.0), "holds a RUN of strength 4, too"),
+        (several / "4", (4.0,), rf"is one of several RUNs; use --strength 0\.5,4 --out {several}"),
     ):
         with pytest.raises(InputError, match=f"^{re.escape(str(out))}: .*{said}"):
             evaluated(out, *asked)

@@ -338,7 +338,7 @@ def test_only_pictures_that_the_network_gets_right(
             assert int(clean.argmax()) == CLASSES[found[0]]
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 5), st.integers(2, 6), st.integers(0, 10**6))
 def test_the_losses_are_their_formulas(pictures: int, outputs: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
@@ -382,6 +382,13 @@ def test_a_detached_rival_has_no_gradient() -> None:
         (lambda: PreserveConfig(("4",), weight=float("nan")), "--preserve-weight nan: must be above 0"),
         (lambda: PreserveConfig(("4",), pictures=0), "--preserve-pictures 0: must be at least 1"),
         (lambda: PreserveConfig(("4",), every=-1), "--preserve-every -1: must be at least 0"),
+        (lambda: PreserveConfig(("4",), every=2, share=0.25), r"--preserve-share 0\.25: is not read with"),
+        (lambda: PreserveConfig(("a", "a")), "--preserve a: is named twice"),
+        (lambda: PreserveConfig(("4", "5")), "--preserve 4 5: give one number of classes"),
+        (
+            lambda: config("specific", PreserveConfig(("4",), every=2, weight=3.0)),
+            r"--preserve-weight 3\.0: has no effect",
+        ),
         (lambda: config("sink"), "--objective sink: needs --objective-option target=N"),
         (lambda: config("specific", PreserveConfig(("4",)), options={"keep": "l2"}), "keep=l2: .* 'cross-entropy'"),
         (lambda: config("specific", PreserveConfig(("4",)), options={"pairing": -1}), "pairing=-1"),
@@ -576,3 +583,54 @@ def test_a_step_that_is_not_finite_is_skipped_and_several_end_the_training(
     broken |= {calls + 4, calls + 5, calls + 6}
     with pytest.raises(InputError, match="--precision fp32: logits or gradients are not finite; check the weights"):
         train(classifier, DataSpec(data, classes="ant"), tmp_path / "other.st", config("pure", batch_size=2))
+
+
+def test_where_nothing_is_preserved_files_are_those_of_older_versions(
+    classifier: FrozenClassifier, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their parts name the checksum of `config.json`, and they refuse a bank with a tensor that they do not know."""
+    from safetensors import safe_open
+
+    def stopped(*_: Any) -> None:
+        raise _Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Momentum, "step", stopped)
+        with pytest.raises(_Stopped):
+            train(classifier, DataSpec(data, classes="ant"), tmp_path / "bank.st", config("pure"))
+    begun = json.loads((tmp_path / "bank.st.parts" / "config.json").read_text())
+    assert set(begun) == {"header", "precision", "fitted", "held_out", "sha256"}
+    train(classifier, DataSpec(data, classes="ant"), tmp_path / "bank.st", config("pure"))
+    with safe_open(tmp_path / "bank.st", framework="pt") as file:
+        assert set(file.keys()) == {"occluders", "fitted", "held_out", "sha256"}
+
+
+def test_pictures_that_cannot_be_judged_are_no_success(data: Path, tmp_path: Path) -> None:
+    """A NaN logit is never the largest: unnoticed, a class would be at its target, and its occluder zeros."""
+    from gfo.engine.training.target import Judge
+    from gfo.export.occluded import OccludedClassifier
+
+    frozen = FrozenClassifier.from_module(network(), PREPROCESSING)
+    with torch.no_grad():
+        frozen.network[3].bias[2] = float("nan")  # type: ignore[index]
+    judge = Judge(OccludedClassifier(frozen), [Fitted([_pictures_of(SIZE)])], 0.5, torch.device("cpu"), 4)
+    with pytest.raises(InputError, match="logits are not finite; check the weights"):
+        judge.weakest(0, torch.zeros(SIZE, SIZE, 3), 1)
+
+
+def _pictures_of(size: int) -> ClassPictures:
+    return replace(_pictures(0), images=torch.zeros(3, size, size, 3, dtype=torch.uint8))
+
+
+def test_steps_of_preserved_pictures_alone_do_not_redeem_failing_ones(
+    classifier: FrozenClassifier, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gfo.engine.training.objectives.specific import Specific
+
+    def loss(_: Specific, logits: Tensor, labels: Tensor, *, impl: str) -> Tensor:
+        return logits[:, 0] * float("nan")
+
+    monkeypatch.setattr(Specific, "loss", loss)
+    how = config(preserve=PreserveConfig(("2",), wrong=True, every=1))
+    with pytest.raises(InputError, match="not finite; check the weights"):
+        train(classifier, DataSpec(data, classes="ant,dog"), tmp_path / "bank.st", how)
