@@ -105,3 +105,8 @@ def fitting_memory(batch_size: int, device: str, also: str = "") -> Iterator[Non
         raise InputError(
             f"--batch-size {batch_size}: does not fit into the memory of {device}; use a smaller one{also}"
         ) from error
+
+
+def finite_fix(precision: str) -> str:
+    """Return what to do where a network's logits at a precision are not finite, for the end of a message."""
+    return "check the weights" if precision == "fp32" else "use bf16 or fp32"

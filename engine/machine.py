@@ -38,15 +38,6 @@ def peak_rss_mb() -> float | None:
     return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
 
 
-def free_memory() -> int | None:
-    """Return the bytes of memory that a process could still take, as Linux counts them; None where nothing says so."""
-    try:
-        facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-        return 1024 * int(facts["MemAvailable"].split()[0])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory instead of returning it to the system after every step.
 

@@ -29,6 +29,11 @@ over hundreds of steps without a gradient would be scaled up beyond a whole step
 WARPS, BLOCK = 4, 1024
 
 
+def largest_difference(norm: str, size: int) -> float:
+    """Return the radius of the ball that holds every difference of two pictures [size, size, 3], pixel units."""
+    return 255.0 if norm == "linf" else 255.0 * math.sqrt(3) * size
+
+
 # ---- reference
 
 

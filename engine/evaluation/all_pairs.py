@@ -19,7 +19,7 @@ from ...export.errors import InputError
 from ...kernels.score import Score
 from ..data.files import PictureFiles
 from ..data.source import Block, PictureSource, shard_starts
-from ..devices import fitting_memory
+from ..devices import finite_fix, fitting_memory
 from ..engines.base import Engine
 from ..progress import Progress, no_progress
 from .passes import Passes
@@ -230,7 +230,7 @@ def score_block(
         with fitting_memory(passes.pairs, engine.device):
             verdict = engine.score(images, piece // rows, occluders[piece % rows], labels)
         if bool((verdict.prediction < 0).any()):
-            fix = "check the weights" if engine.precision == "fp32" else "use bf16 or fp32"
+            fix = finite_fix(engine.precision)
             raise InputError(
                 f"--precision {engine.precision}: the network returned NaN or infinity on {engine.name}; {fix}"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from torch import Tensor
 from ...export.bank import OccluderBank
 from ...export.bank_header import EmbeddedBank
 from ...export.errors import InputError
+from ...kernels.ball import largest_difference
+from ..data.memory import available
 from ..engines.base import Engine
-from ..machine import free_memory
 from .config import strength_name
 from .store import STORE
 from .summary import SUMMARY_FILE, read_summary
@@ -83,7 +83,7 @@ def check_strengths(bank: OccluderBank | EmbeddedBank, strengths: Sequence[float
             "model with --occluders"
         )
     # ε of the largest difference of two pictures: beyond it every pixel is clamped.
-    largest = 255.0 if bank.norm == "linf" else 255.0 * math.sqrt(3) * size
+    largest = largest_difference(bank.norm, size)
     for strength in strengths:
         if strength != 1 and strength * bank.epsilon > largest:
             raise InputError(
@@ -108,8 +108,8 @@ def scaled_rows(bank: OccluderBank, strengths: Sequence[float], seed: int) -> Te
         They do not fit into the memory.
     """
     count, size = len(bank.occluders) + 1, bank.occluders.shape[1]
-    bytes_needed, free = 4 * len(strengths) * count * size * size * 3, free_memory()
-    if len(strengths) > 1 and free is not None and bytes_needed > free:
+    bytes_needed, free = 4 * len(strengths) * count * size * size * 3, available()
+    if len(strengths) > 1 and bytes_needed > free:
         raise _too_large(strengths, bytes_needed, f"{free / 1e9:.1f} GB of memory are free")
     rows = torch.empty(len(strengths) * count, size, size, 3)
     for strength, part in zip(strengths, rows.split(count), strict=True):

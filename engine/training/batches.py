@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -106,9 +107,14 @@ class Pool:
     labels: Tensor
     clean: Tensor
 
+    @cached_property
+    def answers(self) -> Tensor:
+        """The classes that the network answers without an occluder, int64 [M]."""
+        return self.clean.argmax(dim=1)
+
     def for_class(self, class_id: int) -> Tensor:
         """Return the places of the pictures that the occluder of a class may meet, int64."""
-        others = (self.labels != class_id) & (self.clean.argmax(dim=1) != class_id)
+        others = (self.labels != class_id) & (self.answers != class_id)
         return others.nonzero().squeeze(1)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ...export.classifier import PRECISIONS
 from ...export.errors import InputError
 from ...export.options import read_options
-from ...kernels.ball import NORMS
+from ...kernels.ball import NORMS, largest_difference
 from .objectives import OBJECTIVES
 from .objectives.base import Objective
 from .optimizers import OPTIMIZERS
@@ -96,9 +96,10 @@ class TrainConfig:
         if self.preserve is not None and not objective.preserves:
             others = " or ".join(name for name, kind in OBJECTIVES.by_name().items() if kind.preserves)
             raise InputError(f"--preserve: objective {self.objective} preserves nothing; use --objective {others}")
-        if self.preserve is None and self.objective == "specific":
+        if self.preserve is None and objective.needs_preserved:
             raise InputError(
-                "--objective specific: has nothing to preserve; add --preserve FOLDER, classes or a number of classes"
+                f"--objective {self.objective}: has nothing to preserve; add --preserve FOLDER, classes or a number of "
+                "classes"
             )
         if self.preserve and self.preserve.every and self.preserve.weight != 1 and self.optimizer == "momentum":
             raise InputError(
@@ -119,8 +120,7 @@ class TrainConfig:
 
     def check_epsilon(self, input_size: int) -> None:
         """Raise `InputError` unless ε is above 0 and at most the largest difference of two pictures of that size."""
-        largest = 255.0 if self.norm == "linf" else 255.0 * math.sqrt(3) * input_size
-        _check_range("--epsilon", self.epsilon, math.ulp(0.0), largest)
+        _check_range("--epsilon", self.epsilon, math.ulp(0.0), largest_difference(self.norm, input_size))
 
     def make_objective(self) -> Objective:
         """Make the objective from its options."""

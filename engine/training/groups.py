@@ -13,13 +13,15 @@ from ...export.errors import InputError
 from ...export.occluded import OccludedClassifier
 from ..data.folders import ClassFolder
 from ..data.source import PictureSource
+from ..devices import finite_fix
 from ..doubts import FirstAnswers
 from ..progress import Progress
+from .answers import logits_of
 from .batches import Batch, Batches, ClassPictures, Fitted, Pool, read_class
 from .checkpoint import Checkpoint, EpochState, Splits
 from .config import TrainConfig
 from .descent import Descent
-from .preserve import Preserved, clean_logits, read_pool
+from .preserve import Preserved, read_pool
 from .target import Judge
 
 _MOST_SKIPPED = 3  # steps in a row
@@ -45,9 +47,8 @@ class Run:
         found = read_class(folder, self.splits[folder.class_id][0], self.source)
         if not self.config.correct_only:
             return found
-        right = (
-            clean_logits(self.network, found.images, self.device, self.config.batch_size).argmax(1) == folder.class_id
-        )
+        clean = logits_of(self.network, found.images, self.device, self.config.batch_size)
+        right = clean.argmax(dim=1) == folder.class_id
         if not bool(right.any()):
             raise InputError(
                 f"--correct-only: the network gets none of the {len(right)} pictures of {folder.folder} right; check "
@@ -59,8 +60,7 @@ class Run:
         """Say that step number `count` is skipped, or raise `InputError` if it is the `last` that may be."""
         what = f"--precision {self.network.precision}: logits or gradients are not finite"
         if last:
-            fix = "check the weights" if self.network.precision == "fp32" else "use bf16 or fp32"
-            raise InputError(f"{what}; {fix}")
+            raise InputError(f"{what}; {finite_fix(self.network.precision)}")
         self.say(f"{what}; step {count} is skipped")
 
     def judge(self, work: Sequence[ClassPictures], fitted: Sequence[Fitted]) -> Judge | None:

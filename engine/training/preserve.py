@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ...export.errors import InputError
 from ...export.occluded import OccludedClassifier
@@ -22,6 +21,7 @@ from ...export.preprocessing import Preprocessing
 from ..data.folders import ClassFolder, list_classes
 from ..data.loading import open_source
 from ..data.spec import DataSpec
+from .answers import logits_of
 from .batches import ClassPictures, Pool, read_class
 
 OWN = "classes"
@@ -234,7 +234,7 @@ def read_pool(
         read += [read_class(folder, folder.paths, source) for folder in folders]
     images = torch.cat([pictures.images for pictures in read])
     labels = torch.cat([torch.full((len(p.images),), p.folder.class_id) for p in read])
-    clean = clean_logits(network, images, device, batch_size)
+    clean = logits_of(network, images, device, batch_size)
     unreadable = [u for pictures in read for u in pictures.unreadable]
     if unreadable:
         first = unreadable[0].path
@@ -256,29 +256,3 @@ def read_pool(
             "are of that class, or the network takes them for it; name others"
         )
     return pool
-
-
-def clean_logits(network: OccludedClassifier, images: Tensor, device: torch.device, batch_size: int) -> Tensor:
-    """Return what the network answers to pictures uint8 [M, S, S, 3] without an occluder, float32 [M, C] on the CPU.
-
-    Raises
-    ------
-    InputError
-        The logits are not finite.
-    """
-    nothing = torch.zeros(0, *images.shape[1:], device=device)
-    found: list[Tensor] = []
-    with torch.no_grad():
-        for part in images.split(batch_size):
-            index = torch.arange(len(part), device=device)
-            found.append(network(part.to(device), index, torch.zeros_like(index), nothing).float().cpu())
-    logits = torch.cat(found)
-    if not bool(logits.isfinite().all()):
-        raise not_finite(network.precision)
-    return logits
-
-
-def not_finite(precision: str) -> InputError:
-    """Return the error for logits that are NaN or infinite: a comparison would take them for wrong answers."""
-    fix = "check the weights" if precision == "fp32" else "use bf16 or fp32"
-    return InputError(f"--precision {precision}: logits are not finite; {fix}")

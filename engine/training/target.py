@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ...export.occluded import OccludedClassifier
+from .answers import logits_of
 from .batches import Fitted
 from .descent import Descent
-from .preserve import not_finite
 
 _PARTS = 32  # the strengths that are told apart
 
@@ -86,14 +86,5 @@ class Judge:
 
     def _accuracy(self, row: int, occluder: Tensor) -> float:
         pictures = self._pictures[row]
-        right = 0
-        with torch.no_grad():
-            for images, labels in zip(
-                pictures.images.split(self._batch_size), pictures.labels.split(self._batch_size), strict=True
-            ):
-                index = torch.arange(len(images), device=self._device)
-                logits = self._network(images.to(self._device), index, torch.ones_like(index), occluder[None])
-                if not bool(logits.isfinite().all()):
-                    raise not_finite(self._network.precision)
-                right += int((logits.argmax(dim=1).cpu() == labels).sum())
-        return right / len(pictures.labels)
+        logits = logits_of(self._network, pictures.images, self._device, self._batch_size, occluder)
+        return int((logits.argmax(dim=1) == pictures.labels).sum()) / len(pictures.labels)

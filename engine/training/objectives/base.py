@@ -20,6 +20,8 @@ class Objective(ABC):
         Whether one occluder serves all classes; every row of the bank is then the same.
     preserves
         Whether it takes pictures of other classes, whose answers are to stay; see `preserving_loss`.
+    needs_preserved
+        Whether it makes no sense without them.
     Options
         Frozen dataclass of the options that the objective is made from. Every field has a default, and a text for
         `gfo-doctor` as its metadata `help`; values that `__post_init__` refuses are an `InputError`.
@@ -28,6 +30,7 @@ class Objective(ABC):
     name: ClassVar[str]
     shared: ClassVar[bool] = False
     preserves: ClassVar[bool] = False
+    needs_preserved: ClassVar[bool] = False
     Options: ClassVar[type[Any]]
 
     @abstractmethod

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ....export.errors import InputError
 from .base import Objective
+from .pure import Pure
 
 
 def margin(logits: Tensor, labels: Tensor, *, detach_rival: bool = False) -> Tensor:
@@ -21,13 +22,13 @@ def margin(logits: Tensor, labels: Tensor, *, detach_rival: bool = False) -> Ten
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreservingOptions:
+class PreservingOptions(Pure.Options):
     """Options of objectives that preserve.
 
     Attributes
     ----------
     kappa
-        Confidence κ of the margins in logit units, 0 … 1e6: pictures that are past it have no gradient.
+        As of `pure`, for every margin.
     detach_rival
         Whether the strongest rival's logit has no gradient, as in the published code of DT-UAP.
     keep
@@ -37,9 +38,6 @@ class PreservingOptions:
         Weight λ ≥ 0 of the mean squared difference from the clean logits, added to that.
     """
 
-    kappa: float = field(
-        default=10.0, metadata={"help": "confidence of the margins in logit units: pictures past it do not count"}
-    )
     detach_rival: bool = field(default=False, metadata={"help": "give the strongest rival's logit no gradient"})
     keep: Literal["cross-entropy", "kl", "margin"] = field(
         default="cross-entropy", metadata={"help": "loss of preserved pictures: cross-entropy, kl or margin"}
@@ -49,8 +47,7 @@ class PreservingOptions:
     )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.kappa <= 1e6:
-            raise InputError(f"--kappa {self.kappa}: must be at least 0 and at most 1e+06")
+        super().__post_init__()
         if not 0 <= self.pairing <= 1e6:
             raise InputError(f"--objective-option pairing={self.pairing}: must be at least 0 and at most 1e+06")
 

@@ -17,6 +17,7 @@ class Specific(Preserving):
     """
 
     name = "specific"
+    needs_preserved = True
     Options = PreservingOptions
     formula = "carlini-wagner-margin"
 

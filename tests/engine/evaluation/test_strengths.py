@@ -210,9 +210,9 @@ def test_what_does_not_fit_into_the_memory_is_refused(
     make_bank: Callable[..., OccluderBank], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = 2 * 4 * 16 * 16 * 3 * 4
-    monkeypatch.setattr(strengths, "free_memory", lambda: needed)
+    monkeypatch.setattr(strengths, "available", lambda: needed)
     assert scaled_rows(make_bank(), (0.5, 1.0), 0).nbytes == needed
-    monkeypatch.setattr(strengths, "free_memory", lambda: needed - 1)
+    monkeypatch.setattr(strengths, "available", lambda: needed - 1)
     with pytest.raises(InputError, match=r"--strength 0\.5,1: the bank at these strengths takes .* give fewer"):
         scaled_rows(make_bank(), (0.5, 1.0), 0)
     assert len(scaled_rows(make_bank(), (0.5,), 0)) == 4

@@ -1,0 +1,40 @@
+"""What the frozen network answers to many pictures, clean or under one occluder, without gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...export.errors import InputError
+from ...export.occluded import OccludedClassifier
+from ..devices import finite_fix
+
+
+def logits_of(
+    network: OccludedClassifier, images: Tensor, device: torch.device, batch_size: int, occluder: Tensor | None = None
+) -> Tensor:
+    """Return the network's logits for pictures, float32 [M, C] on the CPU.
+
+    Parameters
+    ----------
+    images
+        uint8 [M, S, S, 3].
+    occluder
+        float32 [S, S, 3] in pixel units, on `device`; None means without an occluder.
+
+    Raises
+    ------
+    InputError
+        The logits are not finite: a comparison would take them for wrong answers.
+    """
+    bank = torch.zeros(0, *images.shape[1:], device=device) if occluder is None else occluder[None]
+    found: list[Tensor] = []
+    with torch.no_grad():
+        for part in images.split(batch_size):
+            index = torch.arange(len(part), device=device)
+            occluders = torch.full_like(index, len(bank))  # 0 is clean, 1 the only one
+            found.append(network(part.to(device), index, occluders, bank).float().cpu())
+    logits = torch.cat(found)
+    if not bool(logits.isfinite().all()):
+        raise InputError(f"--precision {network.precision}: logits are not finite; {finite_fix(network.precision)}")
+    return logits
