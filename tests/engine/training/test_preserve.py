@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from gfo.engine.training.batches import Batch, Batches, ClassPictures, Fitted, P
 from gfo.engine.training.config import TrainConfig
 from gfo.engine.training.objectives import OBJECTIVES
 from gfo.engine.training.objectives.preserving import margin
-from gfo.engine.training.optimizers.momentum import Momentum
 from gfo.engine.training.preserve import PreserveConfig
 from gfo.engine.training.train import train
 from gfo.export.bank import OccluderBank, picture_key
@@ -34,6 +34,7 @@ from gfo.export.preprocessing import Preprocessing
 
 SIZE, OUTPUTS, PICTURES, KAPPA = 8, 5, 5, 2.0
 PREPROCESSING = Preprocessing(SIZE, SIZE, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+Killed = Callable[..., AbstractContextManager[None]]
 CLASSES = {"ant": 0, "bee": 3, "cat": 1, "dog": 4}
 
 
@@ -67,14 +68,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_classes(tmp_path_factory.mktemp("others"), ("bee", "cat", "dog"), 1)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config(objective: str = "specific", preserve: PreserveConfig | None = None, **changes: Any) -> TrainConfig:
@@ -234,10 +227,6 @@ def test_a_batch_of_preserved_pictures_alone_follows_every_second_one() -> None:
     assert cut.steps == len(sizes)
 
 
-class _Stopped(BaseException):
-    """Stands for a kill at any moment."""
-
-
 @pytest.mark.parametrize(("objective", "steps"), [("specific", 2), ("specific", 13), ("agnostic", 5)])
 def test_a_stopped_run_resumes_to_the_same_bytes_and_pictures_that_change_start_it_over(
     classifier: FrozenClassifier,
@@ -245,6 +234,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes_and_pictures_that_change_start_
     others: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    killed_after: Killed,
     steps: int,
     objective: str,
 ) -> None:
@@ -253,19 +243,8 @@ def test_a_stopped_run_resumes_to_the_same_bytes_and_pictures_that_change_start_
     how, said = config(objective, preserve), list[str]()
     whole, out = (tmp_path / name for name in ("whole.st", "stopped.st"))
     train(classifier, DataSpec(own, classes="ant,cat,dog"), whole, how)
-    left, original = steps, Momentum.step
-
-    def counted(*args: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise _Stopped
-        original(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Momentum, "step", counted)
-        with pytest.raises(_Stopped):
-            train(classifier, DataSpec(own, classes="ant,cat,dog"), out, how)
+    with killed_after(steps):
+        train(classifier, DataSpec(own, classes="ant,cat,dog"), out, how)
     monkeypatch.setattr(type(no_progress), "say", lambda _, line: said.append(line))
     if steps == 13 and objective == "specific":
         Image.new("RGB", (SIZE, SIZE)).save(pool / "train" / "bee" / "bee10.png")
@@ -531,7 +510,7 @@ def test_held_out_pictures_judge_where_there_are_some(classifier: FrozenClassifi
 
 
 def test_a_target_resumes_to_the_same_bytes(
-    classifier: FrozenClassifier, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classifier: FrozenClassifier, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: Killed
 ) -> None:
     how = config("pure", epsilon=12.0, epochs=6, target_accuracy=0.0)
     whole, out, said = tmp_path / "whole.st", tmp_path / "out.st", list[str]()
@@ -539,25 +518,11 @@ def test_a_target_resumes_to_the_same_bytes(
     bank = train(classifier, DataSpec(data), whole, how)
     assert "2 classes are at the target accuracy without an occluder; theirs are zeros" in said
     assert len({reached["epochs"] for reached in bank.header.objective["targets"]}) > 1  # some stop before others
-    left, original = 3, Momentum.step
-
-    def counted(*args: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            left = 3
-            raise _Stopped
-        original(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Momentum, "step", counted)
-        for _ in range(40):
-            if out.exists():
-                break
-            try:
-                train(classifier, DataSpec(data), out, how)
-            except _Stopped:
-                continue
+    for _ in range(40):
+        if out.exists():
+            break
+        with killed_after(3, at_most=True):
+            train(classifier, DataSpec(data), out, how)
     assert out.read_bytes() == whole.read_bytes()
 
 
@@ -586,18 +551,13 @@ def test_a_step_that_is_not_finite_is_skipped_and_several_end_the_training(
 
 
 def test_where_nothing_is_preserved_files_are_those_of_older_versions(
-    classifier: FrozenClassifier, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classifier: FrozenClassifier, data: Path, tmp_path: Path, killed_after: Killed
 ) -> None:
     """Their parts name the checksum of `config.json`, and they refuse a bank with a tensor that they do not know."""
     from safetensors import safe_open
 
-    def stopped(*_: Any) -> None:
-        raise _Stopped
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Momentum, "step", stopped)
-        with pytest.raises(_Stopped):
-            train(classifier, DataSpec(data, classes="ant"), tmp_path / "bank.st", config("pure"))
+    with killed_after(0):
+        train(classifier, DataSpec(data, classes="ant"), tmp_path / "bank.st", config("pure"))
     begun = json.loads((tmp_path / "bank.st.parts" / "config.json").read_text())
     assert set(begun) == {"header", "precision", "fitted", "held_out", "sha256"}
     train(classifier, DataSpec(data, classes="ant"), tmp_path / "bank.st", config("pure"))

@@ -6,7 +6,8 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ CONFIG = TrainConfig(
     objective_options={"kappa": KAPPA},
     precision="fp32",
 )
+Killed = Callable[..., AbstractContextManager[None]]
 EVERY_OPTIMIZER = pytest.mark.parametrize("optimizer", OPTIMIZERS.names)
 
 
@@ -69,15 +71,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(pixels).save(root / "train" / folder / f"{i}.png")
     (root / "classes.json").write_text('{"ant": 0, "bee": 3, "cat": 1}')
     return root
-
-
-@pytest.fixture(autouse=True)
-def few_threads() -> Iterator[None]:
-    """Bit-for-bit tests compare runs on one machine; one thread is enough for pictures of 12 pixels."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def plain_loop(root: Path, folder: str, label: int, config: TrainConfig) -> Tensor:
@@ -171,44 +164,21 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(
     assert banks[0].hash == banks[1].hash != banks[2].hash
 
 
-class _Stopped(BaseException):
-    """Stands for a kill at any moment."""
-
-
-def stop_after(steps: int, patch: pytest.MonkeyPatch) -> None:
-    """Let training be killed in the step after the next `steps`."""
-
-    def counted(original: Callable[..., None]) -> Callable[..., None]:
-        def step(*args: Any) -> None:
-            nonlocal steps
-            steps -= 1
-            if steps < 0:
-                raise _Stopped
-            original(*args)
-
-        return step
-
-    for optimizer in OPTIMIZERS.classes():
-        patch.setattr(optimizer, "step", counted(optimizer.step))
-
-
 @EVERY_OPTIMIZER
 @pytest.mark.parametrize("steps", [1, 5, 6, 7, 10])
 def test_a_stopped_run_resumes_to_the_same_bytes(
     classifier: FrozenClassifier,
     pictures: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    killed_after: Killed,
     steps: int,
     optimizer: str,
 ) -> None:
     config = replace(CONFIG, optimizer=optimizer)
     whole, out = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
     train(classifier, DataSpec(pictures), whole, config)
-    with monkeypatch.context() as patch:
-        stop_after(steps, patch)
-        with pytest.raises(_Stopped):
-            train(classifier, DataSpec(pictures), out, config)
+    with killed_after(steps):
+        train(classifier, DataSpec(pictures), out, config)
     assert not out.exists()
     config = replace(config, precision="auto")  # keeps the precision that it was started with
     train(classifier, DataSpec(pictures), out, config)
@@ -217,14 +187,12 @@ def test_a_stopped_run_resumes_to_the_same_bytes(
 
 
 def test_what_was_begun_before_there_was_a_choice_of_optimizer_goes_on_with_momentum(
-    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, killed_after: Killed
 ) -> None:
     out, adam = tmp_path / "bank.safetensors", replace(CONFIG, optimizer="adam")
     whole = train(classifier, DataSpec(pictures), tmp_path / "whole.safetensors", CONFIG)
-    with monkeypatch.context() as patch:
-        stop_after(5, patch)
-        with pytest.raises(_Stopped):
-            train(classifier, DataSpec(pictures), out, CONFIG)
+    with killed_after(5):
+        train(classifier, DataSpec(pictures), out, CONFIG)
     begun = tmp_path / "bank.safetensors.parts" / "config.json"
     stored = json.loads(begun.read_text())
     del stored["header"]["objective"]["optimizer"]
@@ -245,12 +213,10 @@ def test_what_was_begun_before_there_was_a_choice_of_optimizer_goes_on_with_mome
 
 @pytest.mark.parametrize("lost", ["header", "precision", "fitted", "held_out"])
 def test_a_damaged_record_of_what_was_begun_is_named(
-    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, killed_after: Killed, lost: str
 ) -> None:
-    with monkeypatch.context() as patch:
-        stop_after(1, patch)
-        with pytest.raises(_Stopped):
-            train(classifier, DataSpec(pictures), tmp_path / "bank.st", CONFIG)
+    with killed_after(1):
+        train(classifier, DataSpec(pictures), tmp_path / "bank.st", CONFIG)
     begun = tmp_path / "bank.st.parts" / "config.json"
     stored = {k: v for k, v in json.loads(begun.read_text()).items() if k not in (lost, "sha256")}
     save_record(begun, stored)
@@ -287,14 +253,13 @@ def test_what_no_longer_belongs_to_a_checkpoint_is_made_again(
     pictures: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    killed_after: Killed,
     spoil: Callable[[Path, Path], str],
 ) -> None:
     data, out, said = shutil.copytree(pictures, tmp_path / "data"), tmp_path / "bank.st", list[str]()
     monkeypatch.setattr(type(no_progress), "say", lambda _, line: said.append(line))
-    with monkeypatch.context() as patch:
-        stop_after(8, patch)  # the first two classes are done after 6 steps
-        with pytest.raises(_Stopped):
-            train(classifier, DataSpec(data), out, CONFIG)
+    with killed_after(8):  # the first two classes are done after 6 steps
+        train(classifier, DataSpec(data), out, CONFIG)
     named = spoil(tmp_path / "bank.st.parts", data)
     train(classifier, DataSpec(data), out, CONFIG)
     assert f"{tmp_path / 'bank.st.parts'}/{named}" in said
@@ -303,13 +268,11 @@ def test_what_no_longer_belongs_to_a_checkpoint_is_made_again(
 
 
 def test_parts_without_the_record_of_what_was_begun_are_of_another_training(
-    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classifier: FrozenClassifier, pictures: Path, tmp_path: Path, killed_after: Killed
 ) -> None:
     out, other = tmp_path / "bank.st", replace(CONFIG, seed=4)
-    with monkeypatch.context() as patch:
-        stop_after(8, patch)
-        with pytest.raises(_Stopped):
-            train(classifier, DataSpec(pictures), out, CONFIG)
+    with killed_after(8):
+        train(classifier, DataSpec(pictures), out, CONFIG)
     (tmp_path / "bank.st.parts" / "config.json").unlink()
     train(classifier, DataSpec(pictures), out, other)
     train(classifier, DataSpec(pictures), tmp_path / "whole.st", other)
