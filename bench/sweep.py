@@ -34,7 +34,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, MinLen
 
-from ..engine.evaluation.config import strength_name
+from ..engine.evaluation.config import run_folders, strength_name
 from ..engine.evaluation.results import Marks, Ratio
 from ..engine.evaluation.summary import SUMMARY_FILE, Summary, read_summary
 from ..export.errors import InputError
@@ -180,7 +180,7 @@ class Runner:
             strengths = ",".join(map(strength_name, sweep.strengths))
             how = {"occluders": folder / _BANK, "out": out, "strength": strengths, "seed": seed}
             _call(f"evaluation {evaluation}", "gfo-eval", evaluate.app, words(how, options, sweep.model))
-            strongest = out / strength_name(max(sweep.strengths))
+            strongest = run_folders(out, sweep.strengths)[max(sweep.strengths)]
             yield _row(read_summary(strongest / SUMMARY_FILE), name, evaluation, seed, training)
 
 

@@ -82,9 +82,8 @@ class RunOptions(options.Group):
 @options.command(app)
 def evaluate(subject: SubjectOptions, data: SelectionOptions, engine: options.EngineOptions, run: RunOptions) -> None:
     """Evaluate all pairs of DATA/SPLIT. Finished blocks are kept; the same command resumes."""
-    from ..evaluation.config import EvaluationConfig
+    from ..evaluation.config import EvaluationConfig, run_folders
     from ..evaluation.evaluate import evaluate_strengths
-    from ..evaluation.strengths import run_folders
     from ..progress import TerminalProgress
 
     config = EvaluationConfig(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ...export.errors import InputError
 from ..engines.choice import EngineChoice
@@ -68,6 +70,12 @@ class EvaluationConfig:
 def strength_name(strength: float) -> str:
     """Return a strength as text, which is the name of its folder where there are several."""
     return f"{strength:g}"
+
+
+def run_folders(out: Path, strengths: Sequence[float]) -> dict[float, Path]:
+    """Return the folder of each strength's RUN: `out` for a single one, `out/0.5` for 0.5 of several."""
+    several = len(strengths) > 1
+    return {strength: out / strength_name(strength) if several else out for strength in strengths}
 
 
 def _check_strengths(strengths: tuple[float, ...]) -> None:

@@ -27,13 +27,13 @@ from ..engines.choice import open_engine
 from ..machine import peak_rss_mb
 from ..progress import Progress, no_progress
 from .all_pairs import all_pairs, refuse_quarantined, to_do
-from .config import EvaluationConfig
+from .config import EvaluationConfig, run_folders
 from .metrics import summarize, summarize_strengths
 from .passes import choose_passes
 from .results import PENDING, Results
 from .selection import Picture, bank_folders, select_pictures
 from .store import CLEAN, FIT_FITTED, FIT_HELD_OUT, FIT_PRESERVED, FIT_UNSEEN, NOISE, RunStore
-from .strengths import check_strengths, load_rows, run_folders, scaled_rows
+from .strengths import check_out, check_strengths, load_rows, scaled_rows
 from .summary import SCHEMA, STORE, SUMMARY_FILE, Fit, Run, Speed, Summary, plain, read_summary
 
 Bank: TypeAlias = OccluderBank | EmbeddedBank
@@ -99,6 +99,7 @@ def evaluate_strengths(
     Several strengths have a RUN each, in `out/0.5` for 0.5, and a frontier in their summaries. Parameters and errors
     are those of `evaluate`; a summary is written once all strengths are done.
     """
+    check_out(out, config.strengths)
     places = run_folders(out, config.strengths)
     data = replace(data, loader=_loader(data, places.values()))
     subject: Subject = load_classifier(model) if isinstance(model, ModelSpec) else model

@@ -19,14 +19,8 @@ from .store import STORE
 from .summary import SUMMARY_FILE, read_summary
 
 
-def run_folders(out: Path, strengths: Sequence[float]) -> dict[float, Path]:
-    """Return the RUN of each strength.
-
-    Raises
-    ------
-    InputError
-        `out` holds a RUN where there are to be several, or several where there is to be one, or further ones.
-    """
+def check_out(out: Path, strengths: Sequence[float]) -> None:
+    """Raise `InputError` where `out` holds a RUN and there are to be several, several for a single one, or others."""
     held = sorted(_held(out))
     listed = ", ".join(map(strength_name, held))
     several = len(strengths) > 1
@@ -41,7 +35,6 @@ def run_folders(out: Path, strengths: Sequence[float]) -> dict[float, Path]:
     if not several and (together := _together(out)):
         listed = ",".join(map(strength_name, together))
         raise InputError(f"{out}: is one of several RUNs; use --strength {listed} --out {out.parent}, or another --out")
-    return {strength: out / strength_name(strength) if several else out for strength in strengths}
 
 
 def _together(out: Path) -> Sequence[float]:

@@ -11,7 +11,7 @@ from typing import Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..evaluation.results import Marks, RatioName
+from ..evaluation.results import MARKS, Marks, RatioName
 from ..evaluation.summary import Summary
 from .lettering import Lettering
 from .rows import Estimate, Row, bank_names, ratio_of
@@ -94,8 +94,8 @@ def frontier_figure(lines: Sequence[Line]) -> Figure:
         for j, (_, marks) in enumerate(line.marks()):
             _marks(axis, marks, colour, aside=(2 * i + j - len(lines) + 0.5) * 0.006)
     _source(axis, lines)
-    for mark in (0.2, 0.3, 0.4):
-        axis.axvline(mark, color="#dddddd", linewidth=0.8, zorder=0)
+    for mark in MARKS:
+        axis.axvline(float(mark), color="#dddddd", linewidth=0.8, zorder=0)
     axis.set_xlabel("matched/clean: accuracy left on the occluder's own class")
     axis.set_ylabel("unmatched/clean: accuracy left on the others")
     axis.set_xlim(0, 1.02)
