@@ -24,15 +24,19 @@ from .summary import Run
 
 REPLICATES = 1000
 
+# Each unmatched cell, with the clean one over the same classes.
+_CLEAN_OF: Final[Mapping[str, str]] = {
+    "unmatched": "clean",
+    "unmatched_other": "clean_other",
+    "unmatched_preserved": "clean_preserved",
+    "unmatched_unseen": "clean_unseen",
+}
 _QUOTIENTS: Final[Mapping[RatioName, tuple[str, str]]] = {
     "matched/clean": ("matched", "clean"),
-    "unmatched/clean": ("unmatched", "clean"),
-    "unmatched_preserved/clean": ("unmatched_preserved", "clean_preserved"),
-    "unmatched_unseen/clean": ("unmatched_unseen", "clean_unseen"),
+    "unmatched/clean": ("unmatched", "unmatched_pairs_clean"),
+    "unmatched_preserved/clean": ("unmatched_preserved", "unmatched_preserved_pairs_clean"),
+    "unmatched_unseen/clean": ("unmatched_unseen", "unmatched_unseen_pairs_clean"),
 }
-_CELLS_OF_CLASSES: Final = tuple(
-    f"{what}_{which}" for which in ("other", "preserved", "unseen") for what in ("clean", "unmatched")
-)
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def derangement(count: int, seed: int) -> list[int]:
 class _Tally:
     """Sums that one pass over the classes collects."""
 
-    CELLS = ("clean", "matched", "unmatched", "permuted", "noise", *_CELLS_OF_CLASSES)
+    CELLS = ("matched", "permuted", "noise", *_CLEAN_OF, *_CLEAN_OF.values())
 
     def __init__(self, store: RunStore, replicates: int, seed: int) -> None:
         self._store = store
@@ -151,7 +155,8 @@ class _Tally:
         self._draws = self._draw(len(self.bank))
         others = [i for i in _class_order(store) if i not in self.bank]
         self._other_draws = dict(zip(others, self._draw(len(others)).T, strict=True)) if others else {}
-        self._cells = {name: ClassMean(replicates) for name in (*self.CELLS, "fooling_rate")}
+        pairs = [f"{name}_pairs_clean" for name in _CLEAN_OF]
+        self._cells = {name: ClassMean(replicates) for name in (*self.CELLS, *pairs, "fooling_rate")}
         self._pictures: Counter[str] = Counter()
         self._classes: Counter[str] = Counter()  # how many a cell rests on
         self._rows: list[ClassRow] = []
@@ -214,18 +219,18 @@ class _Tally:
         weight = float(shares.sum())
         if weight == 0:
             return
-        drawn = (self._draws * found.replicates[:, bank]) @ shares
-        self._add(
-            name,
-            found.pictures,
-            float(found.accuracy[bank] @ shares) / weight,
-            found.replicates[:, bank] @ shares / weight,
-            found.draws,
-            weight,
-            class_part=(found.draws * drawn, found.draws * (self._draws @ shares)),
-        )
-        if (clean := name.replace("unmatched", "clean")) in _CELLS_OF_CLASSES:
-            self._add(clean, found.pictures, found.accuracy[0], found.replicates[:, 0], found.draws, weight)
+        occluders = self._draws * shares  # [R, K], how much each replicate has of every occluder
+        drawn = found.draws * occluders.sum(axis=1)
+        clean, replicates = found.replicates[:, 0], found.replicates[:, bank]
+        part = found.draws * np.einsum("rk,rk->r", occluders, replicates), drawn
+        mean, means = float(found.accuracy[bank] @ shares) / weight, replicates @ shares / weight
+        self._add(name, found.pictures, mean, means, found.draws, weight, class_part=part)
+        # A replicate that drew a class often has it in many pairs. The clean cell of classes would not move with the
+        # unmatched one, and their ratio would scatter: it divides by the clean cell of the same pairs.
+        part = drawn * clean, drawn
+        self._add(f"{name}_pairs_clean", found.pictures, found.accuracy[0], clean, found.draws, weight, class_part=part)
+        if name != "unmatched":  # whose clean cell the own classes make up
+            self._add(_CLEAN_OF[name], found.pictures, found.accuracy[0], clean, found.draws, weight)
 
     def quotients(self) -> Quotients:
         """Return the ratios with their replicates, and how many classes each rests on."""

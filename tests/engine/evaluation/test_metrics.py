@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gfo.engine.evaluation.metrics import accuracy_matrix, derangement, summarize
@@ -21,7 +21,7 @@ from gfo.kernels.score import Score
 Make = Callable[..., RunStore]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make(run_record: Run) -> Make:
     """Write a store: `make(folder, predictions, labels, bank, quarantined, preserved)`."""
 
@@ -202,6 +202,42 @@ def test_the_class_bootstrap_of_the_classes_never_preserved(make: Make, tmp_path
     for what, values in wanted.items():
         low, high = np.nanpercentile(values, [2.5, 97.5])
         assert cell(results, f"{what}_unseen").ci95_classes == pytest.approx([low, high], abs=0.04), what
+    with np.errstate(invalid="ignore", divide="ignore"):
+        of_pairs = (weights * right[unseen, 0]).sum((1, 2)) / weights.sum((1, 2))
+        ratios = unmatched / of_pairs
+    found = results.ratios["unmatched_unseen/clean"]
+    assert found is not None
+    wanted_ratio = np.percentile(ratios[np.isfinite(ratios)], [2.5, 97.5])
+    assert found.ci95_classes == pytest.approx(wanted_ratio.tolist(), rel=0.06)
+
+
+@settings(max_examples=15)
+@given(
+    bank=st.lists(st.integers(0, 9), min_size=2, max_size=5, unique=True),
+    others=st.lists(st.integers(10, 14), max_size=3, unique=True),
+    preserved=st.sets(st.integers(0, 14)),
+    seed=st.integers(0, 99),
+)
+def test_an_occluder_that_changes_nothing_has_ratios_of_one(
+    make: Make,
+    tmp_path_factory: pytest.TempPathFactory,
+    bank: list[int],
+    others: list[int],
+    preserved: set[int],
+    seed: int,
+) -> None:
+    """In every replicate of both bootstraps, too: each divides by the clean accuracy of the very pairs it drew."""
+    generator = np.random.default_rng(seed)
+    labels = np.repeat([*bank, *others], generator.integers(1, 6, len(bank) + len(others)))
+    clean = np.where(generator.random(len(labels)) < 0.7, labels, 99)
+    predictions = np.repeat(clean[:, None], len(bank) + 2, axis=1)
+    folder = tmp_path_factory.mktemp("store")
+    store = make(folder, predictions, labels.tolist(), bank, preserved=tuple(sorted(preserved)))
+    for name, ratio in summarize(store, replicates=50).ratios.items():
+        if ratio is not None:
+            for interval in (ratio.ci95_pictures, ratio.ci95_classes):
+                assert interval is None or interval == pytest.approx((1, 1), abs=1e-5), name
+            assert ratio.value == pytest.approx(1, abs=1e-5), name
 
 
 def test_the_class_bootstrap_is_the_resampled_matrix(make: Make, tmp_path: Path) -> None:
