@@ -28,13 +28,18 @@ class SweepSuite(Suite["SweepRow"]):
         Path | None, typer.Option(help="The sweep, TOML; docs/sweeps has some.", rich_help_panel=MEASUREMENT)
     ] = None
     out: Annotated[
-        Path, typer.Option(help="Folder for banks and RUNs, EXPERIMENT/SEED/…", rich_help_panel=MEASUREMENT)
+        Path, typer.Option(help="Folder for banks and RUNs, MODEL/EXPERIMENT/SEED/…", rich_help_panel=MEASUREMENT)
     ] = Path("runs/sweep")
     experiments: Annotated[
         str | None,
         typer.Option(
-            help="Some of its experiments, separated by commas; all if not given.", rich_help_panel=MEASUREMENT
+            help="Some of its experiments, separated by commas; all if not given. The first is the baseline.",
+            rich_help_panel=MEASUREMENT,
         ),
+    ] = None
+    models: Annotated[
+        str | None,
+        typer.Option(help="Some of its networks, separated by commas; all if not given.", rich_help_panel=MEASUREMENT),
     ] = None
     data: Annotated[Path, typer.Option(help="What {data} in the file stands for.", rich_help_panel=DATA)] = Path()
 
@@ -45,9 +50,9 @@ class SweepSuite(Suite["SweepRow"]):
         if self.file is None:
             raise InputError("--file: name a sweep's file, as docs/sweeps/digits.toml")
         sweep = read_sweep(self.file, str(self.data))
-        every = list(sweep.experiments)
-        chosen = every if self.experiments is None else names("--experiments", self.experiments, every)
-        return Measured(list(Runner(sweep, self.out).run(chosen)))
+        experiments = _chosen("--experiments", self.experiments, list(sweep.experiments))
+        models = _chosen("--models", self.models, list(sweep.models))
+        return Measured(list(Runner(sweep, self.out).run(models, experiments)))
 
     def show(self, measured: Measured[SweepRow], environment: Mapping[str, Any]) -> None:
         """Print a line for each bank and evaluation."""
@@ -59,22 +64,26 @@ class SweepSuite(Suite["SweepRow"]):
 
         table = Table(
             title="unmatched/clean at equal matched/clean; in brackets the 95% interval over classes",
-            caption="unseen: on classes of which training preserved no picture. A dash: the mark is not reached.",
+            caption="unseen: on classes of which training preserved no picture. − first: the paired difference to the "
+            "first experiment. A dash: the mark is not reached.",
             title_justify="left",
             box=SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
         )
         table.caption_justify = "left"
         columns = ("matched/clean", "unmatched/clean", "at 0.4", "at 0.3", "at 0.2", "unseen at 0.3", "unseen at 0.2")
-        for name in ("experiment", "pictures", "seed"):
+        columns += ("− first at 0.3", "− first at 0.2")
+        for name in ("model", "experiment", "pictures", "seed"):
             table.add_column(name, overflow="fold")
         for name in columns:
             table.add_column(name, justify="right", overflow="fold")
         for row in measured.rows:
-            frontier, unseen = row.frontier, row.frontier_unseen
+            frontier, unseen, difference = row.frontier, row.frontier_unseen, row.difference
             cells = (row.matched, row.unmatched, frontier["0.4"], frontier["0.3"], frontier["0.2"])
-            shown = map(_cell, (*cells, unseen["0.3"], unseen["0.2"]))
-            table.add_row(terminal_cell(row.experiment), terminal_cell(row.evaluation), str(row.seed), *shown)
+            shown = list(map(_cell, (*cells, unseen["0.3"], unseen["0.2"])))
+            shown += [_cell(difference[mark], "+.3f") if difference else "" for mark in ("0.3", "0.2")]
+            who = map(terminal_cell, (row.model, row.experiment, row.evaluation))
+            table.add_row(*who, "mean" if row.seed is None else str(row.seed), *shown)
         print_table(console(width=_FILE_WIDTH), table)
 
     def exit_code(self, rows: Sequence[SweepRow]) -> int:
@@ -82,8 +91,12 @@ class SweepSuite(Suite["SweepRow"]):
         return 0
 
 
-def _cell(ratio: Ratio | None) -> str:
+def _chosen(option: str, given: str | None, every: list[str]) -> list[str]:
+    return every if given is None else names(option, given, every)
+
+
+def _cell(ratio: Ratio | None, form: str = ".3f") -> str:
     if ratio is None:
         return "–"
     low, high = ratio.ci95_classes or (None, None)
-    return f"{ratio.value:.3f}" if low is None else f"{ratio.value:.3f}\n[{low:.2f}, {high:.2f}]"
+    return f"{ratio.value:{form}}" if low is None else f"{ratio.value:{form}}\n[{low:.2f}, {high:.2f}]"

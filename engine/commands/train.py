@@ -11,6 +11,7 @@ import typer
 from ...export.errors import InputError
 from ...export.options import key_values
 from .. import terminal
+from ..training.augment import AUGMENTATIONS
 from ..training.objectives import OBJECTIVES
 from ..training.optimizers import OPTIMIZERS
 from . import options
@@ -46,6 +47,11 @@ class OccluderOptions(options.Group):
     correct_only: Annotated[
         bool, typer.Option("--correct-only", help="Fit only pictures that the clean network gets right.")
     ] = False
+
+    augment: Annotated[
+        str | None,
+        typer.Option(help=f"Random changes of fitted pictures, separated by commas: {', '.join(AUGMENTATIONS)}."),
+    ] = None
 
     def objective_options(self) -> dict[str, Any]:
         """Return the options of the objective; `--kappa` is a shorthand."""
@@ -157,6 +163,7 @@ def _config(occluders: OccluderOptions, preserved: PreserveOptions, training: Tr
         pictures_per_class=occluders.per_class,
         held_out=occluders.held_out,
         correct_only=occluders.correct_only,
+        augment=tuple(occluders.augment.split(",")) if occluders.augment else (),
         preserve=preserved.config(),
         **vars(training),
     )

@@ -12,6 +12,7 @@ Ratios are formed within each replicate. Means are fed class by class: memory do
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,9 @@ class Bootstrapped:
             value = float(np.divide(self.value, other.value))
             return Bootstrapped(value, self.pictures / other.pictures, self.classes / other.classes)
 
+    def __sub__(self, other: Bootstrapped) -> Bootstrapped:
+        return Bootstrapped(self.value - other.value, self.pictures - other.pictures, self.classes - other.classes)
+
     def intervals(self, classes: int) -> tuple[Interval | None, Interval | None]:
         """Return the intervals over pictures and over classes; the latter is None for a single class."""
         return _ci95(self.pictures), _ci95(self.classes) if classes > 1 else None
@@ -50,6 +54,13 @@ class Bootstrapped:
     def ratio(self, classes: int) -> Ratio | None:
         """Return the number as a ratio, as `accuracy` does."""
         return Ratio(self.value, *self.intervals(classes)) if np.isfinite(self.value) else None
+
+
+def mean(numbers: Sequence[Bootstrapped]) -> Bootstrapped:
+    """Return the mean of numbers, replicate by replicate."""
+    value = float(np.mean([one.value for one in numbers]))
+    pictures, classes = (np.mean([getattr(one, kind) for one in numbers], axis=0) for kind in ("pictures", "classes"))
+    return Bootstrapped(value, pictures, classes)
 
 
 def _ci95(replicates: Floats) -> Interval | None:

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from .bootstrap import Bootstrapped, Floats
-from .results import MARKS, Frontier, Marks, Ratio, RatioName
+from .results import MARKS, Frontier, MarkName, Marks, RatioName
 
 Quotients: TypeAlias = Mapping[RatioName, tuple[Bootstrapped, int]]
 """Ratios of a run with their replicates, and how many classes each rests on."""
@@ -29,30 +29,33 @@ def frontier(runs: Mapping[float, Quotients]) -> Frontier:
     runs
         Ratios by strength, whose replicates resample alike.
     """
-    strengths = sorted(runs)
-    found = [runs[strength] for strength in strengths]
+    first = next(iter(runs.values()))
+
+    def marks(name: RatioName) -> Marks:
+        return {mark: found.ratio(first[name][1]) for mark, found in at_marks(runs, name).items()}
+
     return Frontier(
-        strengths=tuple(strengths),
-        unmatched=_marks(found, "unmatched/clean"),
-        unmatched_unseen=_marks(found, "unmatched_unseen/clean"),
+        strengths=tuple(sorted(runs)),
+        unmatched=marks("unmatched/clean"),
+        unmatched_unseen=marks("unmatched_unseen/clean"),
     )
 
 
-def _marks(runs: Sequence[Quotients], name: RatioName) -> Marks:
-    matched, unmatched = [run["matched/clean"][0] for run in runs], [run[name][0] for run in runs]
-    classes = runs[0][name][1]
-    return {mark: _at(float(mark), matched, unmatched, classes) for mark in MARKS}
+def at_marks(runs: Mapping[float, Quotients], name: RatioName) -> dict[MarkName, Bootstrapped]:
+    """Return a ratio where matched/clean is at each mark, with its replicates; NaN where the mark is not reached."""
+    found = [runs[strength] for strength in sorted(runs)]
+    matched, unmatched = [run["matched/clean"][0] for run in found], [run[name][0] for run in found]
+    return {mark: _at(float(mark), matched, unmatched) for mark in MARKS}
 
 
-def _at(mark: float, matched: Sequence[Bootstrapped], unmatched: Sequence[Bootstrapped], classes: int) -> Ratio | None:
+def _at(mark: float, matched: Sequence[Bootstrapped], unmatched: Sequence[Bootstrapped]) -> Bootstrapped:
     def points(of: Sequence[Bootstrapped], kind: str) -> Floats:
         return np.stack([np.atleast_1d(np.asarray(getattr(one, kind), dtype=float)) for one in of])
 
     value, pictures, of_classes = (
         (points(matched, kind), points(unmatched, kind)) for kind in ("value", "pictures", "classes")
     )
-    at = Bootstrapped(float(crossing(mark, *value)[0]), _supported(mark, *pictures), _supported(mark, *of_classes))
-    return at.ratio(classes)
+    return Bootstrapped(float(crossing(mark, *value)[0]), _supported(mark, *pictures), _supported(mark, *of_classes))
 
 
 def _supported(mark: float, matched: Floats, unmatched: Floats) -> Floats:

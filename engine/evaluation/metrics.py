@@ -301,14 +301,19 @@ def summarize_strengths(stores: Sequence[RunStore], *, replicates: int = REPLICA
     InputError
         A block of a store is damaged, or one has answers to other pictures than another: nothing is paired then.
     """
-    readable = stores[0].readable()
-    for store in stores[1:]:
-        if not np.array_equal(store.readable(), readable):
-            raise InputError(f"{store.path}: quarantines other pictures than {stores[0].path}; remove one of them")
-    tallies = [_tally(store, replicates, seed) for store in stores]
-    quotients = (tally.quotients() for tally in tallies)
-    found = frontier(dict(zip((store.run.strength for store in stores), quotients, strict=True)))
-    return [replace(tally.results(), frontier=found) for tally in tallies]
+    tallies = _tallies(stores, replicates, seed)
+    found = frontier({strength: tally.quotients() for strength, tally in tallies.items()})
+    return [replace(tally.results(), frontier=found) for tally in tallies.values()]
+
+
+def quotients_of_strengths(
+    stores: Sequence[RunStore], *, replicates: int = REPLICATES, seed: int = 0
+) -> dict[float, Quotients]:
+    """Compute the ratios of each store, by its strength; arguments and errors as of `summarize_strengths`.
+
+    Two banks of the same classes, evaluated on the same pictures, have replicates that resample alike.
+    """
+    return {strength: tally.quotients() for strength, tally in _tallies(stores, replicates, seed).items()}
 
 
 def summarize(store: RunStore, *, replicates: int = REPLICATES, seed: int = 0) -> Results:
@@ -327,6 +332,14 @@ def summarize(store: RunStore, *, replicates: int = REPLICATES, seed: int = 0) -
         A block of the store is damaged.
     """
     return _tally(store, replicates, seed).results()
+
+
+def _tallies(stores: Sequence[RunStore], replicates: int, seed: int) -> dict[float, _Tally]:
+    readable = stores[0].readable()
+    for store in stores[1:]:
+        if not np.array_equal(store.readable(), readable):
+            raise InputError(f"{store.path}: quarantines other pictures than {stores[0].path}; remove one of them")
+    return {store.run.strength: _tally(store, replicates, seed) for store in stores}
 
 
 def _tally(store: RunStore, replicates: int, seed: int) -> _Tally:

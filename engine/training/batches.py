@@ -15,6 +15,7 @@ from torch import Tensor
 from ...export.errors import InputError
 from ..data.folders import ClassFolder
 from ..data.source import PictureSource
+from .augment import augmented
 
 _READ_BLOCK = 256
 
@@ -132,12 +133,15 @@ class Batches:
         Number of preserved pictures of each occluder in a step.
     every
         0: own and preserved pictures share each step. N > 0: a step of preserved ones alone follows N of own ones.
+    augment
+        Names in `AUGMENTATIONS`, applied to own pictures in turn.
     """
 
     share: int
     rounds: int
     kept: int = 0
     every: int = 0
+    augment: Sequence[str] = ()
 
     @property
     def steps(self) -> int:
@@ -154,7 +158,10 @@ class Batches:
         keeps = self._keeps(work, epoch, seed, pool)
         for count in range(self.rounds):
             places = slice(count * self.share, (count + 1) * self.share)
-            images = [w.images[order[places]] for w, order in zip(work, orders, strict=True)]
+            images = [
+                augmented(w.images[order[places]], self.augment, (seed, w.class_id, epoch, count))
+                for w, order in zip(work, orders, strict=True)
+            ]
             labels = torch.cat([w.labels[order[places]] for w, order in zip(work, orders, strict=True)])
             kept = next(keeps, None) if not self.every else None
             if kept is None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _EPOCH = "epoch.safetensors"
 # What a header has under `objective` only where it is asked for.
-_OPTIONAL = ("preserve", "correct_only", "target_accuracy")
+_OPTIONAL = ("preserve", "correct_only", "augment", "target_accuracy")
 Splits = Mapping[int, tuple[Sequence[str], Sequence[str]]]
 
 

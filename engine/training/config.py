@@ -13,6 +13,7 @@ from ...export.classifier import PRECISIONS
 from ...export.errors import InputError
 from ...export.options import read_options
 from ...kernels.ball import NORMS, largest_difference
+from .augment import check_augment
 from .objectives import OBJECTIVES
 from .objectives.base import Objective
 from .optimizers import OPTIMIZERS
@@ -53,6 +54,8 @@ class TrainConfig:
         Pictures of other classes whose answers are preserved, for objectives that do so; `specific` needs them.
     correct_only
         Whether only pictures that the clean network gets right are fitted.
+    augment
+        Names in `AUGMENTATIONS`: random changes of the fitted pictures, in turn, anew each time.
     precision
         Precision of the network, `fp32`, `bf16`, `fp16` or `auto` (measured); occluders are always float32.
     device
@@ -81,6 +84,7 @@ class TrainConfig:
     objective_options: Mapping[str, Any] = field(default_factory=dict)
     preserve: PreserveConfig | None = None
     correct_only: bool = False
+    augment: tuple[str, ...] = ()
     target_accuracy: float | None = None
     precision: str = "auto"
     device: str = "auto"
@@ -92,6 +96,7 @@ class TrainConfig:
         if self.norm not in NORMS:
             raise InputError(f"--norm {self.norm}: expected one of {', '.join(NORMS)}")
         OPTIMIZERS.check(self.optimizer)
+        check_augment(self.augment)
         objective = self.make_objective()
         if self.preserve is not None and not objective.preserves:
             others = " or ".join(name for name, kind in OBJECTIVES.by_name().items() if kind.preserves)
@@ -147,6 +152,7 @@ class TrainConfig:
             # Only where they are used: banks from before there were such options go on to fit their configuration.
             **({"preserve": self.preserve.header()} if self.preserve else {}),
             **({"correct_only": True} if self.correct_only else {}),
+            **({"augment": list(self.augment)} if self.augment else {}),
             **({} if self.target_accuracy is None else {"target_accuracy": self.target_accuracy}),
         }
 

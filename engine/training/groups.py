@@ -109,7 +109,7 @@ def cut(config: TrainConfig, splits: Splits) -> tuple[int, Batches]:
     rounds = math.ceil((sum(sizes) if shared else max(sizes)) / own)
     if every > rounds:
         raise InputError(f"--preserve-every {every}: an epoch has {rounds} steps; give at most {rounds}")
-    return len(sizes) if shared else occluders, Batches(own, rounds, kept, every)
+    return len(sizes) if shared else occluders, Batches(own, rounds, kept, every, config.augment)
 
 
 def train_groups(run: Run, folders: Sequence[ClassFolder], progress: Progress) -> None:

@@ -1,7 +1,8 @@
-"""`gfo-bench sweep`: real trainings and evaluations of a tiny network, one file that says what they are."""
+"""`gfo-bench sweep`: real trainings and evaluations of a small network, one file that says what they are."""
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,27 +17,24 @@ from gfo.export.errors import InputError
 
 PUBLISHED = Path(__file__).parents[3] / "docs" / "sweeps"
 SWEEP = """
-seeds = [3]
+seeds = [3, 4]
 strengths = [0.5, 1.0]
-[model]
+[models.tiny]
 model = "python:gfo_tiny:network"
 [train]
 data = "{data}"
-epochs = 1
+epochs = 2
 batch_size = 6
 precision = "fp32"
-epsilon = 8
+epsilon = 60
 [evaluations.val]
 data = "{data}"
 split = "val"
 engine = "torch"
 [experiments.pure]
 [experiments.stronger]
-epsilon = 16
-preserve = ["classes"]
-preserve_wrong = true
-objective = "specific"
-classes_together = 1
+epsilon = 90
+augment = "flip"
 """
 
 
@@ -47,17 +45,25 @@ def sweep(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def pictures(own_data: Path) -> Path:
+    """Of which the network gets those of one class right: it answers 2 to nearly all."""
+    (own_data / "classes.json").write_text(json.dumps({"ant": 2, "bee": 0, "cat": 4}))
+    return own_data
+
+
 def test_experiments_are_trained_evaluated_and_taken_up_again(
-    sweep: Path, tiny_data: Path, tmp_path: Path, run: Callable[..., Any]
+    sweep: Path, pictures: Path, tmp_path: Path, run: Callable[..., Any]
 ) -> None:
-    command = ("sweep", "--file", sweep, "--data", tiny_data, "--out", tmp_path / "out")
+    command = ("sweep", "--file", sweep, "--data", pictures, "--out", tmp_path / "out")
     first = run(*command)
     assert first.code == 0
-    assert [(row["experiment"], row["seed"]) for row in first.rows] == [("pure", 3), ("stronger", 3)]
-    for row in first.rows:
-        folder = tmp_path / "out" / row["experiment"] / str(row["seed"])
+    trained = [(row["experiment"], row["seed"]) for row in first.rows]
+    assert trained == [("pure", 3), ("stronger", 3), ("pure", 4), ("stronger", 4), ("pure", None), ("stronger", None)]
+    for row in first.rows[:4]:
+        folder = tmp_path / "out" / "tiny" / row["experiment"] / str(row["seed"])
         bank = OccluderBank.load(folder / "bank.safetensors")
-        assert (bank.header.seed, bank.epsilon) == (row["seed"], 16.0 if row["experiment"] == "stronger" else 8.0)
+        assert (bank.header.seed, bank.epsilon) == (row["seed"], 90.0 if row["experiment"] == "stronger" else 60.0)
         summary = read_summary(folder / "val" / "1" / "summary.json").to_dict()
         assert row["matched"] == summary["ratios"]["matched/clean"]
         assert row["unmatched"] == summary["ratios"]["unmatched/clean"]
@@ -66,37 +72,50 @@ def test_experiments_are_trained_evaluated_and_taken_up_again(
         assert read_summary(folder / "val" / "0.5" / "summary.json").strength == 0.5
         assert f"$ {row['train']}" in first.err
         assert row["train"].startswith("gfo-train --")
+    for name in ("matched", "unmatched"):
+        for experiment in (0, 1):
+            values = [first.rows[place][name]["value"] for place in (experiment, experiment + 2)]
+            assert first.rows[4 + experiment][name]["value"] == pytest.approx(sum(values) / 2)
+    assert [row["difference"] is None for row in first.rows] == [True, False] * 3
+    for row, baseline in zip(first.rows[1::2], first.rows[::2], strict=True):
+        for mark, difference in row["difference"].items():
+            ours, theirs = row["frontier"][mark], baseline["frontier"][mark]
+            assert (difference is not None) == bool(ours and theirs)
+            if difference and ours and theirs:
+                assert difference["value"] == pytest.approx(ours["value"] - theirs["value"])
+    assert any(row["difference"]["0.4"] for row in first.rows[1::2])
     again = run(*command, "--experiments", "stronger")
-    assert again.rows == [row for row in first.rows if row["experiment"] == "stronger"]
-    assert again.err.count("already trained with this configuration") == 1
+    alone = [{**row, "difference": None} for row in first.rows if row["experiment"] == "stronger"]
+    assert again.rows == alone
+    assert again.err.count("already trained with this configuration") == 2
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (("epsilon = 16", "epsilon = -1"), "experiment stronger: --epsilon -1.0: must be above 0"),
-        (("epsilon = 16", "epsilom = 16"), "experiment stronger: No such option: --epsilom"),
-        (("seeds = [3]", "seeds = []"), "sweep.toml: seeds: "),
-        (("seeds = [3]", ""), "sweep.toml: seeds: Field required"),
+        (("epsilon = 90", "epsilon = -1"), "experiment stronger of tiny: --epsilon -1.0: must be above 0"),
+        (("epsilon = 90", "epsilom = 90"), "experiment stronger of tiny: No such option: --epsilom"),
+        (("seeds = [3, 4]", "seeds = []"), "sweep.toml: seeds: "),
+        (("seeds = [3, 4]", ""), "sweep.toml: seeds: Field required"),
         (("strengths = [0.5, 1.0]", "strengths = [1.0]"), "sweep.toml: strengths: "),
-        (("[model]", "[model"), "sweep.toml: not TOML"),
+        (("[models.tiny]", "[models.tiny"), "sweep.toml: not TOML"),
         (
             ("[experiments.stronger]", '[experiments."../stronger"]'),
             "sweep.toml: '../stronger' is the name of a folder",
         ),
-        (("epsilon = 16", "seed = 7"), "sweep.toml: seed is set by the sweep itself"),
+        (("epsilon = 90", "seed = 7"), "sweep.toml: seed is set by the sweep itself"),
         (("[train]", "[trains]"), "sweep.toml: train"),
-        (("epsilon = 8", "epsilon = 2020-01-01"), "sweep.toml: Object of type date is not JSON serializable"),
+        (("epsilon = 60", "epsilon = 2020-01-01"), "sweep.toml: Object of type date is not JSON serializable"),
     ],
 )
 def test_a_wrong_file_is_named(
-    sweep: Path, tiny_data: Path, tmp_path: Path, run: Callable[..., Any], change: tuple[str, str], named: str
+    sweep: Path, pictures: Path, tmp_path: Path, run: Callable[..., Any], change: tuple[str, str], named: str
 ) -> None:
     text = sweep.read_text()
     assert change[0] in text
     sweep.write_text(text.replace(*change))
     chosen = ("--experiments", "stronger") if named.startswith("experiment") else ()
-    ended = run("sweep", "--file", sweep, "--data", tiny_data, "--out", tmp_path / "out", *chosen)
+    ended = run("sweep", "--file", sweep, "--data", pictures, "--out", tmp_path / "out", *chosen)
     assert ended.code == 2
     assert ended.err.splitlines()[-1].startswith("gfo-bench: ")
     assert named in ended.err.splitlines()[-1]
@@ -133,7 +152,7 @@ def test_published_sweeps_have_options_that_the_commands_know(path: Path) -> Non
     assert found.train["data"].startswith('a "quoted" folder')
     for app, tables in ((train.app, found.experiments), (evaluate.app, found.evaluations)):
         known = {name for option in typer.main.get_command(app).params for name in option.opts}
-        base = (found.train, found.model) if app is train.app else (found.model,)
+        base = (found.train, *found.models.values()) if app is train.app else found.models.values()
         for name, options in tables.items():
             given = {word for word in words(options, *base) if word.startswith("--")}
             assert given <= known, (name, given - known)
