@@ -97,14 +97,12 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fitting_memory(batch_size: int, device: str, also: str = "") -> Iterator[None]:
-    """Turn an out-of-memory error of a GPU into one line about the batch size; `also` continues the advice."""
+def fitting_memory(size: int, device: str, option: str = "--batch-size") -> Iterator[None]:
+    """Turn an out-of-memory error of a GPU into one line about the option that sets the size."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"--batch-size {batch_size}: does not fit into the memory of {device}; use a smaller one{also}"
-        ) from error
+        raise InputError(f"{option} {size}: does not fit into the memory of {device}; use a smaller one") from error
 
 
 def finite_fix(precision: str) -> str:

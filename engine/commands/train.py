@@ -123,6 +123,10 @@ class TrainingOptions(options.Group):
             help="Stop a class at this accuracy of its held-out pictures (or fitted ones), and weaken it to that."
         ),
     ] = None
+    pass_size: Annotated[
+        int | None,
+        typer.Option(help="Maximum number of pictures in a pass of a batch; 32 on a CPU, all on a GPU if not given."),
+    ] = None
     precision: Annotated[str, typer.Option(help="Precision of the network: auto (measured), fp32, bf16 or fp16.")] = (
         "auto"
     )

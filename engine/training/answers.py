@@ -11,7 +11,7 @@ from ..devices import finite_fix
 
 
 def logits_of(
-    network: OccludedClassifier, images: Tensor, device: torch.device, batch_size: int, occluder: Tensor | None = None
+    network: OccludedClassifier, images: Tensor, device: torch.device, pass_size: int, occluder: Tensor | None = None
 ) -> Tensor:
     """Return the network's logits for pictures, float32 [M, C] on the CPU.
 
@@ -30,7 +30,7 @@ def logits_of(
     bank = torch.zeros(0, *images.shape[1:], device=device) if occluder is None else occluder[None]
     found: list[Tensor] = []
     with torch.no_grad():
-        for part in images.split(batch_size):
+        for part in images.split(pass_size):
             index = torch.arange(len(part), device=device)
             occluders = torch.full_like(index, len(bank))  # 0 is clean, 1 the only one
             found.append(network(part.to(device), index, occluders, bank).float().cpu())

@@ -49,6 +49,15 @@ class Batch:
     labels: Tensor
     clean: Tensor | None = None
 
+    def parts(self, size: int) -> Iterator[Batch]:
+        """Yield the batch in parts of at most `size` pictures each."""
+        own = len(self.labels)
+        for start in range(0, len(self.images), size):
+            part = slice(start, start + size)
+            kept = slice(max(start - own, 0), max(start + size - own, 0))
+            clean = None if self.clean is None or start + size <= own else self.clean[kept]
+            yield Batch(self.images[part], self.occluder_index[part], self.labels[part], clean)
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
         clean = None if self.clean is None else self.clean.to(device)

@@ -22,6 +22,9 @@ from .preserve import PreserveConfig
 SHORTHANDS = {"kappa": "--kappa"}
 """Options of objectives that have an option of their own in gfo-train."""
 
+# On a CPU the tensors of a whole batch come from memory and not from the caches, and take gigabytes.
+_PASS_SIZE = {"cpu": 32}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -56,6 +59,9 @@ class TrainConfig:
         Whether only pictures that the clean network gets right are fitted.
     augment
         Names in `AUGMENTATIONS`: random changes of the fitted pictures, in turn, anew each time.
+    pass_size
+        Maximum number of pictures in a forward and backward pass. A batch's gradient is the sum over its passes: this
+        changes rounding, speed and memory alone. None: 32 on a CPU, the batch on a GPU.
     precision
         Precision of the network, `fp32`, `bf16`, `fp16` or `auto` (measured); occluders are always float32.
     device
@@ -86,6 +92,7 @@ class TrainConfig:
     correct_only: bool = False
     augment: tuple[str, ...] = ()
     target_accuracy: float | None = None
+    pass_size: int | None = None
     precision: str = "auto"
     device: str = "auto"
     impl: str = "auto"
@@ -118,10 +125,15 @@ class TrainConfig:
             ("--step", self.step, math.ulp(0.0), 2.0),
             ("--momentum", self.momentum, 0.0, math.nextafter(1.0, 0.0)),
             ("--per-class", 1 if self.pictures_per_class is None else self.pictures_per_class, 1, 10**9),
+            ("--pass-size", 1 if self.pass_size is None else self.pass_size, 1, 10**5),
             ("--held-out", self.held_out, 0, 10**9),
             ("--target-accuracy", 0.0 if self.target_accuracy is None else self.target_accuracy, 0.0, 1.0),
         ):
             _check_range(option, value, low, high)
+
+    def pictures_in_a_pass(self, device: str) -> int:
+        """Return the maximum number of pictures in a pass on a device of that type, `cpu` or `cuda`."""
+        return min(self.batch_size, self.pass_size or _PASS_SIZE.get(device, self.batch_size))
 
     def check_epsilon(self, input_size: int) -> None:
         """Raise `InputError` unless ε is above 0 and at most the largest difference of two pictures of that size."""

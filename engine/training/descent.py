@@ -39,37 +39,49 @@ class Descent:
         self.stopped = torch.zeros(len(occluders), dtype=torch.int64, device=occluders.device)
         self.failed = 0
         self._stops = config.target_accuracy is not None
+        self._pass_size = config.pictures_in_a_pass(occluders.device.type)
 
     def __call__(self, batch: Batch, size: float, count: int) -> int | None:
         """Take step number `count` ≥ 1, of `size` pixel units; return how many of the own pictures were wrong.
 
         None, and nothing is changed, where logits or gradients are not finite.
         """
-        network, occluders = self._network, self.occluders.detach().requires_grad_(True)
-        pictures = torch.arange(len(batch.images), device=batch.images.device)
-        logits = network(batch.images, pictures, batch.occluder_index, occluders)  # occlude and forward
-        loss = self._loss(logits, batch) * _LOSS_SCALE[network.precision]
-        with network.naming_failure(occluders.device):
-            (gradient,) = torch.autograd.grad(loss, occluders)
+        gradient = torch.zeros_like(self.occluders)
+        finite, wrong = torch.ones_like(self.stopped[0], dtype=torch.bool), torch.zeros_like(self.stopped[0])
+        for part in batch.parts(self._pass_size):
+            logits, of_part = self._gradient(part, batch)
+            gradient += of_part
+            finite &= logits.isfinite().all()
+            wrong += (logits[: len(part.labels)].argmax(dim=1) != part.labels).sum()
         # The sign of NaN is 0: unnoticed, an occluder would stand still for ever and its NaN logits count as fooled.
-        if not bool(logits.isfinite().all() & gradient.isfinite().all()):
+        if not bool(finite & gradient.isfinite().all()):
             self.failed += 1
             return None
         self.failed = 0 if len(batch.labels) else self.failed  # steps with preserved pictures alone do not redeem it
         still = self.occluders[self.stopped > 0]
         self._optimizer.step(self.occluders, gradient, size, count)  # step and project
         self.occluders[self.stopped > 0] = still  # otherwise the momentum of earlier steps would carry them on
-        return int((logits.detach()[: len(batch.labels)].argmax(dim=1) != batch.labels).sum())
+        return int(wrong)
 
-    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the sum over own pictures, and the weighted mean over preserved ones as if there were as many."""
-        own = len(batch.labels)
+    def _gradient(self, part: Batch, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logits of a part of a batch, and what it adds to the gradient of the batch's loss."""
+        network, occluders = self._network, self.occluders.detach().requires_grad_(True)
+        pictures = torch.arange(len(part.images), device=part.images.device)
+        logits = network(part.images, pictures, part.occluder_index, occluders)  # occlude and forward
+        loss = self._loss(logits, part, batch) * _LOSS_SCALE[network.precision]
+        with network.naming_failure(occluders.device):
+            (gradient,) = torch.autograd.grad(loss, occluders)
+        return logits.detach(), gradient
+
+    def _loss(self, logits: Tensor, part: Batch, batch: Batch) -> Tensor:
+        """Return a part's share of the sum over own pictures, and of the mean over preserved ones as if as many."""
+        own = len(part.labels)
         losses: list[Tensor] = []
         if own:
-            losses.append(self._objective.loss(logits[:own], batch.labels, impl=self._network.impl).sum())
-        if batch.clean is not None:
-            kept = self._objective.preserving_loss(logits[own:], batch.clean)
-            losses.append(self._weight * (own or len(kept)) * kept.mean())
+            losses.append(self._objective.loss(logits[:own], part.labels, impl=self._network.impl).sum())
+        if part.clean is not None and batch.clean is not None:
+            weight = self._weight * (len(batch.labels) or len(batch.clean)) / len(batch.clean)
+            losses.append(weight * self._objective.preserving_loss(logits[own:], part.clean).sum())
         return torch.stack(losses).sum()
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -42,12 +42,17 @@ class Run:
     preserved: Preserved | None
     say: Callable[[str], None]
 
+    @property
+    def pass_size(self) -> int:
+        """Maximum number of pictures in a pass."""
+        return self.config.pictures_in_a_pass(self.device.type)
+
     def read(self, folder: ClassFolder) -> ClassPictures:
         """Read the pictures to fit of a class, without those that the clean network gets wrong if asked."""
         found = read_class(folder, self.splits[folder.class_id][0], self.source)
         if not self.config.correct_only:
             return found
-        clean = logits_of(self.network, found.images, self.device, self.config.batch_size)
+        clean = logits_of(self.network, found.images, self.device, self.pass_size)
         right = clean.argmax(dim=1) == folder.class_id
         if not bool(right.any()):
             raise InputError(
@@ -71,7 +76,7 @@ class Run:
         if self.config.held_out:
             held_out = [read_class(c.folder, self.splits[c.folder.class_id][1], self.source) for c in work]
             fitted = self.occluders_of(held_out)
-        return Judge(self.network, fitted, target, self.device, self.config.batch_size)
+        return Judge(self.network, fitted, target, self.device, self.pass_size)
 
     def occluders_of(self, work: Sequence[ClassPictures]) -> list[Fitted]:
         """Return the pictures of each occluder in work: of one class, or of all where they share it."""
@@ -84,7 +89,7 @@ class Run:
         config, own = self.config, [f.class_id for f in folders]
         if self.preserved is None or config.preserve is None:
             return None
-        where = (self.network, self.device, config.batch_size, self.say)
+        where = (self.network, self.device, self.pass_size, self.say)
         return read_pool(self.preserved, config.preserve, own, self.classifier.preprocessing, *where)
 
 

@@ -218,7 +218,7 @@ def read_pool(
     preprocessing: Preprocessing,
     network: OccludedClassifier,
     device: torch.device,
-    batch_size: int,
+    pass_size: int,
     say: Callable[[str], None],
 ) -> Pool:
     """Read the chosen pictures, and keep those that the clean network gets right, or all if `config.wrong`.
@@ -234,7 +234,7 @@ def read_pool(
         read += [read_class(folder, folder.paths, source) for folder in folders]
     images = torch.cat([pictures.images for pictures in read])
     labels = torch.cat([torch.full((len(p.images),), p.folder.class_id) for p in read])
-    clean = logits_of(network, images, device, batch_size)
+    clean = logits_of(network, images, device, pass_size)
     unreadable = [u for pictures in read for u in pictures.unreadable]
     if unreadable:
         first = unreadable[0].path

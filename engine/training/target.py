@@ -61,10 +61,10 @@ class Judge:
         pictures: Sequence[Fitted],
         target: float,
         device: torch.device,
-        batch_size: int,
+        pass_size: int,
     ) -> None:
         self._network, self._pictures, self._target = network, pictures, target
-        self._device, self._batch_size = device, batch_size
+        self._device, self._pass_size = device, pass_size
 
     def stop(self, step: Descent, epoch: int) -> None:
         """Stop the occluders that reach the target after `epoch` ≥ 1 epochs."""
@@ -86,5 +86,5 @@ class Judge:
 
     def _accuracy(self, row: int, occluder: Tensor) -> float:
         pictures = self._pictures[row]
-        logits = logits_of(self._network, pictures.images, self._device, self._batch_size, occluder)
+        logits = logits_of(self._network, pictures.images, self._device, self._pass_size, occluder)
         return int((logits.argmax(dim=1) == pictures.labels).sum()) / len(pictures.labels)

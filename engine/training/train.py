@@ -38,8 +38,6 @@ from .groups import Run, cut, train_groups
 from .owner import sole_owner
 from .preserve import Preserved, choose_preserved
 
-_OTHER_OUT = " (and another --out where a training has begun: it is part of how a bank is made)"
-
 
 def train(
     model: ModelSpec | FrozenClassifier,
@@ -107,7 +105,8 @@ def train(
         return finished
     keep_freed_memory()
     place = device_name(device)
-    with deterministic(device), fitting_memory(config.batch_size, place, _OTHER_OUT), sole_owner(checkpoint.folder):
+    fitting = fitting_memory(config.pictures_in_a_pass(device.type), place, "--pass-size")
+    with deterministic(device), fitting, sole_owner(checkpoint.folder):
         checkpoint.open(config.precision, place, lambda: _choose_precision(classifier, config, device, progress))
         progress.say(f"kernels {kernels}: {why}; loader {source.name}: {source.how}")
         network = OccludedClassifier(classifier, checkpoint.precision, impl=kernels).settled(device, gradient=True)

@@ -73,9 +73,9 @@ def test_the_bare_network_runs_on_trt(tiny_classifier: FrozenClassifier) -> None
         engine.bare(engine.fixed_pairs)["NHWC"]()
 
 
-def test_memory_that_is_full_says_nothing_of_a_training() -> None:
+def test_memory_that_is_full_names_the_option() -> None:
     with (
-        pytest.raises(InputError, match=r"does not fit into the memory of GPU; use a smaller one$"),
-        fitting_memory(8, "GPU"),
+        pytest.raises(InputError, match=r"^--pass-size 8: does not fit into the memory of GPU; use a smaller one$"),
+        fitting_memory(8, "GPU", "--pass-size"),
     ):
         raise torch.OutOfMemoryError
