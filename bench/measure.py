@@ -30,6 +30,7 @@ _WARM_UP_SHARE, _SAMPLE_SECONDS, _MOST_ROUNDS = 0.1, 5e-3, 200
 # A sample takes at least this share of the longest call beside it: a network's single batch beside a whole evaluation.
 _SAMPLE_SHARE = 0.1
 _RESAMPLES, _INTERVAL = 2000, (2.5, 97.5)
+_FEWEST_ROUNDS = 3  # that an interval is drawn from, where the work sets their number
 # Written between two timings on a GPU, several times what its L2 cache holds: otherwise the inputs would lie there.
 _FLUSH_BYTES = 1 << 28
 
@@ -165,10 +166,37 @@ def ratio(rates: Rates, to: str, others: Rates) -> Ratio:
     to
         Name of the latter.
     """
-    draws = np.random.RandomState(0).randint(0, len(rates), (_RESAMPLES, len(rates)))
-    drawn = np.median(rates[draws], axis=1) / np.median(others[draws], axis=1)
-    low, high = (float(bound) for bound in np.percentile(drawn, _INTERVAL))
+    draws = _draws(len(rates))
+    low, high = _interval(np.median(rates[draws], axis=1) / np.median(others[draws], axis=1))
     return Ratio(to, float(np.median(rates) / np.median(others)), low, high)
+
+
+def ratio_of_totals(seconds: Rates, to: str, others: Rates) -> Ratio:
+    """Return how many times as long as a row another one took in all, with an interval as in `ratio`.
+
+    For rounds that are not the same work, as classes are not. With fewer than three there is no interval.
+
+    Parameters
+    ----------
+    seconds, others
+        [rounds], of the row and of the one it is compared with, from the same rounds.
+    to
+        Name of the latter.
+    """
+    low = high = None
+    if len(seconds) >= _FEWEST_ROUNDS:
+        draws = _draws(len(seconds))
+        low, high = _interval(others[draws].sum(axis=1) / seconds[draws].sum(axis=1))
+    return Ratio(to, float(others.sum() / seconds.sum()), low, high)
+
+
+def _draws(rounds: int) -> NDArray[np.int64]:
+    return np.random.RandomState(0).randint(0, rounds, (_RESAMPLES, rounds))
+
+
+def _interval(drawn: Rates) -> tuple[float, float]:
+    low, high = np.percentile(drawn, _INTERVAL)
+    return float(low), float(high)
 
 
 def with_rates(row: BenchRow[F_co], rates: Rates, against: Ratio | None = None) -> BenchRow[F_co]:

@@ -5,7 +5,6 @@ Eager float32 in PyTorch's default layout, all threads. BatchNorm is folded alre
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,32 +61,40 @@ class PlainLoop:
         return found
 
 
-def plain_step(
-    classifier: FrozenClassifier, images: Tensor, occluder_index: Tensor, labels: Tensor, groups: int
-) -> Callable[[], None]:
-    """Return a training step of `groups` occluders with Adam; gradients of the network's parameters are thrown away.
+class PlainTraining:
+    """The training of one occluder with Adam at one step size; gradients of the network's parameters are thrown away.
 
     Parameters
     ----------
-    images
-        uint8 [P, S, S, 3], on the device that does the work.
-    occluder_index, labels
-        int64 [P], the former 1 … `groups`.
+    epsilon, size
+        Radius of the l∞ ball and step of Adam, both in pixel units.
+
+    Attributes
+    ----------
+    occluder
+        float32 [3, S, S] in pixel units.
     """
-    device, p = images.device, classifier.preprocessing
-    pictures, index = images.permute(0, 3, 1, 2).contiguous(), occluder_index - 1
-    network = _network(classifier, device).requires_grad_(True)
-    occluders = torch.zeros(groups, 3, p.input_size, p.input_size, device=device, requires_grad=True)
-    optimizer = torch.optim.Adam([occluders], lr=1.0)
 
-    def run() -> None:
-        with exact_float32("fp32", device):
-            loss = margin_loss(network(_occluded(pictures, occluders[index], p)), labels, 10.0).sum()
-            optimizer.zero_grad()
-            network.zero_grad()
+    def __init__(self, classifier: FrozenClassifier, device: torch.device, epsilon: float, size: float) -> None:
+        self._network = _network(classifier, device).requires_grad_(True)
+        self._preprocessing, self._device = classifier.preprocessing, device
+        self._epsilon, self._size = epsilon, size
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew, with an occluder of zeros."""
+        side = self._preprocessing.input_size
+        self.occluder = torch.zeros(3, side, side, device=self._device, requires_grad=True)
+        self._optimizer = torch.optim.Adam([self.occluder], lr=self._size)
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """Take a step on pictures, uint8 [P, 3, S, S], of the classes `labels`, int64 [P]; both on the device."""
+        with exact_float32("fp32", self._device):
+            logits = self._network(_occluded(images, self.occluder, self._preprocessing))
+            loss = margin_loss(logits, labels, 10.0).sum()
+            self._optimizer.zero_grad()
+            self._network.zero_grad()
             loss.backward()
-            optimizer.step()
+            self._optimizer.step()
             with torch.no_grad():
-                occluders.clamp_(-10, 10)
-
-    return run
+                self.occluder.clamp_(-self._epsilon, self._epsilon)

@@ -22,22 +22,22 @@ SCHEMA: Final = 1
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of median rates; above 1 is faster.
+    """A ratio of rates; above 1 is faster.
 
     Attributes
     ----------
     to
         Name of the row that it is relative to.
     median
-        Median rate over that row's.
+        Median rate over that row's; for time to an accuracy, the time of all classes there over that of this row.
     low, high
-        The 95% interval of the ratio.
+        The 95% interval of the ratio; None where fewer than three rounds would have to tell it.
     """
 
     to: str
     median: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,32 @@ class KernelFacts(Facts):
     extra_mb: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReachFacts(Facts):
+    """Facts of the suite `train` on time to an accuracy.
+
+    Attributes
+    ----------
+    target
+        Top-1 accuracy to leave a class on its held-out pictures.
+    reached
+        How many of the classes got there; the whole time of the others counts.
+    clean_accuracy, accuracy
+        Mean over classes of the held-out top-1 accuracy without an occluder, and under theirs when it was last judged.
+    image_steps
+        Pictures that took part in a step, each time that they did.
+    seconds
+        Time that the training of all classes took, without that of judging.
+    """
+
+    target: float
+    reached: int
+    clean_accuracy: float
+    accuracy: float
+    image_steps: int
+    seconds: float
+
+
 F_co = TypeVar("F_co", bound=Facts, covariant=True)
 
 
@@ -115,7 +141,8 @@ class BenchRow(Generic[F_co]):
     Attributes
     ----------
     stage
-        `bare`, `pairs`, `end-to-end`, `baseline`, `loader`, `train`, `train-baseline` or `kernel`.
+        `bare`, `pairs`, `end-to-end`, `baseline`, `loader`, `train`, `train-forward`, `train-baseline`, `train-reach`,
+        `train-reach-baseline` or `kernel`.
     engine
         What did the work; for a kernel `reference`, `triton`, or the straightforward formula in `eager` PyTorch or
         through torch's `compile`.
@@ -174,6 +201,7 @@ KEYS: Final = (
     *("unit", "p20", "p50", "p80", "ratio", "to_plain", "peak_rss_mb", "available", "reason"),
     *("device", "kernel", "sizes", "data", "passed", "rounds", "ceiling_share", "bandwidth_share", "extra_mb"),
     *("workers", "cores", "max_difference", "mean_difference"),
+    *("target", "reached", "clean_accuracy", "accuracy", "image_steps", "seconds"),
 )
 """Keys of every row in JSON, in order; those of facts that another package's suite adds follow."""
 

@@ -101,9 +101,14 @@ def _ratio(key: str, named: bool) -> Cell:
         if ratio is None:
             return ""
         to = f" {ratio['to']}" if named else ""
-        return f"{ratio['median']:.2f}{to} ({ratio['low']:.2f}–{ratio['high']:.2f})"
+        interval = "" if ratio["low"] is None else f" ({ratio['low']:.2f}–{ratio['high']:.2f})"
+        return f"{ratio['median']:.2f}{to}{interval}"
 
     return cell
+
+
+def _reached(row: Mapping[str, Any]) -> str:
+    return "" if row["reached"] is None else f"{row['reached']} of {row['occluders']}"
 
 
 def _not_of_kernels(cell: Cell) -> Cell:
@@ -136,8 +141,15 @@ _COLUMNS: Mapping[str, Cell] = {
     "MiB a call": _number("extra_mb", ".1f"),
     "max diff": _number("max_difference", "d"),
     "mean diff": _number("mean_difference", ".4f"),
+    "clean": _number("clean_accuracy", ".3f"),
+    "target": _number("target", "g"),
+    "reached": _reached,
+    "left": _number("accuracy", ".3f"),
+    "image-steps": _number("image_steps", ",d"),
+    "seconds": _number("seconds", ",.1f"),
 }
 _NUMBERS = (
     *("pictures", "K", "cores", "p20", "p50", "p80"),
     *("of ceiling", "of copy", "MiB a call", "max diff", "mean diff"),
+    *("clean", "target", "reached", "left", "image-steps", "seconds"),
 )

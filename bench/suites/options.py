@@ -19,37 +19,24 @@ from .base import DATA, ENGINE, MODEL
 if TYPE_CHECKING:
     from ...engine.engines.choice import EngineChoice
     from ...export.classifier import FrozenClassifier
-    from ...export.models.spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Options that name a network."""
+class ModelOptions(options.ModelOptions):
+    """Options that name a network; speed does not ask for trained weights."""
 
     panel: ClassVar[str] = MODEL
 
     model: options.Model = "torchvision/resnet50"
     weights: options.Weights = "random"
-    weights_key: options.WeightsKey = None
-    input_size: options.InputSize = None
-    seed: Annotated[
-        int,
-        typer.Option(min=0, max=2**63 - 1, help="Seed of random weights and random occluders."),
-    ] = 0
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The network that the options name."""
-        from ...export.models.spec import ModelSpec
-
-        return ModelSpec(self.model, self.weights, self.input_size, seed=self.seed, weights_key=self.weights_key)
+    seed: options.Seed = 0
 
     @cached_property
     def classifier(self) -> FrozenClassifier:
         """That network, loaded."""
         from ...export.classifier import load_classifier
 
-        return load_classifier(self.spec)
+        return load_classifier(self.spec(self.seed))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,40 +1,157 @@
-"""Training steps beside the plain loop's: `gfo-bench train`.
+"""Training beside the plain loop's: `gfo-bench train`.
 
-train            a step of gfo-train: frozen folded network in the precision, fused operations
-train-baseline   the step that one writes without this project: float32, PyTorch's default layout, gradients of the
-                 network's parameters computed and thrown away, Adam on the occluder
+train                  a step of gfo-train: frozen folded network in the precision, fused operations
+train-forward          the same network, occluders and pictures, forward only; its ratio is step / forward, at best 2
+train-baseline         the step that one writes without this project: float32, PyTorch's default layout, one class,
+                       gradients of the network's parameters computed and thrown away, Adam on the occluder
+train-reach            with pictures: classes a minute that are trained to an accuracy of held-out ones
+train-reach-baseline   the same by the plain loop, in steps of one size
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+import typer
+
+from ...engine import terminal
+from ...engine.commands import options
 from ...engine.progress import Progress, TerminalProgress, no_progress
-from ..rows import BenchRow, Facts
-from .base import Measured, TimedSuite
+from ...export.errors import InputError
+from ..rows import BenchRow, Facts, ReachFacts
+from ..table import print_environment, print_rows
+from .base import DATA, MEASUREMENT, Measured, TimedSuite
 from .options import ModelOptions, PrecisionOptions
 
 if TYPE_CHECKING:
     import torch
 
+    from ...engine.data.spec import DataSpec
+    from ...engine.training.batches import Batch
+    from ...engine.training.config import TrainConfig
     from ...export.classifier import FrozenClassifier
+    from ..reach import ReachConfig
 
-_BATCH, _TOGETHER = 32, 4
+_EPSILON = 10.0
+_REACH_TITLE = (
+    "Time to an accuracy: rates of groups of classes; the ratio is of the time of all, 95% interval over groups"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(TimedSuite, ModelOptions, PrecisionOptions):
-    """Time training steps and a plain training loop's in turns, on noise. A table, then one line of JSON."""
+class ReachOptions:
+    """Options of the time to an accuracy; the first two ask for it."""
+
+    panel: ClassVar[str] = DATA
+
+    data: Annotated[Path | None, typer.Option(help="Folder that holds train/<class>/*, for --target-accuracy.")] = None
+    target_accuracy: Annotated[
+        float | None,
+        typer.Option(
+            help="Time training until at most this accuracy of held-out pictures is left.", rich_help_panel=MEASUREMENT
+        ),
+    ] = None
+    classes: Annotated[str | None, typer.Option(help="Folder names A,B,…, or random:N; all if not given.")] = None
+    class_map: options.ClassMap = None
+    per_class: Annotated[
+        int | None, typer.Option(help="Pictures of each class to fit, a seeded draw; all if not given.")
+    ] = None
+    held_out: Annotated[int, typer.Option(min=1, help="Pictures of each class that occluders are judged on.")] = 50
+    epsilon: Annotated[float, typer.Option(help="Radius of the ball in pixel units.", rich_help_panel=MEASUREMENT)] = (
+        _EPSILON
+    )
+    epochs: Annotated[
+        int, typer.Option(help="Passes over each class's pictures, as of gfo-train.", rich_help_panel=MEASUREMENT)
+    ] = 2
+    step: Annotated[
+        float, typer.Option(help="First step of gfo-train as a share of epsilon.", rich_help_panel=MEASUREMENT)
+    ] = 0.1
+    judge_every: Annotated[
+        int, typer.Option(min=1, help="Pictures of a class between two judgements.", rich_help_panel=MEASUREMENT)
+    ] = 100
+    plain_step: Annotated[
+        float, typer.Option(help="Step of the plain loop as a share of epsilon.", rich_help_panel=MEASUREMENT)
+    ] = 0.1
+    plain_epochs: Annotated[
+        int, typer.Option(min=1, help="Passes after which the plain loop gives up.", rich_help_panel=MEASUREMENT)
+    ] = 12
+
+    def reach(self, device: str, seed: int) -> tuple[DataSpec, ReachConfig] | None:
+        """Return what is to be reached, on which pictures; None if that is not asked for."""
+        if self.data is None or self.target_accuracy is None:
+            self._refuse_any()
+            return None
+        from ...engine.data.spec import DataSpec
+        from ...engine.training.config import TrainConfig
+        from ..reach import ReachConfig
+
+        if not (math.isfinite(self.plain_step) and self.plain_step > 0):
+            raise InputError(f"--plain-step {self.plain_step}: expected a number above 0")
+        config = TrainConfig(
+            epsilon=self.epsilon,
+            epochs=self.epochs,
+            step=self.step,
+            pictures_per_class=self.per_class,
+            held_out=self.held_out,
+            target_accuracy=self.target_accuracy,
+            device=device,
+            seed=seed,
+        )
+        data = DataSpec(self.data, "train", self.classes, self.class_map)
+        return data, ReachConfig(config, self.judge_every, self.plain_step, self.plain_epochs)
+
+    def _refuse_any(self) -> None:
+        given = [one.name for one in fields(ReachOptions) if getattr(self, one.name) != one.default]
+        if given:
+            missing = " and ".join(f"--{n.replace('_', '-')}" for n in ("data", "target_accuracy") if n not in given)
+            raise InputError(f"--{given[0].replace('_', '-')}: is not read without {missing}; give that, too")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(TimedSuite, ModelOptions, PrecisionOptions, ReachOptions):
+    """Time training steps and a plain training loop's in turns, on noise; on pictures, time to an accuracy.
+
+    A table each, then one line of JSON.
+    """
+
+    facts: ClassVar[Mapping[str, type[Facts]]] = dict.fromkeys(("train-reach", "train-reach-baseline"), ReachFacts)
+
+    def check(self) -> None:
+        """See `Suite.check`."""
+        super().check()
+        self.reach(self.device, self.seed)
 
     def measure(self) -> Measured[BenchRow[Facts]]:
-        """Measure a step at every precision, and the plain one."""
+        """Measure a step at every precision, and the plain one; then the time to an accuracy, if asked for."""
         from ..ceilings import flops
 
-        precisions = self.precisions
-        rows = training_rows(self.classifier, precisions, self.device, self.seconds, TerminalProgress())
-        return Measured(rows, {"flops_per_picture": flops(self.classifier)}, self.seed)
+        precisions, progress, reach = self.precisions, TerminalProgress(), self.reach(self.device, self.seed)
+        facts: dict[str, Any] = {"flops_per_picture": flops(self.classifier)}
+        reached: list[BenchRow[Facts]] = []
+        if reach is not None:  # first: bad pictures show before steps are timed
+            from ..reach import reach_rows
+
+            reached = reach_rows(self.classifier, *reach, precisions, progress)
+            facts["reach"] = {one.name: _as_json(getattr(self, one.name)) for one in fields(ReachOptions)}
+        rows = training_rows(self.classifier, precisions, self.device, self.seconds, progress)
+        return Measured([*rows, *reached], facts, self.seed)
+
+    def show(self, measured: Measured[BenchRow[Facts]], environment: Mapping[str, Any]) -> None:
+        """Print the machine, a table of steps and one of the time to an accuracy."""
+        shown = terminal.console()
+        print_environment(environment, shown)
+        for title, reach in ((self.title, False), (_REACH_TITLE, True)):
+            if rows := [row for row in measured.rows if isinstance(row.facts, ReachFacts) is reach]:
+                print_rows(rows, title, shown)
+
+
+def _as_json(value: Any) -> Any:
+    """Return the value of an option as JSON has it."""
+    return str(value) if isinstance(value, Path) else value
 
 
 def training_rows(
@@ -46,68 +163,89 @@ def training_rows(
 ) -> list[BenchRow[Facts]]:
     """Measure image-steps a second at every precision, and of the plain loop, in turns; on noise.
 
-    `seconds` > 0 is for all of them together.
+    `seconds` > 0 is for all of them together. Batches are those of gfo-train.
     """
     from ...engine.devices import resolve_device
     from ...engine.machine import keep_freed_memory
+    from ...engine.training.config import TrainConfig
     from ..measure import measure, ratio, timer, with_rates
-    from ..plain_loop import plain_step
 
-    place = resolve_device(device)
+    place, config = resolve_device(device), TrainConfig(epsilon=_EPSILON)
     keep_freed_memory()  # as gfo-train
-    progress.say(f"training steps of {_BATCH} pictures, {_TOGETHER} classes together")
-    calls: dict[str, Callable[[], Any]] = {
-        "fp32 plain": plain_step(classifier, *_material(classifier, place), groups=_TOGETHER)
-    }
+    pictures, together = config.batch_size, config.classes_together
+    progress.say(f"training steps of {pictures} pictures, {together} classes together")
+    baseline = "train-baseline fp32"
+    calls: dict[str, Callable[[], Any]] = {baseline: _plain_step(classifier, config, place)}
     for precision in precisions:
-        calls[precision] = _step(classifier, precision, place)
+        calls |= _calls(classifier, replace(config, precision=precision), place)
     times = measure(calls, seconds=seconds, timer=timer(place.type))
-    rates = {name: _BATCH / taken for name, taken in times.items()}
-    plain = with_rates(_row(classifier, "train-baseline", "fp32", place), rates["fp32 plain"])
-    rows = [plain]
-    for name in precisions:
-        against = ratio(rates[name], "train-baseline", rates["fp32 plain"])
-        rows.append(with_rates(_row(classifier, "train", name, place), rates[name], against))
+    rates = {name: pictures / taken for name, taken in times.items()}
+
+    def row(name: str, to: str | None = None) -> BenchRow[Facts]:
+        stage, precision = name.split()
+        bare: BenchRow[Facts] = BenchRow(
+            stage=stage,
+            engine="torch",
+            precision=precision,
+            model=classifier.model,
+            weights=classifier.weights,
+            pictures=pictures,
+            occluders=1 if name == baseline else together,
+            unit="image-steps/s",
+            device=place.type,
+            data="noise",
+            facts=Facts(),
+        )
+        against = None if to is None else ratio(rates[name], to.split()[0], rates[to])
+        return with_rates(bare, rates[name], against)
+
+    rows = [row(baseline)]
+    for precision in precisions:
+        train = f"train {precision}"
+        rows += [row(train, baseline), row(f"train-forward {precision}", train)]
     return rows
 
 
-def _row(classifier: FrozenClassifier, stage: str, precision: str, place: torch.device) -> BenchRow[Facts]:
-    return BenchRow(
-        stage=stage,
-        engine="torch",
-        precision=precision,
-        model=classifier.model,
-        weights=classifier.weights,
-        pictures=_BATCH,
-        occluders=_TOGETHER,
-        unit="image-steps/s",
-        device=place.type,
-        data="noise",
-        facts=Facts(),
-    )
-
-
-def _material(classifier: FrozenClassifier, place: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return pictures uint8 [P, S, S, 3], occluder numbers 1 … G and labels, int64 [P]."""
+def _material(classifier: FrozenClassifier, config: TrainConfig, place: torch.device) -> Batch:
+    """Return a batch of noise, as many pictures of each class."""
     import torch
 
-    size, generator = classifier.preprocessing.input_size, torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (_BATCH, size, size, 3), dtype=torch.uint8, generator=generator)
-    index = torch.arange(1, _TOGETHER + 1).repeat_interleave(_BATCH // _TOGETHER)
-    return images.to(place), index.to(place), (index % classifier.num_classes).to(place)
-
-
-def _step(classifier: FrozenClassifier, precision: str, place: torch.device) -> Callable[[], Any]:
-    from ...engine.devices import deterministic, exact_float32
     from ...engine.training.batches import Batch
-    from ...engine.training.config import TrainConfig
-    from ...engine.training.descent import training_step
 
-    batch = Batch(*_material(classifier, place))
-    step = training_step(classifier, TrainConfig(epsilon=10.0, precision=precision), place, _TOGETHER)
+    size, generator = classifier.preprocessing.input_size, torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (config.batch_size, size, size, 3), dtype=torch.uint8, generator=generator)
+    index = torch.arange(1, config.classes_together + 1).repeat_interleave(config.batch_size // config.classes_together)
+    return Batch(images, index, index % classifier.num_classes).to(place)
 
-    def run() -> None:
-        with exact_float32(precision, place), deterministic(place):
-            step(batch)
 
-    return run
+def _plain_step(classifier: FrozenClassifier, config: TrainConfig, place: torch.device) -> Callable[[], None]:
+    from ..plain_loop import PlainTraining
+
+    batch = _material(classifier, config, place)
+    images, plain = batch.images.permute(0, 3, 1, 2).contiguous(), PlainTraining(classifier, place, _EPSILON, 1.0)
+    return lambda: plain.step(images, batch.labels)
+
+
+def _calls(classifier: FrozenClassifier, config: TrainConfig, place: torch.device) -> dict[str, Callable[[], Any]]:
+    """Return a step and the forward pass in it, of the same network, occluders and pictures."""
+    import torch
+
+    from ...engine.devices import checked_impl, deterministic, exact_float32
+    from ...engine.training.descent import Descent
+    from ...export.occluded import OccludedClassifier
+
+    kernels, _ = checked_impl(config.impl, place)
+    network = OccludedClassifier(classifier, config.precision, impl=kernels).settled(place, gradient=True)
+    batch, size = _material(classifier, config, place), classifier.preprocessing.input_size
+    places = torch.arange(config.batch_size, device=place)
+    descent = Descent(network, config, torch.zeros(config.classes_together, size, size, 3, device=place))
+
+    def step() -> None:
+        with exact_float32(config.precision, place), deterministic(place):
+            descent(batch, config.step_size(0.0), 1)
+
+    def forward() -> None:
+        with torch.no_grad(), exact_float32(config.precision, place), deterministic(place):
+            network(batch.images, places, batch.occluder_index, descent.occluders)
+
+    return {f"train {config.precision}": step, f"train-forward {config.precision}": forward}

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from gfo.bench.ceilings import bandwidth
-from gfo.bench.measure import MIN_ROUNDS, Timer, extra_mb, measure, ratio, timer, with_rates
+from gfo.bench.measure import MIN_ROUNDS, Timer, extra_mb, measure, ratio, ratio_of_totals, timer, with_rates
 from gfo.bench.rows import BenchRow, Facts, Ratio
 
 ROW = BenchRow(stage="pairs", engine="torch", precision="fp32", unit="pairs/s", facts=Facts())
@@ -73,6 +73,13 @@ def test_nothing_to_measure():
     assert measure({}, seconds=1.0, timer=Timer(Clock())) == {}
 
 
+def holds(found: Ratio, value: float) -> bool:
+    """Whether the interval holds a value."""
+    assert found.low is not None
+    assert found.high is not None
+    return found.low <= value <= found.high
+
+
 def test_ratio_agrees_with_scipy():
     rng = np.random.RandomState(0)
     others = rng.normal(100, 5, 60)
@@ -80,7 +87,7 @@ def test_ratio_agrees_with_scipy():
     found = ratio(rates, "bare", others)
     assert found.to == "bare"
     assert found.median == pytest.approx(np.median(rates) / np.median(others))
-    assert found.low <= 2.0 <= found.high
+    assert holds(found, 2.0)
     wanted = stats.bootstrap(
         (rates, others),
         lambda a, b, axis: np.median(a, axis=axis) / np.median(b, axis=axis),
@@ -99,7 +106,7 @@ def test_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.RandomState(0)
     found = [ratio(rng.lognormal(np.log(200), 0.1, 40), "b", rng.lognormal(np.log(100), 0.1, 40)) for _ in range(200)]
     # 95% of 200, less three standard deviations of a binomial.
-    assert sum(one.low <= 2.0 <= one.high for one in found) >= 190 - 10
+    assert sum(holds(one, 2.0) for one in found) >= 190 - 10
 
 
 def test_what_slows_a_whole_round_does_not_widen_the_interval():
@@ -112,6 +119,16 @@ def test_ratio_is_the_same_every_time():
     rng = np.random.RandomState(0)
     rates, others = rng.uniform(1, 2, 9), rng.uniform(1, 2, 9)
     assert ratio(rates, "b", others) == ratio(rates, "b", others)
+
+
+def test_a_ratio_of_totals_weighs_rounds_by_what_they_take():
+    seconds, others = np.array([1.0, 2.0, 7.0]), np.array([10.0, 10.0, 10.0])
+    found = ratio_of_totals(seconds, "b", others)
+    assert (found.to, found.median) == ("b", 3.0)
+    # Drawn with replacement: some draws are three times the round of ten times, or that of 10/7.
+    assert (found.low, found.high) == pytest.approx((10 / 7, 10.0))
+    few = ratio_of_totals(seconds[:2], "b", others[:2])
+    assert few == Ratio("b", 20 / 3, None, None)
 
 
 def test_row_gets_its_percentiles():

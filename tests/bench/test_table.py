@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from gfo.bench.measure import with_rates
-from gfo.bench.rows import BenchRow, Facts, PairsFacts, Ratio
+from gfo.bench.rows import BenchRow, Facts, PairsFacts, Ratio, ReachFacts
 from gfo.bench.table import print_rows
 from gfo.engine.terminal import console
 
@@ -45,6 +45,14 @@ def test_table_shows_what_was_measured_and_sums_up_what_was_not():
     assert lines[-2] == "reference: differs by 3"
     assert lines[-1] == "2 rows (x, y): no GPU"
     assert not any("model" in line for line in lines)  # a column without entries
+
+
+def test_time_to_an_accuracy_shows_how_many_classes_got_there():
+    facts = ReachFacts(target=0.1, reached=3, clean_accuracy=0.75, accuracy=0.08, image_steps=12345, seconds=67.89)
+    row = BenchRow(stage="train-reach", engine="torch", occluders=4, unit="classes/min", facts=facts)
+    lines = printed([with_rates(row, np.array([3.5]), Ratio("train-reach-baseline", 8.0, None, None))])
+    assert any("8.00 train-reach-baseline  0.750" in line for line in lines)  # without an interval
+    assert any(line.split()[-7:] == ["0.1", "3", "of", "4", "0.080", "12,345", "67.9"] for line in lines)
 
 
 @dataclass(frozen=True, kw_only=True)
