@@ -75,7 +75,7 @@ class ReachOptions:
     ] = 100
     plain_step: Annotated[
         float, typer.Option(help="Step of the plain loop as a share of epsilon.", rich_help_panel=MEASUREMENT)
-    ] = 0.1
+    ] = 1.0
     plain_epochs: Annotated[
         int, typer.Option(min=1, help="Passes after which the plain loop gives up.", rich_help_panel=MEASUREMENT)
     ] = 12
