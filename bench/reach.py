@@ -232,5 +232,5 @@ def _missing(name: str, facts: ReachFacts, classes: int) -> str:
     way, errs = (name, "low") if name == _PLAIN else (f"{_STAGE} at {name}", "high")
     return (
         f"{way}: {classes - facts.reached} of {classes} classes do not reach {facts.target:g}; they count with all the "
-        f"time that they were given, so that the ratio is too {errs}"
+        f"time that they were given, which by itself makes the ratio too {errs}"
     )
