@@ -70,6 +70,9 @@ class ReachOptions:
     step: Annotated[
         float, typer.Option(help="First step of gfo-train as a share of epsilon.", rich_help_panel=MEASUREMENT)
     ] = 0.1
+    classes_together: Annotated[
+        int, typer.Option(help="Classes that share a batch of gfo-train.", rich_help_panel=MEASUREMENT)
+    ] = 4
     judge_every: Annotated[
         int, typer.Option(min=1, help="Pictures of a class between two judgements.", rich_help_panel=MEASUREMENT)
     ] = 100
@@ -95,6 +98,7 @@ class ReachOptions:
             epsilon=self.epsilon,
             epochs=self.epochs,
             step=self.step,
+            classes_together=self.classes_together,
             pictures_per_class=self.per_class,
             held_out=self.held_out,
             target_accuracy=self.target_accuracy,
