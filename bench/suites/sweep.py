@@ -72,7 +72,7 @@ class SweepSuite(Suite["SweepRow"]):
         )
         table.caption_justify = "left"
         columns = ("matched/clean", "unmatched/clean", "at 0.4", "at 0.3", "at 0.2", "unseen at 0.3", "unseen at 0.2")
-        columns += ("− first at 0.3", "− first at 0.2")
+        columns += ("− first at 0.4", "− first at 0.3")
         for name in ("model", "experiment", "pictures", "seed"):
             table.add_column(name, overflow="fold")
         for name in columns:
@@ -81,7 +81,7 @@ class SweepSuite(Suite["SweepRow"]):
             frontier, unseen, difference = row.frontier, row.frontier_unseen, row.difference
             cells = (row.matched, row.unmatched, frontier["0.4"], frontier["0.3"], frontier["0.2"])
             shown = list(map(_cell, (*cells, unseen["0.3"], unseen["0.2"])))
-            shown += [_cell(difference[mark], "+.3f") if difference else "" for mark in ("0.3", "0.2")]
+            shown += [_cell(difference[mark], "+.3f") if difference else "" for mark in ("0.4", "0.3")]
             who = map(terminal_cell, (row.model, row.experiment, row.evaluation))
             table.add_row(*who, "mean" if row.seed is None else str(row.seed), *shown)
         print_table(console(width=_FILE_WIDTH), table)
