@@ -122,7 +122,7 @@ class Contest:
         if there:
             raise InputError(
                 f"--target-accuracy {target:g}: the held-out accuracy without an occluder is no higher for "
-                f"{', '.join(there)}; give a lower target, or leave such classes out with --classes"
+                f"{', '.join(there)}; give trained --weights, a lower target, or leave such classes out with --classes"
             )
         return found
 

@@ -103,7 +103,9 @@ class SweepRow:
         The latter two where matched/clean is 0.2, 0.3 and 0.4.
     difference
         `frontier` minus that of the first experiment, of the same network, seed and evaluation: paired, as both have
-        the same classes and pictures. Null for the first one itself.
+        the same classes and pictures. Null for the first one itself, and where they have not.
+
+    The intervals of a mean are over pictures and classes: how much the seeds scatter, its rows show.
     """
 
     model: str
@@ -141,13 +143,22 @@ def read_sweep(path: Path, data: str) -> Sweep:
         raise InputError(f"{path}: {error}; use texts, numbers, lists and true") from error
     escaped = json.dumps(data)[1:-1]
     sweep = read_record(Sweep, text.replace("{data}", escaped), path, "see the sweeps in docs/sweeps")
+    if len(set(sweep.seeds)) < len(sweep.seeds):
+        raise InputError(f"{path}: seeds: names one twice; leave it out")
+    drawn = any(str(options.get("classes", "")).startswith("random:") for options in _tables(sweep))
+    if drawn and len(sweep.seeds) > 1:
+        raise InputError(f"{path}: classes = random:N draws others for each seed; name the classes")
     for name in (*sweep.models, *sweep.experiments, *sweep.evaluations):
         if not _NAME.fullmatch(name):
             raise InputError(f"{path}: {name!r} is the name of a folder; use letters, digits, - and _")
-    for options in (*sweep.models.values(), sweep.train, *sweep.experiments.values(), *sweep.evaluations.values()):
+    for options in _tables(sweep):
         if own := next((key for key in options if key.replace("-", "_") in _OWN), None):
             raise InputError(f"{path}: {own} is set by the sweep itself; leave it out")
     return sweep
+
+
+def _tables(sweep: Sweep) -> Sequence[Options]:
+    return (*sweep.models.values(), sweep.train, *sweep.experiments.values(), *sweep.evaluations.values())
 
 
 def words(*options: Mapping[str, Any]) -> list[str]:
@@ -179,6 +190,13 @@ class _Bank:
     def summary(self) -> Summary:
         """Of the strongest."""
         return read_summary(self.runs[max(self.runs)] / SUMMARY_FILE)
+
+    @functools.cached_property
+    def pictures(self) -> Any:
+        """The classes of the bank and the pictures that were evaluated, to be compared."""
+        store = RunStore.open(self.runs[max(self.runs)])
+        readable = store.readable().tolist()
+        return store.occluders.tolist(), store.paths, store.labels.tolist(), readable
 
     @functools.cached_property
     def quotients(self) -> Mapping[float, Quotients]:
@@ -232,7 +250,9 @@ def _rows(banks: Sequence[_Bank]) -> Iterator[SweepRow]:
             yield _mean_row(alike, None if name == banks[0].experiment else _difference(alike, first))
 
 
-def _difference(banks: Sequence[_Bank], first: Mapping[int, _Bank]) -> Marks:
+def _difference(banks: Sequence[_Bank], first: Mapping[int, _Bank]) -> Marks | None:
+    if any(bank.pictures != first[bank.seed].pictures for bank in banks):
+        return None
     pairs = [
         (at_marks(bank.quotients, "unmatched/clean"), at_marks(first[bank.seed].quotients, "unmatched/clean"))
         for bank in banks

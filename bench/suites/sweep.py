@@ -65,7 +65,8 @@ class SweepSuite(Suite["SweepRow"]):
         table = Table(
             title="unmatched/clean at equal matched/clean; in brackets the 95% interval over classes",
             caption="unseen: on classes of which training preserved no picture. − first: the paired difference to the "
-            "first experiment. A dash: the mark is not reached.",
+            "first experiment, empty without equal pictures. A dash: the mark is not reached. The interval of a mean "
+            "leaves out how seeds scatter.",
             title_justify="left",
             box=SIMPLE_HEAD,
             padding=(0, 1, 0, 0),

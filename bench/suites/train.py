@@ -241,7 +241,6 @@ def _calls(classifier: FrozenClassifier, config: TrainConfig, place: torch.devic
     kernels, _ = checked_impl(config.impl, place)
     network = OccludedClassifier(classifier, config.precision, impl=kernels).settled(place, gradient=True)
     batch, size = _material(classifier, config, place), classifier.preprocessing.input_size
-    places = torch.arange(config.batch_size, device=place)
     descent = Descent(network, config, torch.zeros(config.classes_together, size, size, 3, device=place))
 
     def step() -> None:
@@ -250,6 +249,9 @@ def _calls(classifier: FrozenClassifier, config: TrainConfig, place: torch.devic
 
     def forward() -> None:
         with torch.no_grad(), exact_float32(config.precision, place), deterministic(place):
-            network(batch.images, places, batch.occluder_index, descent.occluders)
+            for part in batch.parts(config.pictures_in_a_pass(place.type)):
+                network(
+                    part.images, torch.arange(len(part.images), device=place), part.occluder_index, descent.occluders
+                )
 
     return {f"train {config.precision}": step, f"train-forward {config.precision}": forward}

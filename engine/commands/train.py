@@ -49,8 +49,10 @@ class OccluderOptions(options.Group):
     ] = False
 
     augment: Annotated[
-        str | None,
-        typer.Option(help=f"Random changes of fitted pictures, separated by commas: {', '.join(AUGMENTATIONS)}."),
+        list[str] | None,
+        typer.Option(
+            help=f"Random changes of fitted pictures, separated by commas or repeated: {', '.join(AUGMENTATIONS)}."
+        ),
     ] = None
 
     def objective_options(self) -> dict[str, Any]:
@@ -167,7 +169,7 @@ def _config(occluders: OccluderOptions, preserved: PreserveOptions, training: Tr
         pictures_per_class=occluders.per_class,
         held_out=occluders.held_out,
         correct_only=occluders.correct_only,
-        augment=tuple(occluders.augment.split(",")) if occluders.augment else (),
+        augment=tuple(name for given in occluders.augment or () for name in given.split(",")),
         preserve=preserved.config(),
         **vars(training),
     )

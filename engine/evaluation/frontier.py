@@ -7,18 +7,15 @@ ratios are interpolated linearly; strength 0 is the point (1, 1).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-from .bootstrap import Bootstrapped, Floats
+from .bootstrap import MOST_MISSING, Bootstrapped, Floats
 from .results import MARKS, Frontier, MarkName, Marks, RatioName
 
 Quotients: TypeAlias = Mapping[RatioName, tuple[Bootstrapped, int]]
 """Ratios of a run with their replicates, and how many classes each rests on."""
-
-# A percentile interval of 95 % needs its tails: with more replicates that do not reach the mark it would be too narrow.
-_MOST_UNREACHED: Final = 0.025
 
 
 def frontier(runs: Mapping[float, Quotients]) -> Frontier:
@@ -63,7 +60,7 @@ def _supported(mark: float, matched: Floats, unmatched: Floats) -> Floats:
     found = crossing(mark, matched, unmatched)
     defined = np.isfinite(matched).all(axis=0) & np.isfinite(unmatched).all(axis=0)
     unreached = ~np.isfinite(found[defined])
-    return np.full_like(found, np.nan) if unreached.sum() > _MOST_UNREACHED * len(unreached) else found
+    return np.full_like(found, np.nan) if unreached.sum() > MOST_MISSING * len(unreached) else found
 
 
 def crossing(mark: float, matched: Floats, unmatched: Floats) -> Floats:

@@ -155,7 +155,7 @@ class _Tally:
         self._draws = self._draw(len(self.bank))
         others = [i for i in _class_order(store) if i not in self.bank]
         self._other_draws = dict(zip(others, self._draw(len(others)).T, strict=True)) if others else {}
-        pairs = [f"{name}_pairs_clean" for name in _CLEAN_OF]
+        pairs = [below for _, below in _QUOTIENTS.values() if below not in self.CELLS]
         self._cells = {name: ClassMean(replicates) for name in (*self.CELLS, *pairs, "fooling_rate")}
         self._pictures: Counter[str] = Counter()
         self._classes: Counter[str] = Counter()  # how many a cell rests on
@@ -228,7 +228,8 @@ class _Tally:
         # A replicate that drew a class often has it in many pairs. The clean cell of classes would not move with the
         # unmatched one, and their ratio would scatter: it divides by the clean cell of the same pairs.
         part = drawn * clean, drawn
-        self._add(f"{name}_pairs_clean", found.pictures, found.accuracy[0], clean, found.draws, weight, class_part=part)
+        if (pairs := f"{name}_pairs_clean") in self._cells:
+            self._add(pairs, found.pictures, found.accuracy[0], clean, found.draws, weight, class_part=part)
         if name != "unmatched":  # whose clean cell the own classes make up
             self._add(_CLEAN_OF[name], found.pictures, found.accuracy[0], clean, found.draws, weight)
 

@@ -43,7 +43,7 @@ class Ratio(Record):
     """One accuracy over another, from the same pictures (paired bootstrap)."""
 
     value: float
-    """The ratio, 0 or more."""
+    """The ratio, 0 or more; of two ratios the difference, which may be below 0."""
     ci95_pictures: Interval | None
     """95 % interval over pictures of the same classes."""
     ci95_classes: Interval | None

@@ -50,6 +50,6 @@ def augmented(images: Tensor, names: Sequence[str], seed: Sequence[int]) -> Tens
 
     change = v2.Compose([AUGMENTATIONS[name](images.shape[1]) for name in names])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         changed = torch.stack([change(image) for image in images.permute(0, 3, 1, 2)])
     return changed.permute(0, 2, 3, 1).contiguous()

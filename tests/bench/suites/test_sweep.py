@@ -96,6 +96,8 @@ def test_experiments_are_trained_evaluated_and_taken_up_again(
         (("epsilon = 90", "epsilon = -1"), "experiment stronger of tiny: --epsilon -1.0: must be above 0"),
         (("epsilon = 90", "epsilom = 90"), "experiment stronger of tiny: No such option: --epsilom"),
         (("seeds = [3, 4]", "seeds = []"), "sweep.toml: seeds: "),
+        (("seeds = [3, 4]", "seeds = [3, 3]"), "sweep.toml: seeds: names one twice"),
+        (("epsilon = 90", 'classes = "random:2"'), "sweep.toml: classes = random:N draws others for each seed"),
         (("seeds = [3, 4]", ""), "sweep.toml: seeds: Field required"),
         (("strengths = [0.5, 1.0]", "strengths = [1.0]"), "sweep.toml: strengths: "),
         (("[models.tiny]", "[models.tiny"), "sweep.toml: not TOML"),

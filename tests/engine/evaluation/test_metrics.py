@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gfo.engine.evaluation.metrics import accuracy_matrix, derangement, summarize
+from gfo.engine.evaluation.bootstrap import Bootstrapped, mean
+from gfo.engine.evaluation.metrics import accuracy_matrix, derangement, quotients_of_strengths, summarize
 from gfo.engine.evaluation.results import Accuracy, Ratio, Results
 from gfo.engine.evaluation.store import RunStore
 from gfo.engine.evaluation.summary import Run
@@ -239,6 +240,37 @@ def test_an_occluder_that_changes_nothing_has_ratios_of_one(
             for interval in (ratio.ci95_pictures, ratio.ci95_classes):
                 assert interval is None or interval == pytest.approx((1, 1), abs=1e-5), name
             assert ratio.value == pytest.approx(1, abs=1e-5), name
+
+
+def test_the_difference_of_a_bank_to_itself_is_0_in_every_replicate(make: Make, tmp_path: Path) -> None:
+    """And of others of the same classes and pictures it has their spread taken out: the bootstraps resample alike."""
+    bank, generator = [0, 1, 2, 3, 4, 5], np.random.default_rng(2)
+    labels = np.repeat(bank, 8)
+    clean = np.where(generator.random(len(labels)) < np.linspace(0.3, 1, 6).repeat(8), labels, 99)
+    predictions = np.repeat(clean[:, None], len(bank) + 2, axis=1)
+    weaker = predictions.copy()
+    weaker[::4, 1:] = 99
+    found = []
+    for name, of in (("a", predictions), ("b", predictions), ("c", weaker)):
+        store = make(tmp_path / name, of, labels.tolist(), bank)
+        found.append(quotients_of_strengths([store], replicates=400)[1.0]["unmatched/clean"][0])
+    first, same, weak = found
+    nothing = mean([first - same, same - first]).ratio(6)
+    assert nothing
+    assert (nothing.value, nothing.ci95_pictures, nothing.ci95_classes) == (0, (0, 0), (0, 0))
+    assert (weak - first).value == pytest.approx(weak.value - first.value)
+
+
+def test_a_mean_has_no_interval_where_too_many_replicates_lack_a_number() -> None:
+    whole, replicates = np.full(400, 0.5), np.full(400, 0.5)
+    replicates[:10] = np.nan
+    few = Bootstrapped(0.5, replicates, whole)
+    other = Bootstrapped(0.7, np.roll(replicates, 20), whole)
+    kept, lost = mean([few, few]).ratio(3), mean([few, other]).ratio(3)
+    assert kept
+    assert lost
+    assert kept.ci95_pictures == (0.5, 0.5)
+    assert (lost.value, lost.ci95_pictures, lost.ci95_classes) == (pytest.approx(0.6), None, (0.5, 0.5))
 
 
 def test_the_class_bootstrap_is_the_resampled_matrix(make: Make, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from gfo.engine.data.folders import ClassFolder
 from gfo.engine.training.augment import AUGMENTATIONS, augmented
 from gfo.engine.training.batches import Batches, ClassPictures, Fitted
 from gfo.engine.training.config import TrainConfig
+from gfo.engine.training.groups import cut
 from gfo.export.errors import InputError
 
 
@@ -85,6 +86,14 @@ def test_an_occluder_sees_the_same_pictures_whatever_is_trained_beside_it(names:
 def test_wrong_names(names: tuple[str, ...], line: str) -> None:
     with pytest.raises(InputError, match=f"^{line}$"):
         TrainConfig(epsilon=8.0, augment=names)
+
+
+def test_training_moves_its_pictures_if_asked() -> None:
+    splits = {3: (["train/a/1.png", "train/a/2.png"], [])}
+    assert [cut(TrainConfig(epsilon=8.0, augment=names), splits)[1].augment for names in ((), ("flip",))] == [
+        (),
+        ("flip",),
+    ]
 
 
 def test_only_a_bank_of_changed_pictures_says_so() -> None:
