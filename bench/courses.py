@@ -1,7 +1,7 @@
 """Trainings that pause to be judged: gfo-train's steps on a group of classes, and the plain loop's on one.
 
-Held-out pictures judge, in float32 and by the same code for both. A class is there at the first judgement at or below
-the target, and takes no further part.
+Held-out pictures judge, in float32 and by the same code for both. A class reaches the target at the first judgement at
+or below it, and takes no further part.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..engine.devices import deterministic, exact_float32, finite_fix
-from ..engine.training.answers import logits_of
+from ..engine.devices import deterministic, exact_float32
+from ..engine.training.answers import accuracy_left
 from ..engine.training.batches import Batch, Batches, Fitted
 from ..engine.training.config import TrainConfig
 from ..engine.training.descent import Descent
 from ..export.classifier import FrozenClassifier
-from ..export.errors import InputError
 from ..export.occluded import OccludedClassifier
 from .measure import Timer
 from .plain_loop import PlainTraining
 
 _PLAIN_BATCH = 32
-_MOST_SKIPPED = 3  # steps in a row, as in gfo-train
 
 
 @dataclass(frozen=True)
@@ -55,13 +53,12 @@ class Judge:
     def __init__(self, classifier: FrozenClassifier, config: TrainConfig, place: torch.device) -> None:
         self.target = config.target_accuracy or 0.0
         self._network = OccludedClassifier(classifier).settled(place)
-        self._place, self._batch = place, config.batch_size
+        self._place, self._pass_size = place, config.pictures_in_a_pass(place.type)
 
     def __call__(self, pictures: Fitted, occluder: Tensor | None = None) -> float:
         """Return the top-1 accuracy under an occluder, float32 [S, S, 3] on the device, or without one."""
         with exact_float32("fp32", self._place):
-            logits = logits_of(self._network, pictures.images, self._place, self._batch, occluder)
-        return int((logits.argmax(dim=1) == pictures.labels).sum()) / len(pictures.labels)
+            return accuracy_left(self._network, pictures, self._place, self._pass_size, occluder)
 
 
 # ---- the two ways
@@ -121,9 +118,7 @@ class GroupTraining(Training):
         config, precision, done = self._config, self._network.precision, self._steps - self._ahead
         batch = _without(next(self._batches), self._stopped)
         with exact_float32(precision, self._place), deterministic(self._place):
-            wrong = self._descent(batch.to(self._place), config.step_size(done / self._steps), done + 1)
-        if wrong is None and self._descent.failed == _MOST_SKIPPED:
-            raise InputError(f"--precision {precision}: logits or gradients are not finite; {finite_fix(precision)}")
+            self._descent(batch.to(self._place), config.step_size(done / self._steps), done + 1)
         self.image_steps += len(batch.images)
         return self._share
 

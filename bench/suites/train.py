@@ -212,14 +212,10 @@ def training_rows(
 
 def _material(classifier: FrozenClassifier, config: TrainConfig, place: torch.device) -> Batch:
     """Return a batch of noise, as many pictures of each class."""
-    import torch
-
     from ...engine.training.batches import Batch
 
-    size, generator = classifier.preprocessing.input_size, torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (config.batch_size, size, size, 3), dtype=torch.uint8, generator=generator)
-    index = torch.arange(1, config.classes_together + 1).repeat_interleave(config.batch_size // config.classes_together)
-    return Batch(images, index, index % classifier.num_classes).to(place)
+    size, outputs = classifier.preprocessing.input_size, classifier.num_classes
+    return Batch.of_noise(config.batch_size, size, config.classes_together, outputs).to(place)
 
 
 def _plain_step(classifier: FrozenClassifier, config: TrainConfig, place: torch.device) -> Callable[[], None]:
@@ -234,14 +230,11 @@ def _calls(classifier: FrozenClassifier, config: TrainConfig, place: torch.devic
     """Return a step and the forward pass in it, of the same network, occluders and pictures."""
     import torch
 
-    from ...engine.devices import checked_impl, deterministic, exact_float32
-    from ...engine.training.descent import Descent
-    from ...export.occluded import OccludedClassifier
+    from ...engine.devices import deterministic, exact_float32
+    from ...engine.training.descent import first_descent
 
-    kernels, _ = checked_impl(config.impl, place)
-    network = OccludedClassifier(classifier, config.precision, impl=kernels).settled(place, gradient=True)
-    batch, size = _material(classifier, config, place), classifier.preprocessing.input_size
-    descent = Descent(network, config, torch.zeros(config.classes_together, size, size, 3, device=place))
+    batch = _material(classifier, config, place)
+    descent = first_descent(classifier, config, place, config.classes_together)
 
     def step() -> None:
         with exact_float32(config.precision, place), deterministic(place):
@@ -249,9 +242,7 @@ def _calls(classifier: FrozenClassifier, config: TrainConfig, place: torch.devic
 
     def forward() -> None:
         with torch.no_grad(), exact_float32(config.precision, place), deterministic(place):
-            for part in batch.parts(config.pictures_in_a_pass(place.type)):
-                network(
-                    part.images, torch.arange(len(part.images), device=place), part.occluder_index, descent.occluders
-                )
+            for part in descent.passes(batch):
+                descent.logits(part, descent.occluders)
 
     return {f"train {config.precision}": step, f"train-forward {config.precision}": forward}

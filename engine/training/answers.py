@@ -8,6 +8,7 @@ from torch import Tensor
 from ...export.errors import InputError
 from ...export.occluded import OccludedClassifier
 from ..devices import finite_fix
+from .batches import Fitted
 
 
 def logits_of(
@@ -38,3 +39,11 @@ def logits_of(
     if not bool(logits.isfinite().all()):
         raise InputError(f"--precision {network.precision}: logits are not finite; {finite_fix(network.precision)}")
     return logits
+
+
+def accuracy_left(
+    network: OccludedClassifier, pictures: Fitted, device: torch.device, pass_size: int, occluder: Tensor | None = None
+) -> float:
+    """Return the top-1 accuracy on pictures; parameters and errors are those of `logits_of`."""
+    logits = logits_of(network, pictures.images, device, pass_size, occluder)
+    return int((logits.argmax(dim=1) == pictures.labels).sum()) / len(pictures.labels)

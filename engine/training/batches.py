@@ -49,6 +49,14 @@ class Batch:
     labels: Tensor
     clean: Tensor | None = None
 
+    @classmethod
+    def of_noise(cls, count: int, size: int, groups: int, outputs: int) -> Batch:
+        """Return seeded noise, `count` pictures of `size` divided among `groups` occluders, for timing."""
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
+        index = torch.arange(1, groups + 1).repeat_interleave(math.ceil(count / groups))[:count]
+        return cls(images, index, index % outputs)
+
     def parts(self, size: int) -> Iterator[Batch]:
         """Yield the batch in parts of at most `size` pictures each."""
         own = len(self.labels)

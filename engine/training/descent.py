@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ...export.classifier import FrozenClassifier
+from ...export.errors import InputError
 from ...export.occluded import OccludedClassifier
-from ..devices import checked_impl
+from ..devices import checked_impl, finite_fix
 from .batches import Batch
 from .config import TrainConfig
 from .optimizers import OPTIMIZERS
@@ -18,13 +19,13 @@ from .optimizers.base import Ball
 
 # fp16 gradients of a deep network underflow; the step divides by the gradient's size, so any factor may stand here.
 _LOSS_SCALE = {"fp32": 1.0, "bf16": 1.0, "fp16": 1024.0}
+_MOST_SKIPPED = 3  # steps in a row
 
 
 class Descent:
     """The method's step for the classes in work; it holds their `occluders`, float32 [G, S, S, 3], and the optimizer.
 
-    `stopped`, int64 [G], is the epoch after which an occluder was left as it is, 0 for none; `failed` is how many of
-    the last steps in a row were not finite.
+    `stopped`, int64 [G], is the epoch after which an occluder was left as it is, 0 for none.
 
     Source: Wu et al., CVPR 2020, supplementary S1.
     """
@@ -37,7 +38,7 @@ class Descent:
         self._weight = config.preserve.weight if config.preserve else 0.0
         self._optimizer = OPTIMIZERS[config.optimizer](occluders, ball, config.momentum, network.impl)
         self.stopped = torch.zeros(len(occluders), dtype=torch.int64, device=occluders.device)
-        self.failed = 0
+        self._failed = 0  # how many of the last steps in a row were not finite
         self._stops = config.target_accuracy is not None
         self._pass_size = config.pictures_in_a_pass(occluders.device.type)
 
@@ -45,36 +46,55 @@ class Descent:
         """Take step number `count` ≥ 1, of `size` pixel units; return how many of the own pictures were wrong.
 
         None, and nothing is changed, where logits or gradients are not finite.
+
+        Raises
+        ------
+        InputError
+            They have not been finite three times in a row.
         """
         gradient = torch.zeros_like(self.occluders)
         finite, wrong = torch.ones_like(self.stopped[0], dtype=torch.bool), torch.zeros_like(self.stopped[0])
-        for part in batch.parts(self._pass_size):
+        for part in self.passes(batch):
             logits, of_part = self._gradient(part, batch)
             gradient += of_part
             finite &= logits.isfinite().all()
             wrong += (logits[: len(part.labels)].argmax(dim=1) != part.labels).sum()
         # The sign of NaN is 0: unnoticed, an occluder would stand still for ever and its NaN logits count as fooled.
         if not bool(finite & gradient.isfinite().all()):
-            self.failed += 1
+            self._failed += 1
+            if self._failed == _MOST_SKIPPED:
+                raise not_finite(self._network.precision)
             return None
-        self.failed = 0 if len(batch.labels) else self.failed  # steps with preserved pictures alone do not redeem it
+        if len(batch.labels):  # steps with preserved pictures alone do not redeem it
+            self._failed = 0
         still = self.occluders[self.stopped > 0]
         self._optimizer.step(self.occluders, gradient, size, count)  # step and project
         self.occluders[self.stopped > 0] = still  # otherwise the momentum of earlier steps would carry them on
         return int(wrong)
 
+    def passes(self, batch: Batch) -> Iterator[Batch]:
+        """Yield the parts of a batch that go through the network one by one."""
+        return batch.parts(self._pass_size)
+
+    def logits(self, part: Batch, occluders: Tensor) -> Tensor:
+        """Occlude a part of a batch, and return the network's logits, float32 [P, C]."""
+        pictures = torch.arange(len(part.images), device=part.images.device)
+        return self._network(part.images, pictures, part.occluder_index, occluders)
+
     def _gradient(self, part: Batch, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the logits of a part of a batch, and what it adds to the gradient of the batch's loss."""
         network, occluders = self._network, self.occluders.detach().requires_grad_(True)
-        pictures = torch.arange(len(part.images), device=part.images.device)
-        logits = network(part.images, pictures, part.occluder_index, occluders)  # occlude and forward
+        logits = self.logits(part, occluders)
         loss = self._loss(logits, part, batch) * _LOSS_SCALE[network.precision]
         with network.naming_failure(occluders.device):
             (gradient,) = torch.autograd.grad(loss, occluders)
         return logits.detach(), gradient
 
     def _loss(self, logits: Tensor, part: Batch, batch: Batch) -> Tensor:
-        """Return a part's share of the sum over own pictures, and of the mean over preserved ones as if as many."""
+        """Return what a part adds to the loss of its batch.
+
+        That is the sum over own pictures, and the weighted mean over preserved ones as if there were as many.
+        """
         own = len(part.labels)
         losses: list[Tensor] = []
         if own:
@@ -97,15 +117,22 @@ class Descent:
         self._optimizer.load_state_dict(tensors)
 
 
-def training_step(
-    classifier: FrozenClassifier, config: TrainConfig, device: torch.device, groups: int
-) -> Callable[[Batch], int | None]:
-    """Return the first step of `train` for `groups` occluders of zeros, for timing: each call takes it again.
+def not_finite(precision: str) -> InputError:
+    """Return the error that ends a training whose steps are not finite."""
+    return InputError(f"{described_as_not_finite(precision)}; {finite_fix(precision)}")
 
-    `config.precision` must be resolved. The batch is expected on the device.
+
+def described_as_not_finite(precision: str) -> str:
+    """Return what is said of a step that is not finite."""
+    return f"--precision {precision}: logits or gradients are not finite"
+
+
+def first_descent(classifier: FrozenClassifier, config: TrainConfig, device: torch.device, groups: int) -> Descent:
+    """Return what takes the first step of `train` for `groups` occluders of zeros, for timing.
+
+    `config.precision` must be resolved. Batches are expected on the device.
     """
     kernels, _ = checked_impl(config.impl, device)
     network = OccludedClassifier(classifier, config.precision, impl=kernels).settled(device, gradient=True)
     size = classifier.preprocessing.input_size
-    step = Descent(network, config, torch.zeros(groups, size, size, 3, device=device))
-    return lambda batch: step(batch, config.step_size(0.0), 1)
+    return Descent(network, config, torch.zeros(groups, size, size, 3, device=device))

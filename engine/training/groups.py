@@ -13,18 +13,15 @@ from ...export.errors import InputError
 from ...export.occluded import OccludedClassifier
 from ..data.folders import ClassFolder
 from ..data.source import PictureSource
-from ..devices import finite_fix
 from ..doubts import FirstAnswers
 from ..progress import Progress
 from .answers import logits_of
 from .batches import Batch, Batches, ClassPictures, Fitted, Pool, read_class
 from .checkpoint import Checkpoint, EpochState, Splits
 from .config import TrainConfig
-from .descent import Descent
+from .descent import Descent, described_as_not_finite, not_finite
 from .preserve import Preserved, read_pool
 from .target import Judge
-
-_MOST_SKIPPED = 3  # steps in a row
 
 
 @dataclass(frozen=True)
@@ -60,13 +57,6 @@ class Run:
                 "the class map, or leave the class out"
             )
         return replace(found, images=found.images[right])
-
-    def skip(self, count: int, *, last: bool) -> None:
-        """Say that step number `count` is skipped, or raise `InputError` if it is the `last` that may be."""
-        what = f"--precision {self.network.precision}: logits or gradients are not finite"
-        if last:
-            raise InputError(f"{what}; {finite_fix(self.network.precision)}")
-        self.say(f"{what}; step {count} is skipped")
 
     def judge(self, work: Sequence[ClassPictures], fitted: Sequence[Fitted]) -> Judge | None:
         """Return what measures the classes in work against the target accuracy, if there is one."""
@@ -191,7 +181,7 @@ def _epoch(run: Run, step: Descent, batches: Iterator[Batch], pace: _Pace) -> No
         size = config.step_size(done / (pace.steps * config.epochs))
         wrong = step(batch.to(run.device), size, done + 1)
         if wrong is None:
-            run.skip(done + 1, last=step.failed == _MOST_SKIPPED)
+            run.say(f"{described_as_not_finite(run.network.precision)}; step {done + 1} is skipped")
             pace.advance("")
             continue
         if done == 0:  # the occluders were zeros
@@ -200,7 +190,7 @@ def _epoch(run: Run, step: Descent, batches: Iterator[Batch], pace: _Pace) -> No
         pictures += len(batch.labels)
         pace.advance(f"fooling rate {fooled / pictures:.2f}" if pictures else "")
     if not pictures:
-        run.skip(0, last=True)
+        raise not_finite(run.network.precision)
 
 
 def _save(run: Run, work: Sequence[ClassPictures], step: Descent, judge: Judge | None) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...export.occluded import OccludedClassifier
-from .answers import logits_of
+from .answers import accuracy_left
 from .batches import Fitted
 from .descent import Descent
 
@@ -85,6 +85,4 @@ class Judge:
         return Reached(high / _PARTS, found[high], reached=True, epochs=epochs)
 
     def _accuracy(self, row: int, occluder: Tensor) -> float:
-        pictures = self._pictures[row]
-        logits = logits_of(self._network, pictures.images, self._device, self._pass_size, occluder)
-        return int((logits.argmax(dim=1) == pictures.labels).sum()) / len(pictures.labels)
+        return accuracy_left(self._network, self._pictures[row], self._device, self._pass_size, occluder)

@@ -33,7 +33,7 @@ from ..progress import Progress, no_progress
 from .batches import Batch
 from .checkpoint import Checkpoint
 from .config import TrainConfig, split_pictures
-from .descent import training_step
+from .descent import Descent, first_descent
 from .groups import Run, cut, train_groups
 from .owner import sole_owner
 from .preserve import Preserved, choose_preserved
@@ -160,20 +160,17 @@ def _choose_precision(
     if config.precision != "auto":
         OccludedClassifier(classifier, config.precision).settled(device, gradient=True)
         return config.precision
-    size = classifier.preprocessing.input_size
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (config.batch_size, size, size, 3), dtype=torch.uint8, generator=generator)
-    index = torch.ones(len(images), dtype=torch.int64)
-    batch = Batch(images, index, torch.zeros_like(index)).to(device)
+    size, outputs = classifier.preprocessing.input_size, classifier.num_classes
+    batch = Batch.of_noise(config.batch_size, size, 1, outputs).to(device)
 
     def timed(precision: str) -> Callable[[], None]:
         @functools.cache  # in the first call, where a network that fails at a precision is noted
-        def step() -> Callable[[Batch], int | None]:
-            return training_step(classifier, replace(config, precision=precision), device, 1)
+        def step() -> Descent:
+            return first_descent(classifier, replace(config, precision=precision), device, 1)
 
         def run() -> None:
             with exact_float32(precision, device):
-                step()(batch)
+                step()(batch, config.step_size(0.0), 1)
 
         return run
 
