@@ -12,15 +12,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..engine.data.folders import beside_the_classes, list_classes, mapped_elsewhere
 from ..engine.data.loading import open_source
 from ..engine.data.spec import DataSpec
 from ..engine.devices import checked_impl, resolve_device
 from ..engine.machine import keep_freed_memory
 from ..engine.progress import Progress, no_progress
 from ..engine.training.batches import Fitted, read_class
-from ..engine.training.config import TrainConfig, split_pictures
-from ..engine.training.groups import cut
+from ..engine.training.config import TrainConfig
+from ..engine.training.groups import chosen_classes, cut
 from ..export.classifier import FrozenClassifier
 from ..export.errors import InputError
 from ..export.occluded import OccludedClassifier
@@ -80,11 +79,7 @@ class Contest:
         self._config, self._place, self._progress = config, place, progress
         train = config.train
         train.check_epsilon(classifier.preprocessing.input_size)
-        self._folders = list_classes(data, data.classes or "all", classifier.num_classes, train.seed)
-        doubts = (beside_the_classes(data), mapped_elsewhere(data, self._folders, classifier.num_classes))
-        for line in filter(None, (classifier.doubt, classifier.preprocessing.doubt, *doubts)):
-            progress.say(line)
-        self._splits = {f.class_id: split_pictures(f.paths, f.class_id, train) for f in self._folders}
+        self._folders, self._splits = chosen_classes(classifier, data, train, progress.say)
         self._together, self._batches = cut(train, self._splits)
         self._source = open_source(data, classifier.preprocessing, place)
         self._judge = Judge(classifier, train, place)

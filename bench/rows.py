@@ -31,7 +31,7 @@ class Ratio:
     median
         Median rate over that row's; for time to an accuracy, the time of all classes there over that of this row.
     low, high
-        The 95% interval of the ratio; None where fewer than three rounds would have to tell it.
+        The 95% interval of the ratio; None for fewer than three rounds.
     """
 
     to: str
@@ -118,7 +118,7 @@ class ReachFacts(Facts):
     clean_accuracy, accuracy
         Mean over classes of the held-out top-1 accuracy without an occluder, and under theirs when it was last judged.
     image_steps
-        Pictures that took part in a step, each time that they did.
+        Number of pictures in all steps; a picture counts in each of its steps.
     seconds
         Time that the training of all classes took, without that of judging.
     """

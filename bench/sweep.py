@@ -103,9 +103,9 @@ class SweepRow:
         The latter two where matched/clean is 0.2, 0.3 and 0.4.
     difference
         `frontier` minus that of the first experiment, of the same network, seed and evaluation: paired, as both have
-        the same classes and pictures. Null for the first one itself, and where they have not.
+        the same classes and pictures. Null for the first one itself, and for a bank of other classes or pictures.
 
-    The intervals of a mean are over pictures and classes: how much the seeds scatter, its rows show.
+    The intervals of a mean are over pictures and classes; the rows of its seeds show how much they scatter.
     """
 
     model: str

@@ -57,9 +57,7 @@ class ReachOptions:
     ] = None
     classes: Annotated[str | None, typer.Option(help="Folder names A,B,…, or random:N; all if not given.")] = None
     class_map: options.ClassMap = None
-    per_class: Annotated[
-        int | None, typer.Option(help="Pictures of each class to fit, a seeded draw; all if not given.")
-    ] = None
+    per_class: options.FittedPictures = None
     held_out: Annotated[int, typer.Option(min=1, help="Pictures of each class that occluders are judged on.")] = 50
     epsilon: Annotated[float, typer.Option(help="Radius of the ball in pixel units.", rich_help_panel=MEASUREMENT)] = (
         _EPSILON

@@ -45,6 +45,9 @@ Channels = Annotated[str | None, typer.Option(help="Three numbers for values in 
 ClassMap = Annotated[
     Path | None, typer.Option(help="JSON {folder: model output}; otherwise DATA/classes.json, otherwise WordNet ids.")
 ]
+FittedPictures = Annotated[
+    int | None, typer.Option(help="Pictures of each class to fit, a seeded draw; all if not given.")
+]
 
 
 class Group:

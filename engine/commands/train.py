@@ -40,14 +40,11 @@ class OccluderOptions(options.Group):
         float | None,
         typer.Option(help="Confidence of the margin, in logits (10); short for --objective-option kappa=…"),
     ] = None
-    per_class: Annotated[
-        int | None, typer.Option(help="Pictures of each class to fit, a seeded draw; all if not given.")
-    ] = None
+    per_class: options.FittedPictures = None
     held_out: Annotated[int, typer.Option(help="Pictures of each class to set aside, for choosing epsilon.")] = 0
     correct_only: Annotated[
         bool, typer.Option("--correct-only", help="Fit only pictures that the clean network gets right.")
     ] = False
-
     augment: Annotated[
         list[str] | None,
         typer.Option(

@@ -62,7 +62,7 @@ class Bootstrapped:
 
 
 def mean(numbers: Sequence[Bootstrapped]) -> Bootstrapped:
-    """Return the mean of numbers, replicate by replicate; without any where more than 2.5 % lack one of the numbers."""
+    """Return the mean of numbers, replicate by replicate; all are NaN where more than 2.5 % of them lack a number."""
 
     def averaged(kind: str) -> Floats:
         found = np.mean([getattr(one, kind) for one in numbers], axis=0)

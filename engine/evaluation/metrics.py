@@ -31,11 +31,12 @@ _CLEAN_OF: Final[Mapping[str, str]] = {
     "unmatched_preserved": "clean_preserved",
     "unmatched_unseen": "clean_unseen",
 }
-_QUOTIENTS: Final[Mapping[RatioName, tuple[str, str]]] = {
-    "matched/clean": ("matched", "clean"),
-    "unmatched/clean": ("unmatched", "unmatched_pairs_clean"),
-    "unmatched_preserved/clean": ("unmatched_preserved", "unmatched_preserved_pairs_clean"),
-    "unmatched_unseen/clean": ("unmatched_unseen", "unmatched_unseen_pairs_clean"),
+# Each ratio, with the cell above.
+_ABOVE: Final[Mapping[RatioName, str]] = {
+    "matched/clean": "matched",
+    "unmatched/clean": "unmatched",
+    "unmatched_preserved/clean": "unmatched_preserved",
+    "unmatched_unseen/clean": "unmatched_unseen",
 }
 
 
@@ -155,8 +156,10 @@ class _Tally:
         self._draws = self._draw(len(self.bank))
         others = [i for i in _class_order(store) if i not in self.bank]
         self._other_draws = dict(zip(others, self._draw(len(others)).T, strict=True)) if others else {}
-        pairs = [below for _, below in _QUOTIENTS.values() if below not in self.CELLS]
-        self._cells = {name: ClassMean(replicates) for name in (*self.CELLS, *pairs, "fooling_rate")}
+        self._cells = {name: ClassMean(replicates) for name in (*self.CELLS, "fooling_rate")}
+        # A replicate that drew a class often has it in many pairs. The clean cell of classes would not move with an
+        # unmatched one, and their ratio would scatter: it divides by the clean cell of the same pairs.
+        self._clean_pairs = {name: ClassMean(replicates) for name in _ABOVE.values() if name in _CLEAN_OF}
         self._pictures: Counter[str] = Counter()
         self._classes: Counter[str] = Counter()  # how many a cell rests on
         self._rows: list[ClassRow] = []
@@ -225,19 +228,21 @@ class _Tally:
         part = found.draws * np.einsum("rk,rk->r", occluders, replicates), drawn
         mean, means = float(found.accuracy[bank] @ shares) / weight, replicates @ shares / weight
         self._add(name, found.pictures, mean, means, found.draws, weight, class_part=part)
-        # A replicate that drew a class often has it in many pairs. The clean cell of classes would not move with the
-        # unmatched one, and their ratio would scatter: it divides by the clean cell of the same pairs.
-        part = drawn * clean, drawn
-        if (pairs := f"{name}_pairs_clean") in self._cells:
-            self._add(pairs, found.pictures, found.accuracy[0], clean, found.draws, weight, class_part=part)
+        if name in self._clean_pairs:
+            part = drawn * clean, drawn
+            self._clean_pairs[name].add(found.accuracy[0], clean, found.draws, weight, class_part=part)
         if name != "unmatched":  # whose clean cell the own classes make up
             self._add(_CLEAN_OF[name], found.pictures, found.accuracy[0], clean, found.draws, weight)
 
     def quotients(self) -> Quotients:
         """Return the ratios with their replicates, and how many classes each rests on."""
+
+        def below(above: str) -> ClassMean:
+            return self._clean_pairs.get(above, self._cells["clean"])
+
         return {
-            name: (self._cells[above].estimate() / self._cells[below].estimate(), self._classes[above])
-            for name, (above, below) in _QUOTIENTS.items()
+            name: (self._cells[above].estimate() / below(above).estimate(), self._classes[above])
+            for name, above in _ABOVE.items()
         }
 
     def results(self) -> Results:

@@ -1,7 +1,7 @@
 """Random changes of the fitted pictures, drawn anew each time a picture is used.
 
-An occluder has more numbers than its pictures have objects, and learns where these stand. Moved pictures tell it what
-to erase wherever that stands; the occluder itself does not move. Preserved pictures stay as they are.
+An occluder has far more numbers than a class has training pictures, and learns where objects stand in these. Pictures
+that are moved teach it to erase an object wherever it is. The occluder does not move, and preserved pictures do not.
 """
 
 from __future__ import annotations

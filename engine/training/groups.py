@@ -11,14 +11,15 @@ import torch
 from ...export.classifier import FrozenClassifier
 from ...export.errors import InputError
 from ...export.occluded import OccludedClassifier
-from ..data.folders import ClassFolder
+from ..data.folders import ClassFolder, beside_the_classes, list_classes, mapped_elsewhere
 from ..data.source import PictureSource
+from ..data.spec import DataSpec
 from ..doubts import FirstAnswers
 from ..progress import Progress
 from .answers import logits_of
 from .batches import Batch, Batches, ClassPictures, Fitted, Pool, read_class
 from .checkpoint import Checkpoint, EpochState, Splits
-from .config import TrainConfig
+from .config import TrainConfig, split_pictures
 from .descent import Descent, described_as_not_finite, not_finite
 from .preserve import Preserved, read_pool
 from .target import Judge
@@ -81,6 +82,24 @@ class Run:
             return None
         where = (self.network, self.device, self.pass_size, self.say)
         return read_pool(self.preserved, config.preserve, own, self.classifier.preprocessing, *where)
+
+
+def chosen_classes(
+    classifier: FrozenClassifier, data: DataSpec, config: TrainConfig, say: Callable[[str], None]
+) -> tuple[list[ClassFolder], Splits]:
+    """Return the classes to train and their split pictures, by class id; `say` takes what is doubtful about them.
+
+    Raises
+    ------
+    InputError
+        Bad data, or a class with too few pictures.
+    """
+    outputs = classifier.num_classes
+    folders = list_classes(data, "all" if data.classes is None else data.classes, outputs, config.seed)
+    of_model = (classifier.doubt, classifier.preprocessing.doubt)
+    for line in filter(None, (*of_model, beside_the_classes(data), mapped_elsewhere(data, folders, outputs))):
+        say(line)
+    return folders, {f.class_id: split_pictures(f.paths, f.class_id, config) for f in folders}
 
 
 def cut(config: TrainConfig, splits: Splits) -> tuple[int, Batches]:

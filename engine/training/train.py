@@ -22,7 +22,7 @@ from ...export.classifier import FrozenClassifier, load_classifier
 from ...export.errors import InputError
 from ...export.models.spec import ModelSpec
 from ...export.occluded import OccludedClassifier
-from ..data.folders import ClassFolder, beside_the_classes, list_classes, mapped_elsewhere
+from ..data.folders import ClassFolder
 from ..data.loading import open_source
 from ..data.source import PictureSource
 from ..data.spec import DataSpec
@@ -32,9 +32,9 @@ from ..machine import keep_freed_memory, measured_precision
 from ..progress import Progress, no_progress
 from .batches import Batch
 from .checkpoint import Checkpoint
-from .config import TrainConfig, split_pictures
+from .config import TrainConfig
 from .descent import Descent, first_descent
-from .groups import Run, cut, train_groups
+from .groups import Run, chosen_classes, cut, train_groups
 from .owner import sole_owner
 from .preserve import Preserved, choose_preserved
 
@@ -83,14 +83,8 @@ def train(
     config.check_epsilon(classifier.preprocessing.input_size)
     objective = config.make_objective()
     data = replace(data, split="train")
-    classes = "all" if data.classes is None else data.classes
-    folders = list_classes(data, classes, classifier.num_classes, config.seed)
-    of_model = (classifier.doubt, classifier.preprocessing.doubt)
-    of_data = (beside_the_classes(data), mapped_elsewhere(data, folders, classifier.num_classes))
-    for line in filter(None, (*of_model, *of_data)):
-        progress.say(line)
+    folders, splits = chosen_classes(classifier, data, config, progress.say)
     objective.check([f.class_id for f in folders], classifier.num_classes)
-    splits = {f.class_id: split_pictures(f.paths, f.class_id, config) for f in folders}
     cut(config, splits)
     preserved = None
     if config.preserve:
