@@ -46,22 +46,33 @@ class Facts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairsFacts(Facts):
-    """Facts of the suites `pairs` and `scaling`.
+class CeilingFacts(Facts):
+    """Facts of steps of the suite `train`.
+
+    Attributes
+    ----------
+    ceiling_share
+        For `bare` and `train`: FLOP a second of the network's convolutions and products over what a large convolution
+        reaches in PyTorch at that precision on that device, in the same rounds (`ceilings.convolution`). A training
+        step counts twice a forward pass: the gradient with respect to the pictures takes as many again.
+    """
+
+    ceiling_share: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsFacts(CeilingFacts):
+    """Facts of the suites `pairs` and `scaling`, with those of `CeilingFacts`.
 
     Attributes
     ----------
     to_plain
         Ratio to the plain loop, timed in the same rounds.
-    ceiling_share
-        For `bare`: FLOP a second of the network's convolutions and products over what a large convolution reaches in
-        PyTorch at that precision on that device, in the same rounds (`ceilings.convolution`).
     workers
         For `end-to-end`: threads that decode pictures.
     """
 
     to_plain: Ratio | None = None
-    ceiling_share: float | None = None
     workers: int | None = None
 
 

@@ -1,6 +1,7 @@
 """Training beside the plain loop's: `gfo-bench train`.
 
-train                  a step of gfo-train: frozen folded network in the precision, fused operations
+train                  a step of gfo-train: frozen folded network in the precision, fused operations; with its share of
+                       the FLOP/s of a large convolution
 train-forward          the same network, occluders and pictures, forward only; its ratio is step / forward, at best 2
 train-baseline         the step that one writes without this project: float32, PyTorch's default layout, one class,
                        gradients of the network's parameters computed and thrown away, Adam on the occluder
@@ -22,7 +23,7 @@ from ...engine import terminal
 from ...engine.commands import options
 from ...engine.progress import Progress, TerminalProgress, no_progress
 from ...export.errors import InputError
-from ..rows import BenchRow, Facts, ReachFacts
+from ..rows import BenchRow, CeilingFacts, Facts, ReachFacts
 from ..table import print_environment, print_rows
 from .base import DATA, MEASUREMENT, Measured, TimedSuite
 from .options import ModelOptions, PrecisionOptions
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ..reach import ReachConfig
 
 _EPSILON = 10.0
+_PASSES = 2  # in FLOP: forward, and backward to the pictures
 _REACH_TITLE = (
     "Time to an accuracy: rates of groups of classes; the ratio is of the time of all, 95% interval over groups"
 )
@@ -120,7 +122,10 @@ class Train(TimedSuite, ModelOptions, PrecisionOptions, ReachOptions):
     A table each, then one line of JSON.
     """
 
-    facts: ClassVar[Mapping[str, type[Facts]]] = dict.fromkeys(("train-reach", "train-reach-baseline"), ReachFacts)
+    facts: ClassVar[Mapping[str, type[Facts]]] = {
+        "train": CeilingFacts,
+        **dict.fromkeys(("train-reach", "train-reach-baseline"), ReachFacts),
+    }
 
     def check(self) -> None:
         """See `Suite.check`."""
@@ -132,14 +137,15 @@ class Train(TimedSuite, ModelOptions, PrecisionOptions, ReachOptions):
         from ..ceilings import flops
 
         precisions, progress, reach = self.precisions, TerminalProgress(), self.reach(self.device, self.seed)
-        facts: dict[str, Any] = {"flops_per_picture": flops(self.classifier)}
+        work = flops(self.classifier)
+        facts: dict[str, Any] = {"flops_per_picture": work}
         reached: list[BenchRow[Facts]] = []
         if reach is not None:  # first: bad pictures show before steps are timed
             from ..reach import reach_rows
 
             reached = reach_rows(self.classifier, *reach, precisions, progress)
             facts["reach"] = {one.name: _as_json(getattr(self, one.name)) for one in fields(ReachOptions)}
-        rows = training_rows(self.classifier, precisions, self.device, self.seconds, progress)
+        rows = training_rows(self.classifier, work, precisions, self.device, self.seconds, progress)
         return Measured([*rows, *reached], facts, self.seed)
 
     def show(self, measured: Measured[BenchRow[Facts]], environment: Mapping[str, Any]) -> None:
@@ -158,6 +164,7 @@ def _as_json(value: Any) -> Any:
 
 def training_rows(
     classifier: FrozenClassifier,
+    work: int,
     precisions: Sequence[str],
     device: str,
     seconds: float,
@@ -165,11 +172,15 @@ def training_rows(
 ) -> list[BenchRow[Facts]]:
     """Measure image-steps a second at every precision, and of the plain loop, in turns; on noise.
 
-    `seconds` > 0 is for all of them together. Batches are those of gfo-train.
+    `work` is the FLOP of the network for one picture, `seconds` > 0 is for all of them together. Batches are those of
+    gfo-train.
     """
+    import numpy as np
+
     from ...engine.devices import resolve_device
     from ...engine.machine import keep_freed_memory
     from ...engine.training.config import TrainConfig
+    from ..ceilings import convolution
     from ..measure import measure, ratio, timer, with_rates
 
     place, config = resolve_device(device), TrainConfig(epsilon=_EPSILON)
@@ -180,8 +191,16 @@ def training_rows(
     calls: dict[str, Callable[[], Any]] = {baseline: _plain_step(classifier, config, place)}
     for precision in precisions:
         calls |= _calls(classifier, replace(config, precision=precision), place)
+    bounds = {name: bound for name in precisions if (bound := convolution(name, place)) is not None}
+    calls |= {f"ceiling {name}": run for name, (run, _) in bounds.items()}
     times = measure(calls, seconds=seconds, timer=timer(place.type))
     rates = {name: pictures / taken for name, taken in times.items()}
+
+    def facts(stage: str, precision: str) -> Facts:
+        if stage != "train" or precision not in bounds:
+            return Facts()
+        most = bounds[precision][1] / np.median(times[f"ceiling {precision}"])
+        return CeilingFacts(ceiling_share=_PASSES * work * float(np.median(rates[f"train {precision}"]) / most))
 
     def row(name: str, to: str | None = None) -> BenchRow[Facts]:
         stage, precision = name.split()
@@ -196,7 +215,7 @@ def training_rows(
             unit="image-steps/s",
             device=place.type,
             data="noise",
-            facts=Facts(),
+            facts=facts(stage, precision),
         )
         against = None if to is None else ratio(rates[name], to.split()[0], rates[to])
         return with_rates(bare, rates[name], against)

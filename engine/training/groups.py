@@ -21,6 +21,7 @@ from .batches import Batch, Batches, ClassPictures, Fitted, Pool, read_class
 from .checkpoint import Checkpoint, EpochState, Splits
 from .config import TrainConfig, split_pictures
 from .descent import Descent, described_as_not_finite, not_finite
+from .memory import Need, gradient_bytes
 from .preserve import Preserved, read_pool
 from .target import Judge
 
@@ -74,6 +75,17 @@ class Run:
         if self.config.make_objective().shared:
             return [Fitted(work)]
         return [Fitted([pictures], index) for index, pictures in enumerate(work, start=1)]
+
+    def need(self, groups: Sequence[Sequence[ClassFolder]]) -> Need:
+        """Return what training these groups, one at a time, takes of memory."""
+        size = self.classifier.preprocessing.input_size
+        judged = self.config.target_accuracy is not None  # on the held-out pictures
+        counts = {class_id: len(fit) + judged * len(held_out) for class_id, (fit, held_out) in self.splits.items()}
+        pictures = max(sum(counts[f.class_id] for f in group) for group in groups)
+        if self.preserved is not None:
+            pictures += 2 * len(self.preserved.paths)  # as they are read, and those of them that are kept
+        each = gradient_bytes(self.network, size, self.device)
+        return Need(each, self.pass_size, pictures * 3 * size**2)
 
     def pool(self, folders: Sequence[ClassFolder]) -> Pool | None:
         """Read the pictures to preserve, if any."""
@@ -136,6 +148,8 @@ def train_groups(run: Run, folders: Sequence[ClassFolder], progress: Progress) -
     done = len(folders) - sum(len(group) for group in todo)
     if done:
         progress.say(f"resuming: {done} of {len(folders)} classes are done")
+    if todo:
+        run.say(run.need(todo).described(run.device))
     pool = run.pool(folders) if todo else None
     with progress.task("training", len(folders) * config.epochs, done=done * config.epochs) as bar:
         for group in todo:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from gfo.bench import ceilings, measure
 from gfo.bench.suites import train as suite
 
 MODEL = ("--model", "python:gfo_tiny:network", "--weights", "default", "--seconds", "0.2")
@@ -43,6 +45,22 @@ def test_training_steps(run: Callable[..., Any], hurried: None) -> None:
     assert {(row["pictures"], row["occluders"]) for row in ended.rows} == {(64, 1), (64, 4)}
     train, forward = ended.rows[1:3]
     assert forward["ratio"]["median"] == pytest.approx(forward["p50"] / train["p50"])
+
+
+def test_share_of_the_ceiling(run: Callable[..., Any], hurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A convolution of a known rate: forward and backward to the pictures count, that of parameters does not."""
+    flop, seconds, rates = 10**9, 0.5, {"train": 40.0, "train-forward": 80.0, "train-baseline": 20.0}
+    monkeypatch.setattr(ceilings, "convolution", lambda *_: (lambda: None, flop))
+
+    def measured(calls: Mapping[str, Any], **_: Any) -> dict[str, np.ndarray]:
+        return {name: np.full(3, 64 / rates.get(name.split()[0], 64 / seconds)) for name in calls}
+
+    monkeypatch.setattr(measure, "measure", measured)
+    ended = run("train", *MODEL, "--precision", "fp32")
+    work = json.loads(ended.out.splitlines()[-1])["environment"]["flops_per_picture"]
+    plain, train, forward = ended.rows
+    assert train["ceiling_share"] == pytest.approx(2 * work * 40.0 / (flop / seconds))
+    assert plain["ceiling_share"] is forward["ceiling_share"] is None
 
 
 def test_time_to_an_accuracy(run: Callable[..., Any], no_steps: None, tiny_data: Path, recognised: Path) -> None:

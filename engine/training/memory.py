@@ -1,0 +1,72 @@
+"""How much memory a training will take, to be said before it begins: a system that runs out ends the process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...export.occluded import OccludedClassifier
+from ..data.memory import available
+
+_GIB = 1 << 30
+_BESIDE = (
+    1.25  # what a backward pass holds beside what the forward pass has kept for it: gradients of a layer, workspace
+)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a training takes beside the network.
+
+    Attributes
+    ----------
+    each
+        For each picture of a pass, on the device.
+    pass_size
+        Maximum number of pictures in a pass.
+    pictures
+        For all pictures in memory at a time, on the host.
+    """
+
+    each: int
+    pass_size: int
+    pictures: int
+
+    def described(self, device: torch.device) -> str:
+        """Return one line, which says what to do where that much is not free."""
+        passes, on_cpu = self.each * self.pass_size, device.type == "cpu"
+        line = (
+            f"memory: about {passes / _GIB:.1f} GiB for a pass of {self.pass_size} pictures and its gradient, "
+            f"{self.pictures / _GIB:.1f} GiB for pictures"
+        )
+        free = available() - self.pictures if on_cpu else float(torch.cuda.mem_get_info(device)[0])
+        if passes <= free:
+            return line
+        fitting = int(free / self.each)
+        fix = f"use --pass-size {fitting}" if fitting > 0 else "lower --classes-together or --preserve-pictures"
+        left = " beside these" if on_cpu else ""
+        return f"{line}; only {max(free, 0.0) / _GIB:.1f} GiB are free{left}: {fix}"
+
+
+def gradient_bytes(network: OccludedClassifier, size: int, device: torch.device) -> int:
+    """Return about how many bytes each picture of a pass takes until its gradient is there.
+
+    They are what autograd keeps of one picture of `size` pixels a side, and a quarter more.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    images = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
+    first, occluder = torch.arange(1, device=device), torch.zeros(1, size, size, 3, device=device, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = network(images, first, first + 1, occluder)  # alive, so that no storage is given to another tensor
+    del logits
+    return int(_BESIDE * sum(kept.values()))
