@@ -108,6 +108,8 @@ class TrainConfig:
         if self.preserve is not None and not objective.preserves:
             others = " or ".join(name for name, kind in OBJECTIVES.by_name().items() if kind.preserves)
             raise InputError(f"--preserve: objective {self.objective} preserves nothing; use --objective {others}")
+        if self.preserve is not None and objective.shared:  # a class's occluder meets no preserved picture of it
+            raise InputError(f"--preserve: objective {self.objective} has one occluder for all classes; drop it")
         if self.preserve is None and objective.needs_preserved:
             raise InputError(
                 f"--objective {self.objective}: has nothing to preserve; add --preserve FOLDER, classes or a number of "

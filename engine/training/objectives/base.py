@@ -19,7 +19,8 @@ class Objective(ABC):
     shared
         Whether one occluder serves all classes; every row of the bank is then the same.
     preserves
-        Whether it takes pictures of other classes, whose answers are to stay; see `preserving_loss`.
+        Whether it takes pictures of other classes, whose answers are to stay; see `preserving_loss`. Not together
+        with `shared`.
     needs_preserved
         Whether it makes no sense without them.
     Options

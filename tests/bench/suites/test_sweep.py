@@ -88,6 +88,11 @@ def test_experiments_are_trained_evaluated_and_taken_up_again(
     alone = [{**row, "difference": None} for row in first.rows if row["experiment"] == "stronger"]
     assert again.rows == alone
     assert again.err.count("already trained with this configuration") == 2
+    fewer = SWEEP.replace("[3, 4]", "[3]").replace("experiments.stronger", "experiments.fewer")
+    sweep.write_text(fewer.replace('augment = "flip"', 'classes = "ant,cat"'))
+    of_three, of_two = run(*command).rows
+    assert of_three["difference"] is of_two["difference"] is None  # of other classes: there is nothing to pair
+    assert of_three == first.rows[0]
 
 
 @pytest.mark.parametrize(

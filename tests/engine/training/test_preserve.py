@@ -378,6 +378,13 @@ def test_contradictions_are_named(make: Callable[[], object], named: str) -> Non
         make()
 
 
+def test_an_occluder_of_all_classes_has_no_others_to_preserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would meet preserved pictures of classes that it is to erase."""
+    monkeypatch.setattr(OBJECTIVES["specific"], "shared", True)
+    with pytest.raises(InputError, match="--preserve: objective specific has one occluder for all classes"):
+        config("specific", PreserveConfig(("4",)))
+
+
 @pytest.mark.parametrize(
     ("how", "named"),
     [
