@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .measure import Call, measure, timer
+from .measure import Call, Rates, measure, timer
 
 if TYPE_CHECKING:
     from ..export.classifier import FrozenClassifier
@@ -58,6 +58,14 @@ def convolution(precision: str, device: torch.device) -> tuple[Call, int] | None
     except RuntimeError:
         return None
     return run, 2 * pictures * _SIDE**2 * _CHANNELS**2 * 9
+
+
+def share(rates: Rates, work: float, seconds: Rates, flop: int) -> float:
+    """Return the FLOP/s of what does `work` FLOP at each of `rates`, over that of a yardstick; of medians.
+
+    `seconds` are those that the yardstick's calls took, of `flop` FLOP each (`convolution`).
+    """
+    return float(np.median(rates * work) / np.median(flop / seconds))
 
 
 def flops(classifier: FrozenClassifier) -> int:

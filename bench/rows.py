@@ -47,14 +47,14 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class CeilingFacts(Facts):
-    """Facts of steps of the suite `train`.
+    """Facts of a network's rate: of the suite `train`, and of those that have more.
 
     Attributes
     ----------
     ceiling_share
         For `bare` and `train`: FLOP a second of the network's convolutions and products over what a large convolution
         reaches in PyTorch at that precision on that device, in the same rounds (`ceilings.convolution`). A training
-        step counts twice a forward pass: the gradient with respect to the pictures takes as many again.
+        step counts as two forward passes: the gradient with respect to the pictures takes as many FLOP again.
     """
 
     ceiling_share: float | None = None

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import torch
 
 from ..engine.data.source import Block
@@ -25,7 +24,7 @@ from ..engine.evaluation.passes import Passes, passes_to_try
 from ..engine.evaluation.store import READ_TOGETHER
 from ..engine.machine import best_seconds, worker_count
 from ..engine.progress import Progress, no_progress
-from .ceilings import convolution
+from .ceilings import convolution, share
 from .measure import Call, Rates, measure, ratio, timer, with_rates
 from .pictures import open_pictures
 from .plain_loop import BATCH, PlainLoop
@@ -87,10 +86,9 @@ def _stage_rows(run: OpenRun, stages: Sequence[str]) -> list[PairsRow]:
     rates = {name: one.pairs / times[name] for name, one in chosen.items()}
     rows = [_measured(name, one.row, rates) for name, one in chosen.items()]
     if bound is not None:
-        most = bound[1] / times["ceiling"]
-        share = float(np.median(rates["bare"] * run.work.flops) / np.median(most))
+        found = share(rates["bare"], run.work.flops, times["ceiling"], bound[1])
         rows = [
-            replace(row, facts=replace(row.facts, ceiling_share=share)) if row.stage == "bare" else row for row in rows
+            replace(row, facts=replace(row.facts, ceiling_share=found)) if row.stage == "bare" else row for row in rows
         ]
     own = run.engine.own_benchmark() if "bare" in chosen else None
     beside = None if own is None else own_row(own, run.row("bare"), run.seconds * _OWN_SHARE)

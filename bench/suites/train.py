@@ -1,7 +1,7 @@
 """Training beside the plain loop's: `gfo-bench train`.
 
-train                  a step of gfo-train: frozen folded network in the precision, fused operations; with its share of
-                       the FLOP/s of a large convolution
+train                  a step of gfo-train: frozen folded network in the precision, fused operations; its share of the
+                       ceiling counts it as two forward passes
 train-forward          the same network, occluders and pictures, forward only; its ratio is step / forward, at best 2
 train-baseline         the step that one writes without this project: float32, PyTorch's default layout, one class,
                        gradients of the network's parameters computed and thrown away, Adam on the occluder
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ..reach import ReachConfig
 
 _EPSILON = 10.0
-_PASSES = 2  # in FLOP: forward, and backward to the pictures
+_PASSES = 2  # in FLOP, a step is a forward pass and the gradient with respect to the pictures
 _REACH_TITLE = (
     "Time to an accuracy: rates of groups of classes; the ratio is of the time of all, 95% interval over groups"
 )
@@ -137,15 +137,15 @@ class Train(TimedSuite, ModelOptions, PrecisionOptions, ReachOptions):
         from ..ceilings import flops
 
         precisions, progress, reach = self.precisions, TerminalProgress(), self.reach(self.device, self.seed)
-        work = flops(self.classifier)
-        facts: dict[str, Any] = {"flops_per_picture": work}
+        flop = flops(self.classifier)
+        facts: dict[str, Any] = {"flops_per_picture": flop}
         reached: list[BenchRow[Facts]] = []
         if reach is not None:  # first: bad pictures show before steps are timed
             from ..reach import reach_rows
 
             reached = reach_rows(self.classifier, *reach, precisions, progress)
             facts["reach"] = {one.name: _as_json(getattr(self, one.name)) for one in fields(ReachOptions)}
-        rows = training_rows(self.classifier, work, precisions, self.device, self.seconds, progress)
+        rows = training_rows(self.classifier, flop, precisions, self.device, self.seconds, progress)
         return Measured([*rows, *reached], facts, self.seed)
 
     def show(self, measured: Measured[BenchRow[Facts]], environment: Mapping[str, Any]) -> None:
@@ -164,7 +164,7 @@ def _as_json(value: Any) -> Any:
 
 def training_rows(
     classifier: FrozenClassifier,
-    work: int,
+    flop: int,
     precisions: Sequence[str],
     device: str,
     seconds: float,
@@ -172,15 +172,13 @@ def training_rows(
 ) -> list[BenchRow[Facts]]:
     """Measure image-steps a second at every precision, and of the plain loop, in turns; on noise.
 
-    `work` is the FLOP of the network for one picture, `seconds` > 0 is for all of them together. Batches are those of
+    `flop` is that of the network for one picture; `seconds` > 0 is for all rows together. Batches are those of
     gfo-train.
     """
-    import numpy as np
-
     from ...engine.devices import resolve_device
     from ...engine.machine import keep_freed_memory
     from ...engine.training.config import TrainConfig
-    from ..ceilings import convolution
+    from ..ceilings import convolution, share
     from ..measure import measure, ratio, timer, with_rates
 
     place, config = resolve_device(device), TrainConfig(epsilon=_EPSILON)
@@ -199,8 +197,9 @@ def training_rows(
     def facts(stage: str, precision: str) -> Facts:
         if stage != "train" or precision not in bounds:
             return Facts()
-        most = bounds[precision][1] / np.median(times[f"ceiling {precision}"])
-        return CeilingFacts(ceiling_share=_PASSES * work * float(np.median(rates[f"train {precision}"]) / most))
+        _, of_ceiling = bounds[precision]
+        found = share(rates[f"train {precision}"], _PASSES * flop, times[f"ceiling {precision}"], of_ceiling)
+        return CeilingFacts(ceiling_share=found)
 
     def row(name: str, to: str | None = None) -> BenchRow[Facts]:
         stage, precision = name.split()

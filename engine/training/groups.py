@@ -81,9 +81,9 @@ class Run:
         size = self.classifier.preprocessing.input_size
         judged = self.config.target_accuracy is not None  # on the held-out pictures
         counts = {class_id: len(fit) + judged * len(held_out) for class_id, (fit, held_out) in self.splits.items()}
-        pictures = max(sum(counts[f.class_id] for f in group) for group in groups)
-        if self.preserved is not None:
-            pictures += 2 * len(self.preserved.paths)  # as they are read, and those of them that are kept
+        preserved = len(self.preserved.paths) if self.preserved else 0
+        # Preserved pictures are read first: by class, then as one tensor, of which some are kept.
+        pictures = max(3 * preserved, preserved + max(sum(counts[f.class_id] for f in group) for group in groups))
         each = gradient_bytes(self.network, size, self.device)
         return Need(each, self.pass_size, pictures * 3 * size**2)
 

@@ -10,10 +10,9 @@ from torch import Tensor
 from ...export.occluded import OccludedClassifier
 from ..data.memory import available
 
-_GIB = 1 << 30
-_BESIDE = (
-    1.25  # what a backward pass holds beside what the forward pass has kept for it: gradients of a layer, workspace
-)
+_MIB = 1 << 20
+# A backward pass holds gradients of a layer and workspace beside what the forward pass has kept for it.
+_BESIDE = 1.25
 
 
 @dataclass(frozen=True)
@@ -36,18 +35,26 @@ class Need:
 
     def described(self, device: torch.device) -> str:
         """Return one line, which says what to do where that much is not free."""
-        passes, on_cpu = self.each * self.pass_size, device.type == "cpu"
+        passes = self.each * self.pass_size
         line = (
-            f"memory: about {passes / _GIB:.1f} GiB for a pass of {self.pass_size} pictures and its gradient, "
-            f"{self.pictures / _GIB:.1f} GiB for pictures"
+            f"memory: about {passes / _MIB:,.0f} MiB for a pass of {self.pass_size} pictures and its gradient, "
+            f"{self.pictures / _MIB:,.0f} MiB for pictures in memory"
         )
-        free = available() - self.pictures if on_cpu else float(torch.cuda.mem_get_info(device)[0])
+        if device.type == "cpu":
+            free, where, last = available() - self.pictures, "beside these", "lower --classes-together"
+        else:
+            free, where, last = _free_on_gpu(device), "on the GPU", "use another --device"
         if passes <= free:
             return line
         fitting = int(free / self.each)
-        fix = f"use --pass-size {fitting}" if fitting > 0 else "lower --classes-together or --preserve-pictures"
-        left = " beside these" if on_cpu else ""
-        return f"{line}; only {max(free, 0.0) / _GIB:.1f} GiB are free{left}: {fix}"
+        fix = f"use --pass-size {fitting}" if fitting > 0 else last
+        return f"{line}; only {max(free, 0.0) / _MIB:,.0f} MiB are free {where}: {fix}"
+
+
+def _free_on_gpu(device: torch.device) -> float:
+    """Return the bytes that a GPU has left, with those that PyTorch keeps there for reuse."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return float(torch.cuda.mem_get_info(device)[0] + kept)
 
 
 def gradient_bytes(network: OccludedClassifier, size: int, device: torch.device) -> int:

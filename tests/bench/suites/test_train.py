@@ -48,7 +48,7 @@ def test_training_steps(run: Callable[..., Any], hurried: None) -> None:
 
 
 def test_share_of_the_ceiling(run: Callable[..., Any], hurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A convolution of a known rate: forward and backward to the pictures count, that of parameters does not."""
+    """The forward pass and the gradient with respect to the pictures count, against a convolution of a known rate."""
     flop, seconds, rates = 10**9, 0.5, {"train": 40.0, "train-forward": 80.0, "train-baseline": 20.0}
     monkeypatch.setattr(ceilings, "convolution", lambda *_: (lambda: None, flop))
 
