@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 # Where there is no GPU, Triton interprets the kernels; it asks for this when it first sees them.
@@ -35,6 +36,10 @@ from gfo.export.optional import silence
 from gfo.export.preprocessing import Preprocessing
 
 silence()  # some tests import libraries without `optional`
+
+# A test is not timed: an example that takes long on a busy machine is no failure.
+settings.register_profile("gfo", deadline=None)
+settings.load_profile("gfo")
 
 MODEL = "python:gfo_tiny:network"
 # Not alphabetical: a mapping by sorted folder names would be noticed.

@@ -51,7 +51,7 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 SIZES = st.tuples(st.integers(3, 420), st.integers(3, 420)).filter(lambda wh: max(wh) < 6 * min(wh))
-ONE_FILE = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ONE_FILE = settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @ONE_FILE

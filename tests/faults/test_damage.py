@@ -97,7 +97,7 @@ def tries(name: str) -> int:
 def fuzz(bench: Bench, counts: Counter[str], what: str, *, same: bool) -> None:
     """Have hypothesis damage the files, and read them: they are refused, or, if `same`, give the same as whole."""
 
-    @settings(max_examples=tries(bench.name), derandomize=True, database=None, deadline=None)
+    @settings(max_examples=tries(bench.name), derandomize=True, database=None)
     @given(st.sampled_from(bench.files), st.sampled_from(DAMAGES), st.randoms(use_true_random=False))
     def one(file: Path, kind: str, draw: random.Random) -> None:
         found = bench.read(file, damaged((bench.work / file).read_bytes(), kind, draw))

@@ -30,7 +30,7 @@ def truth(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray, kappa: flo
 @pytest.mark.usefixtures("poisoned")
 @IMPLS
 @pytest.mark.parametrize("weighted", [False, True])
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(p=st.integers(0, 8), c=st.integers(2, 40), kappa=st.sampled_from([0.0, 0.5, 3.0]), seed=st.integers(0, 999))
 def test_equals_the_loop_on_ties_too(impl: str, weighted: bool, p: int, c: int, kappa: float, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -74,7 +74,7 @@ def rounding(wanted: Tensor, dtype: torch.dtype) -> Tensor:
 @pytest.mark.usefixtures("poisoned")
 @IMPLS
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     b=st.integers(1, 4),
     k=st.integers(1, 5),
@@ -105,7 +105,7 @@ def test_forward_and_gradient_equal_the_formula(
 
 @pytest.mark.usefixtures("poisoned")
 @IMPLS
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pictures=st.integers(0, 6),
     occluders=st.integers(0, 10),
@@ -132,7 +132,7 @@ def test_a_grid_is_the_pair_list_of_every_picture_under_every_occluder(
     torch.testing.assert_close(results[0][1], results[1][1], rtol=0, atol=1e-6 * max(1, pictures * occluders))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     pictures=st.lists(st.integers(0, 3), min_size=1, max_size=5, unique=True),
     occluders=st.lists(st.integers(0, 3), min_size=1, max_size=5),

@@ -18,7 +18,7 @@ IMPLS = pytest.mark.parametrize("impl", ["reference", "triton"])
 
 @pytest.mark.usefixtures("poisoned")
 @IMPLS
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(p=st.integers(0, 8), c=st.integers(2, 40), seed=st.integers(0, 999))
 def test_equals_sorting_with_ties_by_class_id(impl: str, p: int, c: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

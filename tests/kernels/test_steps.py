@@ -18,7 +18,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMPLS = pytest.mark.parametrize("impl", ["reference", "triton"])
 NORMS = pytest.mark.parametrize("norm", ["linf", "l2"])
 SIZES = st.sampled_from([(1, 1), (2, 3), (9, 9), (31, 29), (32, 32)])  # below, at and above a block of 1,024
-PROPERTY = settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PROPERTY = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def project(d: np.ndarray, epsilon: float, norm: str) -> np.ndarray:

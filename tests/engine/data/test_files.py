@@ -146,7 +146,7 @@ def test_what_is_too_large_to_be_a_picture_is_not_read(
     assert said == "TooLarge: 0.0 MB, over the limit of 0.0 MB"
 
 
-@settings(max_examples=60, derandomize=True, database=None, deadline=None)
+@settings(max_examples=60, derandomize=True, database=None)
 @given(
     kind=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
     names=st.lists(st.text("ab/.ä猫\n\udc80", max_size=120), max_size=3),

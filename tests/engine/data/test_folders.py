@@ -319,7 +319,7 @@ _JSON = st.recursive(
 _IDS = st.dictionaries(st.sampled_from(list(IDS)), st.integers(-1, 5) | st.integers(), min_size=3)
 
 
-@settings(max_examples=60, derandomize=True, database=None, deadline=None)
+@settings(max_examples=60, derandomize=True, database=None)
 @given(value=_JSON | _IDS, damage=st.none() | st.tuples(st.integers(0, 100), st.binary(max_size=3)))
 def test_a_map_maps_every_class_or_is_refused(
     tmp_path_factory: pytest.TempPathFactory, value: object, damage: tuple[int, bytes] | None

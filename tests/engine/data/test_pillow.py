@@ -153,7 +153,7 @@ _WRITTEN: dict[str, Callable[[], bytes]] = {
 _PLACES = st.integers(0, 60) | st.integers(0, 2000)
 
 
-@settings(max_examples=120, derandomize=True, database=None, deadline=None)
+@settings(max_examples=120, derandomize=True, database=None)
 @given(
     kind=st.sampled_from(sorted(_WRITTEN)),
     changes=st.lists(st.tuples(_PLACES, st.binary(max_size=4)), max_size=4),

@@ -43,7 +43,7 @@ def paths(tiny_data: Path) -> list[str]:
     return sorted(str(path.relative_to(tiny_data)) for path in tiny_data.glob("*/*/*"))
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(count=st.integers(0, 20), block=st.integers(1, 24), workers=st.integers(1, 3), data=st.data())
 def test_blocks_hold_the_pictures_at_their_starts(
     tiny_data: Path, paths: list[str], open_loader: Open, count: int, block: int, workers: int, data: st.DataObject

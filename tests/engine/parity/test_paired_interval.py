@@ -55,7 +55,7 @@ def test_no_disagreement_has_a_width(n: int) -> None:
     assert interval(0, 0, n) == pytest.approx((-bound, bound))
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(st.integers(1, 60), st.data())
 def test_interval_holds_the_difference_and_mirrors(n: int, data: st.DataObject) -> None:
     difference = np.array(data.draw(st.lists(st.integers(-1, 1), min_size=n, max_size=n)))

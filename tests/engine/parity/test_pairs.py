@@ -26,7 +26,7 @@ def requests(draw: st.DrawFn) -> tuple[Tensor | None, list[int], int, int, int]:
     return wanted, class_ids, pictures, draw(st.integers(3, 400)), draw(st.integers(0, 2**32))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(requests())
 def test_pairs_are_different_and_of_their_kind(request: tuple[Tensor | None, list[int], int, int, int]) -> None:
     labels, class_ids, pictures, wanted, _ = request

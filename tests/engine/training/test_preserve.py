@@ -317,7 +317,7 @@ def test_only_pictures_that_the_network_gets_right(
             assert int(clean.argmax()) == CLASSES[found[0]]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 5), st.integers(2, 6), st.integers(0, 10**6))
 def test_the_losses_are_their_formulas(pictures: int, outputs: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
