@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from .errors import InputError, in_short
 from .files import add_tensors
-from .fold import fold_batchnorm
 from .models import FAMILIES, model_forms
 from .models.base import Family
 from .models.spec import ModelSpec
 from .models.weights import check_tensors, dtype_name, unusable
 from .preprocessing import Preprocessing
+from .rewrites import rewritten
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -35,7 +35,7 @@ _FAMILY_AND_NAME = re.compile(r"([^/:]+)([/:])(.+)")
 
 @dataclass(frozen=True)
 class FrozenClassifier:
-    """A network in evaluation mode, float32, without parameter gradients, BatchNorm folded, channels-last.
+    """A network in evaluation mode, float32, without parameter gradients, `rewritten`, channels-last.
 
     Attributes
     ----------
@@ -118,7 +118,7 @@ class FrozenClassifier:
         example = example.to(memory_format=torch.channels_last)
         logits = _checked_logits(network, example, model)
         _check_fixed(network, example, logits, model)
-        network = fold_batchnorm(network, example, logits, model)
+        network = rewritten(network, example, logits, model)
         return cls(network, model, weights, weights_hash, preprocessing, logits.shape[1])
 
 

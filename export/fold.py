@@ -8,21 +8,14 @@ users all work.
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections import Counter
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# Relative to the largest logit; folding reorders float32 rounding and nothing else.
-_TOLERANCE = 1e-3
 
-
-@torch.no_grad()
-def fold_batchnorm(network: nn.Module, example: Tensor, logits: Tensor, name: str) -> nn.Module:
-    """Return a copy of `network` with each BatchNorm that follows a convolution folded into it.
+def folded_batchnorms(network: nn.Module, example: Tensor) -> dict[str, nn.Module]:
+    """Return what takes the place of each BatchNorm that follows a convolution, and of that convolution.
 
     Parameters
     ----------
@@ -30,28 +23,19 @@ def fold_batchnorm(network: nn.Module, example: Tensor, logits: Tensor, name: st
         A network in evaluation mode.
     example
         An input that the network accepts.
-    logits
-        What the network returns for it.
-    name
-        The network's name, for the warning.
 
     Returns
     -------
-    nn.Module
-        The folded copy. If folding would change the output (something else reads the convolution's result, too), the
-        network itself, with a warning.
+    dict of str to nn.Module
+        New modules by the names of those that they replace. What else reads the convolution's result is not seen.
     """
-    folded = copy.deepcopy(network)
-    for bn_name, conv_name in _conv_before_bn(folded, example).items():
-        conv, bn = folded.get_submodule(conv_name), folded.get_submodule(bn_name)
+    replaced: dict[str, nn.Module] = {}
+    for bn_name, conv_name in _conv_before_bn(network, example).items():
+        conv, bn = network.get_submodule(conv_name), network.get_submodule(bn_name)
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(bn, nn.BatchNorm2d)
-        folded.set_submodule(conv_name, fuse_conv_bn_eval(conv, bn))
-        folded.set_submodule(bn_name, _what_follows(bn))
-    if float((logits - folded(example)).abs().max()) > _TOLERANCE * float(logits.abs().max()):
-        warnings.warn(f"{name}: BatchNorm left unfolded, folding would change the output", stacklevel=2)
-        return network
-    return folded.eval().to(memory_format=torch.channels_last)  # replacements of a BatchNorm start in training mode
+        replaced[conv_name], replaced[bn_name] = fuse_conv_bn_eval(conv, bn), _what_follows(bn)
+    return replaced
 
 
 def _what_follows(bn: nn.BatchNorm2d) -> nn.Module:

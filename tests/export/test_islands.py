@@ -19,6 +19,10 @@ PICTURES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 FAILED = "NotImplementedError: \"avg_pool3d_out_frame\" not implemented for 'BFloat16'"
 
 
+class LocalResponseNorm(nn.LocalResponseNorm):
+    """Not rewritten as a convolution: a subclass may compute something else."""
+
+
 class Block(nn.Module):
     """As in GoogLeNet; `norm` may be any module, and the activation writes into what it is given."""
 
@@ -65,7 +69,7 @@ class Reused(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 8, 3)
-        self.norm = nn.LocalResponseNorm(3, alpha=0.1)
+        self.norm = LocalResponseNorm(3, alpha=0.1)
         self.second = nn.Conv2d(8, 8, 3)
         self.again = self.norm
 
@@ -152,12 +156,12 @@ def check(classifier: FrozenClassifier, model: OccludedClassifier) -> None:
 CASES: dict[str, tuple[Callable[[], nn.Module], list[str], str]] = {
     # features, weights in float32, and what the line says
     "modules": (
-        lambda: nn.Sequential(*(Block(i, nn.LocalResponseNorm(3, alpha=0.1)) for i in (3, 8))),
+        lambda: nn.Sequential(*(Block(i, LocalResponseNorm(3, alpha=0.1)) for i in (3, 8))),
         [],
         f"LocalResponseNorm 0.0.norm, 0.1.norm ({FAILED})",
     ),
     "many": (
-        lambda: nn.Sequential(nn.Conv2d(3, 8, 3), *(nn.LocalResponseNorm(3) for _ in range(6))),
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 3), *(LocalResponseNorm(3) for _ in range(6))),
         [],
         f"LocalResponseNorm 0.1, 0.2, 0.3, 0.4 and 2 more ({FAILED})",
     ),
@@ -205,7 +209,7 @@ def test_what_would_leave_nothing_in_half_precision_is_refused_and_nothing_is_ch
     class Alone(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.norm, self.weight = nn.LocalResponseNorm(2), nn.Parameter(torch.ones(3, 5))
+            self.norm, self.weight = LocalResponseNorm(2), nn.Parameter(torch.ones(3, 5))
 
         def forward(self, x: Tensor) -> Tensor:
             return local_response_norm(x, 2).mean(dim=(2, 3)) @ self.weight

@@ -473,12 +473,15 @@ def test_an_operation_without_the_precision_leaves_nothing_and_auto_goes_without
 def test_a_module_that_the_precision_lacks_is_trained_through_in_float32_and_named(
     pictures: Path, tmp_path: Path
 ) -> None:
+    class Subclassed(nn.LocalResponseNorm):
+        """Not rewritten as a convolution, so that bf16 lacks it."""
+
     convolution = nn.Conv2d(3, 4, 3, padding=1)
-    network = nn.Sequential(convolution, nn.LocalResponseNorm(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(convolution, Subclassed(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     frozen = FrozenClassifier.from_module(network, PREPROCESSING, model="mine")
     config, lines, measured = replace(CONFIG, epochs=1, device="cpu"), _Lines(), _Lines()
     bank = train(frozen, DataSpec(pictures), tmp_path / "bank.st", replace(config, precision="bf16"), lines)
-    named = [line for line in lines.said if line.startswith("in float32, as bf16 fails on cpu: LocalResponseNorm 1 (")]
+    named = [line for line in lines.said if line.startswith("in float32, as bf16 fails on cpu: Subclassed 1 (")]
     assert len(named) == 1
     assert bank.header.objective["precision"] == "bf16"
     assert all(bool(occluder.any()) for occluder in bank.occluders)
