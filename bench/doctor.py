@@ -22,7 +22,7 @@ from ..export.classifier import FrozenClassifier
 from ..export.errors import EngineUnavailable, InputError
 from ..export.formats import FORMATS
 from ..export.models import FAMILIES
-from ..export.models.digits_networks import digits_vgg
+from ..export.models.digits_networks import digits_resnet
 from ..export.models.digits_recipe import (
     DIGITS_INPUT_SIZE,
     DIGITS_INTERPOLATION,
@@ -202,16 +202,21 @@ def _rate(engine: Engine, pairs: _Pairs) -> float:
 
 
 def _random_classifier() -> FrozenClassifier:
-    """Return random weights with BatchNorm fitted to random pictures; otherwise all logits would be nearly the same."""
+    """Return a network of all that CNNs are built of: strides, a sum, maximum and global average pooling.
+
+    Its weights are random, and BatchNorm fitted to random pictures; otherwise all logits would be nearly the same.
+    """
     preprocessing = Preprocessing(DIGITS_INPUT_SIZE, DIGITS_RESIZE, DIGITS_INTERPOLATION, DIGITS_MEAN, DIGITS_STD)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        network = digits_vgg().train()
+        network = digits_resnet().train()
+        assert isinstance(network, nn.Sequential)
+        network.insert(3, nn.MaxPool2d(2))
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = None  # the plain mean over all batches, here one
         network(torch.rand(_PICTURES, 3, DIGITS_INPUT_SIZE, DIGITS_INPUT_SIZE) * 2 - 1)
-    return FrozenClassifier.from_module(network.eval(), preprocessing, model="gfo/digits-vgg", weights="random")
+    return FrozenClassifier.from_module(network.eval(), preprocessing, model="self-test", weights="random")
 
 
 def _random_pairs() -> _Pairs:

@@ -42,8 +42,8 @@ EXTERNAL_BYTES = 512 << 20
 """From this size on weights and bank lie beside the graph: a protobuf file must stay below 2 GiB."""
 EXTERNAL_SUFFIX = ".data"
 
-GRAPH_VERSION = 2
-"""Raised when this file makes another graph of the same classifier: cached ones are then not used any more."""
+GRAPH_VERSION = 3
+"""Raised when another graph is made of the same classifier, here or by a rewrite: cached ones are not used any more."""
 
 _PREFIX = "network/"
 
@@ -66,8 +66,10 @@ def bare_network(classifier: FrozenClassifier, precision: str) -> onnx.ModelProt
     InputError
         The network cannot be exported; the message has the first line of the reason.
     """
-    network, size = classifier.network_as(precision), classifier.preprocessing.input_size
-    example = torch.zeros(2, 3, size, size, dtype=DTYPES[precision]).to(memory_format=torch.channels_last)
+    size = classifier.preprocessing.input_size
+    # In channels-last memory global average pooling is exported as arithmetic on shapes, which GPU runtimes refuse.
+    network = classifier.network_as(precision).to(memory_format=torch.contiguous_format)
+    example = torch.zeros(2, 3, size, size, dtype=DTYPES[precision])
     try:
         with _quiet():
             program = torch.onnx.export(
