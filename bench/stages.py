@@ -19,7 +19,7 @@ import torch
 from ..engine.data.source import Block
 from ..engine.devices import fitting_memory
 from ..engine.engines.base import Engine
-from ..engine.evaluation.all_pairs import score_block
+from ..engine.evaluation.all_pairs import queue_part
 from ..engine.evaluation.passes import Passes, passes_to_try
 from ..engine.evaluation.store import READ_TOGETHER
 from ..engine.machine import best_seconds, worker_count
@@ -192,5 +192,4 @@ def _fitting(run: OpenRun, rate: float) -> int:
 
 def _score_all(engine: Engine, block: Block, rows: int, passes: Passes) -> None:
     labels = torch.zeros(len(block.images), dtype=torch.int64)
-    for _ in score_block(engine, block, labels, torch.arange(rows), passes):
-        pass
+    queue_part(engine, block, labels, torch.arange(rows), passes)()

@@ -133,6 +133,11 @@ def score(logits: Tensor, labels: Tensor, *, impl: str = "auto", validate: bool 
     return Score(*(_reference if chosen == "reference" or len(logits) == 0 else _launch)(logits, labels))
 
 
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Check the range of labels, for callers whose labels are still on the CPU; raises `ValueError`."""
+    check_index("labels", labels, classes)
+
+
 # ---- for the table of compiled kernels
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from ...export.classifier import FrozenClassifier
 from ...export.errors import InputError
 from ...export.options import NoOptions
 from ...export.subject import Subject
-from ...kernels.pairs import check_pair_list
-from ...kernels.score import Score, score
+from ...kernels.pairs import as_grid, check_pair_list
+from ...kernels.score import Score, check_labels, score
 from . import ENGINES
 
 
@@ -53,6 +54,23 @@ class OwnBenchmark:
     tool: str
     plan: Path
     pairs: int
+
+
+class Listed(NamedTuple):
+    """The pairs of a pass, on the engine's device: a list, or with `grid` the sides of a Cartesian block.
+
+    Attributes
+    ----------
+    image_index, occluder_index
+        int64 [P] each, as of `Engine.infer`; or the sides, as of `Grid`.
+    labels
+        int64 [P], of each pair's picture.
+    """
+
+    image_index: Tensor
+    occluder_index: Tensor
+    labels: Tensor
+    grid: bool
 
 
 class Engine(ABC):
@@ -148,7 +166,8 @@ class Engine(ABC):
         size, index = self.subject.preprocessing.input_size, torch.zeros(1, dtype=torch.int64)
         if self.takes_bank:
             self._load_bank(torch.zeros(1, size, size, 3))
-        self._infer(torch.zeros(1, size, size, 3, dtype=torch.uint8), index, index)
+        pictures = torch.zeros(1, size, size, 3, dtype=torch.uint8)
+        self._infer(*(tensor.to(self.torch_device) for tensor in (pictures, index, index)))
 
     @property
     def takes_bank(self) -> bool:
@@ -208,9 +227,62 @@ class Engine(ABC):
     def _load_bank(self, occluders: Tensor) -> None:
         """Load a bank that `load_bank` has checked."""
 
+    # ---- moving
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether `place`, `listed` and `queue` return before the device has done what they ask for."""
+        return self.torch_device.type == "cuda"
+
+    @cached_property
+    def _uploads(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.torch_device)
+
     def place(self, tensor: Tensor) -> Tensor:
-        """Move pictures or labels of a block to the engine's device: once per block, not once per pass."""
-        return tensor.to(self.torch_device)
+        """Move pictures to the engine's device: once per part, not once per pass, beside the work of earlier calls."""
+        if not self.runs_ahead or tensor.device == self.torch_device:
+            return tensor.to(self.torch_device)
+        now = torch.cuda.current_stream(self.torch_device)
+        with torch.cuda.stream(self._uploads):
+            placed = tensor.pin_memory().to(self.torch_device, non_blocking=True)
+        now.wait_stream(self._uploads)
+        placed.record_stream(now)  # otherwise the next upload may take its memory while `now` reads it
+        return placed
+
+    def listed(self, lists: Sequence[tuple[Tensor, Tensor]], labels: Tensor) -> list[Listed]:
+        """Bring the pair lists of some passes over a part to the engine's device, in one copy.
+
+        Parameters
+        ----------
+        lists
+            Pictures and occluders of each pass, int64 [P] twice, on the CPU.
+        labels
+            int64 [B], one per picture of the part, on the CPU.
+
+        Raises
+        ------
+        ValueError
+            No bank is loaded, a list is not as `infer` takes it, or an index or a label is out of range.
+        """
+        check_labels(labels, self.subject.num_classes)
+        parts: list[Tensor] = []
+        grids: list[bool] = []
+        for pictures, occluders in lists:
+            self._check_lists(len(labels), pictures, occluders)
+            sides = as_grid(pictures, occluders) if self.takes_grids else None
+            parts += [*(sides or (pictures, occluders)), labels[pictures]]
+            grids.append(sides is not None)
+        placed = iter(self._together(parts))
+        return [Listed(next(placed), next(placed), next(placed), grid) for grid in grids]
+
+    def _together(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Move tensors of one dtype and one dimension in one copy."""
+        if not self.runs_ahead or not tensors:
+            return [tensor.to(self.torch_device) for tensor in tensors]
+        joined = torch.cat(list(tensors)).pin_memory().to(self.torch_device, non_blocking=True)
+        return joined.split([len(tensor) for tensor in tensors])
+
+    # ---- running
 
     def infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
         """Run pictures, uint8 [B, S, S, 3], under a pair list, int64 [P] twice; return logits, float32 [P, C].
@@ -223,25 +295,39 @@ class Engine(ABC):
             No bank is loaded, pictures have another dtype or size, or an index is out of range; lists on a GPU are not
             checked, because that would wait for the GPU.
         """
+        self._check_images(images)
+        if image_index.device.type == occluder_index.device.type == "cpu":
+            (pairs,) = self.listed([(image_index, occluder_index)], torch.zeros(len(images), dtype=torch.int64))
+        else:
+            self._check_lists(len(images), image_index, occluder_index)
+            pairs = Listed(image_index, occluder_index, image_index, grid=False)
+        return self._logits(images.to(self.torch_device), pairs)
+
+    def _check_images(self, images: Tensor) -> None:
         size = self.subject.preprocessing.input_size
-        if self._rows is None:
-            raise ValueError("no bank: call load_bank first")
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != (size, size, 3):
             got = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
             raise ValueError(f"images: expected uint8 [B, {size}, {size}, 3], got {got}")
         if not images.is_contiguous():
             raise ValueError(f"images: expected contiguous memory, got strides {images.stride()}")
+
+    def _check_lists(self, pictures: int, image_index: Tensor, occluder_index: Tensor) -> None:
+        if self._rows is None:
+            raise ValueError("no bank: call load_bank first")
         if image_index.dtype != torch.int64 or occluder_index.dtype != torch.int64:
             raise ValueError("pair list: expected two int64 [P]")
         if len(image_index) != len(occluder_index):
             raise ValueError(f"pair list: {len(image_index)} pictures for {len(occluder_index)} occluders")
         if image_index.device.type == occluder_index.device.type == "cpu":
-            check_pair_list(image_index, occluder_index, len(images), self._rows)
-        return self._infer(images, image_index, occluder_index)
+            check_pair_list(image_index, occluder_index, pictures, self._rows)
+
+    def _logits(self, images: Tensor, pairs: Listed) -> Tensor:
+        """Return the logits of a pass; an engine that takes grids overrides it."""
+        return self._infer(images, pairs.image_index, pairs.occluder_index)
 
     @abstractmethod
     def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
-        """Run a call that `infer` has checked."""
+        """Run a call that `infer` has checked, with everything on the engine's device."""
 
     @abstractmethod
     def bare(self, batch: int) -> dict[str, Callable[[], object]]:
@@ -265,14 +351,39 @@ class Engine(ABC):
             raise ValueError(f"{self.subject.name}: the network of an artefact cannot be separated")
         return self.subject
 
+    def queue(self, images: Tensor, pairs: Listed) -> Score:
+        """Run a pass over pictures that `place` has moved, and judge it, on the engine's device.
+
+        On a device that runs ahead nothing waits for the result; `fetch` does.
+        """
+        return score(self._logits(images, pairs), pairs.labels, impl=self.impl, validate=False)
+
+    def fetch(self, scores: Sequence[Score]) -> Callable[[], Score]:
+        """Begin to copy the verdicts of one or more passes to the CPU, together; return what waits for them."""
+        parts = [torch.cat(part) for part in zip(*scores, strict=True)]
+        if not self.runs_ahead:
+            return lambda: Score(*parts)
+        packed = torch.cat([part.contiguous().view(torch.uint8) for part in parts])
+        host = torch.empty(packed.shape, dtype=torch.uint8, pin_memory=True)
+        host.copy_(packed, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(self.torch_device))
+
+        def wait() -> Score:
+            copied.synchronize()
+            sizes = [part.nbytes for part in parts]
+            return Score(*(raw.view(part.dtype) for raw, part in zip(host.split(sizes), parts, strict=True)))
+
+        return wait
+
     def score(self, images: Tensor, image_index: Tensor, occluder_index: Tensor, labels: Tensor) -> Score:
-        """Run `infer` and judge the logits on the engine's device, so that only the verdict travels.
+        """Run `infer` and judge the logits on the engine's device, so that only the verdict travels; wait for it.
 
         `labels` is int64 [B], one per picture.
         """
-        logits = self.infer(images, image_index, occluder_index)
-        verdict = score(logits, labels.to(logits.device)[image_index.to(logits.device)], impl=self.impl)
-        return Score(*(part.cpu() for part in verdict))
+        self._check_images(images)
+        (pairs,) = self.listed([(image_index, occluder_index)], labels.cpu())
+        return self.fetch([self.queue(self.place(images), pairs)])()
 
     @abstractmethod
     def close(self) -> None:

@@ -128,7 +128,7 @@ class OnnxRuntimeEngine(Engine):
         given = {"images": images, "image_index": image_index, "occluder_index": occluder_index}
         if self.takes_bank:
             given[BANK] = self._bank
-        tensors = {name: tensor.to(self.torch_device).contiguous() for name, tensor in given.items()}
+        tensors = {name: tensor.contiguous() for name, tensor in given.items()}
         logits = torch.empty(len(image_index), self.subject.num_classes, device=self.torch_device)
         if len(logits) == 0:  # not every kernel of every provider accepts empty input
             return logits

@@ -18,9 +18,8 @@ from ...export.classifier import DTYPES, PRECISIONS, FrozenClassifier
 from ...export.occluded import OccludedClassifier
 from ...export.subject import Subject
 from ...kernels.impl import Impl
-from ...kernels.pairs import as_grid
 from ..devices import checked_impl, device_name, exact_float32, resolve_device
-from .base import Engine
+from .base import Engine, Listed
 
 
 @dataclass(frozen=True)
@@ -92,14 +91,12 @@ class TorchEngine(Engine):
         self._bank = occluders.to(self.torch_device).contiguous()
 
     @torch.inference_mode()
+    def _logits(self, images: Tensor, pairs: Listed) -> Tensor:
+        lists = (pairs.image_index, pairs.occluder_index)
+        return self._model(images, *lists, self._bank, grid=pairs.grid, validate=False)
+
     def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
-        grid, on_host = None, image_index.device.type == occluder_index.device.type == "cpu"
-        if on_host and self.takes_grids:  # elsewhere this would wait for the GPU; the reference works pair by pair
-            grid = as_grid(image_index, occluder_index)
-        lists = (index.to(self.torch_device) for index in grid or (image_index, occluder_index))
-        return self._model(
-            images.to(self.torch_device), *lists, self._bank, grid=grid is not None, validate=not on_host
-        )
+        return self._logits(images, Listed(image_index, occluder_index, image_index, grid=False))
 
     def bare(self, batch: int) -> dict[str, Callable[[], object]]:
         """See `Engine.bare`."""

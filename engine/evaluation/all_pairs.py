@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -106,28 +109,92 @@ def all_pairs(
     # Taken before anything of a block is read, which happens while the block before it is scored.
     stamps = {start: _stamps(first, files, start) for start in work.pending} if files is not None else {}
     started, pairs = time.perf_counter(), 0
-    with progress.task("all pairs", work.pairs, work.pairs - work.pairs_left) as bar:
-        for start, parts in _parts(first, source, list(work.pending)):
-            occluders = work.occluders(work.pending[start])
-            rows = len(occluders)
-            scores = _blank_scores((first.end(start) - start) * rows)
-            quarantined: dict[int, str] = {}
+    with progress.task("all pairs", work.pairs, work.pairs - work.pairs_left) as bar, _Writer(work, stamps) as writer:
+
+        def queued(count: int) -> None:
+            nonlocal pairs
+            pairs += count
+            bar.advance(count, f"{pairs / (time.perf_counter() - started):.0f} pairs/s")
+
+        def finish(block: _Block, part: Block, verdicts: Callable[[], Score]) -> None:
+            block.take(part, verdicts())
+            if not block.missing:
+                writer.write(block)
+                set_aside.update(block.set_aside(first.paths))
+                refuse_quarantined(first, set_aside.values(), max_quarantined)
+
+        ahead: deque[tuple[_Block, Block, Callable[[], Score]]] = deque()
+        for start, parts in _parts(first, source, list(work.pending), whole=engine.runs_ahead):
+            block = _Block(start, first.end(start) - start, work.occluders(work.pending[start]))
             for part in parts:
-                offset = part.start - start
                 labels = torch.from_numpy(first.labels[part.start : part.start + len(part.images)]).long()
-                for piece, verdict in score_block(engine, part, labels, occluders, passes):
-                    for target, values in zip(scores, verdict, strict=True):
-                        target[piece + offset * rows] = values
-                    pairs += len(piece)
-                    bar.advance(len(piece), f"{pairs / (time.perf_counter() - started):.0f} pairs/s")
-                quarantined |= {offset + position: why for position, why in part.quarantined.items()}
-                bar.advance(len(part.quarantined) * rows)
-            work.write(start, scores, quarantined, stamps.get(start))
-            set_aside |= {
-                first.paths[start + i]: Quarantined(first.paths[start + i], why) for i, why in quarantined.items()
-            }
-            refuse_quarantined(first, set_aside.values(), max_quarantined)
+                ahead.append((block, part, queue_part(engine, part, labels, block.occluders, passes, queued)))
+                bar.advance(len(part.quarantined) * len(block.occluders))
+                while len(ahead) > engine.runs_ahead:  # a part is fetched when the next one is on its way
+                    finish(*ahead.popleft())
+        while ahead:
+            finish(*ahead.popleft())
     return time.perf_counter() - started, pairs
+
+
+class _Block:
+    """The scores of a block of `count` pictures under some occluders (indices as of `Engine.infer`), part by part.
+
+    Attributes
+    ----------
+    scores
+        Of all its pairs, picture by picture.
+    quarantined
+        Reasons by position in the block.
+    missing
+        Number of pictures whose part is not there yet.
+    """
+
+    def __init__(self, start: int, count: int, occluders: Tensor) -> None:
+        self.start, self.occluders, self.missing = start, occluders, count
+        self.scores = Score(*(torch.full((count * len(occluders),), fill) for fill in (-1, -1, math.nan)))
+        self.quarantined: dict[int, str] = {}
+
+    def take(self, part: Block, scores: Score) -> None:
+        """Take the scores of a part's readable pictures, picture by picture."""
+        offset, rows = part.start - self.start, len(self.occluders)
+        for target, values in zip(self.scores, scores, strict=True):
+            target.view(-1, rows)[offset + part.readable] = values.view(-1, rows)
+        self.quarantined |= {offset + position: why for position, why in part.quarantined.items()}
+        self.missing -= len(part.images)
+
+    def set_aside(self, paths: Sequence[str]) -> dict[str, Quarantined]:
+        """Return the quarantined pictures by path, of the paths of all pictures."""
+        found = ((paths[self.start + position], why) for position, why in self.quarantined.items())
+        return {path: Quarantined(path, why) for path, why in found}
+
+
+class _Writer:
+    """Writes blocks on a thread of its own, one at a time, while the next one is evaluated."""
+
+    def __init__(self, work: _Work, stamps: Mapping[int, Sequence[int]]) -> None:
+        self._work, self._stamps = work, stamps
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="gfo-write")
+        return self
+
+    def write(self, block: _Block) -> None:
+        """Begin to write a block, when the last one is written; raise what that one raised."""
+        self._wait()
+        self._last = self._pool.submit(
+            self._work.write, block.start, block.scores, block.quarantined, self._stamps.get(block.start)
+        )
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown()
+        if kind is None:
+            self._wait()
 
 
 class _Work:
@@ -205,33 +272,70 @@ def _stamps(store: RunStore, files: PictureFiles, start: int) -> list[int]:
     return [files.stamp(path) for path in store.paths[start : store.end(start)]]
 
 
-def _blank_scores(count: int) -> Score:
-    return Score(*(torch.full((count,), fill) for fill in (-1, -1, math.nan)))
+def _parts(
+    store: RunStore, source: PictureSource, pending: Sequence[int], *, whole: bool
+) -> Iterator[tuple[int, Iterator[Block]]]:
+    """Yield the blocks of the store, each as the parts that are read together: small, so that the first comes soon.
 
-
-def _parts(store: RunStore, source: PictureSource, pending: Sequence[int]) -> Iterator[tuple[int, Iterator[Block]]]:
-    """Yield the blocks of the store, each as the parts that are read together: small, so that the first comes soon."""
-    together = READ_TOGETHER if store.block % READ_TOGETHER == 0 else store.block
+    With `whole` a block is one part: a device that runs ahead is waited for once a part.
+    """
+    together = store.block if whole or store.block % READ_TOGETHER else READ_TOGETHER
     starts = [part for start in pending for part in range(start, store.end(start), together)]
     with closing(source.blocks(store.paths, together, starts)) as parts:  # type: ignore[type-var]
         for start in pending:
             yield start, islice(parts, len(range(start, store.end(start), together)))
 
 
-def score_block(
-    engine: Engine, block: Block, labels: Tensor, occluders: Tensor, passes: Passes
-) -> Iterator[tuple[Tensor, Score]]:
-    """Judge every readable picture of a part under R occluders (indices as of `Engine.infer`), pass by pass.
+def queue_part(
+    engine: Engine,
+    part: Block,
+    labels: Tensor,
+    occluders: Tensor,
+    passes: Passes,
+    queued: Callable[[int], object] = lambda count: None,
+) -> Callable[[], Score]:
+    """Queue every readable picture of a part under R occluders (indices as of `Engine.infer`), pass by pass.
 
-    Yields places in the part, int64 [P] (picture · R + place of the occluder), with their verdicts.
+    Parameters
+    ----------
+    labels
+        int64 [B], of the part's pictures, on the CPU.
+    queued
+        Is told the number of pairs of each pass.
+
+    Returns
+    -------
+    Callable
+        Waits for the verdicts of all readable pictures, picture by picture, and returns them. Raises `InputError` if
+        the network returned NaN or infinity; on an engine that does not run ahead the pass has then raised it.
     """
-    images, labels, rows = engine.place(block.images), engine.place(labels), len(occluders)
-    for piece in passes.pieces(block.readable, rows):
+    images, rows = engine.place(part.images), len(occluders)
+    pieces = list(passes.pieces(part.readable, rows))
+    lists = [(piece // rows, occluders[piece % rows]) for piece in pieces]
+    verdicts: list[Score] = []
+    with fitting_memory(passes.pairs, engine.device):
+        for pairs in engine.listed(lists, labels):
+            verdicts.append(engine.queue(images, pairs))
+            if not engine.runs_ahead:
+                _refuse_broken(engine, verdicts[-1])
+            queued(len(pairs.labels))
+        fetched = engine.fetch(verdicts) if verdicts else None
+
+    def wait() -> Score:
+        if fetched is None:
+            return Score(*(torch.empty(0, dtype=kind) for kind in (torch.int64, torch.int64, torch.float32)))
         with fitting_memory(passes.pairs, engine.device):
-            verdict = engine.score(images, piece // rows, occluders[piece % rows], labels)
-        if bool((verdict.prediction < 0).any()):
-            fix = finite_fix(engine.precision)
-            raise InputError(
-                f"--precision {engine.precision}: the network returned NaN or infinity on {engine.name}; {fix}"
-            )
-        yield piece, verdict
+            found = fetched()
+        _refuse_broken(engine, found)
+        order = torch.cat(pieces).argsort()
+        return Score(*(values[order] for values in found))
+
+    return wait
+
+
+def _refuse_broken(engine: Engine, verdict: Score) -> None:
+    if bool((verdict.prediction < 0).any()):
+        fix = finite_fix(engine.precision)
+        raise InputError(
+            f"--precision {engine.precision}: the network returned NaN or infinity on {engine.name}; {fix}"
+        )

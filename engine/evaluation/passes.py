@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ...export.classifier import UNNAMED
 from ..devices import fitting_memory
 from ..engines.base import Engine
 from ..machine import best_seconds, remember, remembered, worker_count
-from .store import READ_TOGETHER
+from .store import READ_TOGETHER, block_size
 
 # Pairs in a pass without a measurement: the larger number on a GPU, or for small pictures; on a CPU about eight pairs
 # of 224², whose activations stay in its caches (up to 2.7 times as fast as 64 of them; see
@@ -108,15 +109,13 @@ def measured_passes(engine: Engine, rows: int, candidates: Sequence[Passes]) -> 
     size = engine.subject.preprocessing.input_size
     most = max(passes.pairs for passes in candidates)
     generator = torch.Generator().manual_seed(0)
-    count = min(most, READ_TOGETHER)  # as in a part: with few rows a pass may hold less than it could
+    # As in a part: with few rows a pass may hold less than it could.
+    count = min(most, block_size(rows) if engine.runs_ahead else READ_TOGETHER)
     images = engine.place(torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator))
-    labels = engine.place(torch.zeros(count, dtype=torch.int64))
+    labels = torch.zeros(count, dtype=torch.int64)
     first = {passes: next(passes.pieces(torch.arange(count), rows)) for passes in candidates}
-
-    def scored(piece: Tensor) -> Callable[[], object]:
-        return lambda: engine.score(images, piece // rows, piece % rows, labels)
-
-    calls = {passes: scored(piece) for passes, piece in first.items()}
+    pairs = engine.listed([(piece // rows, piece % rows) for piece in first.values()], labels)
+    calls = {passes: partial(engine.queue, images, listed) for passes, listed in zip(first, pairs, strict=True)}
     with fitting_memory(min(passes.pairs for passes in candidates), engine.device):
         best = best_seconds(calls, engine.torch_device, turns=3, errors=(torch.OutOfMemoryError,))
     return {passes: seconds / len(first[passes]) for passes, seconds in best.items()}

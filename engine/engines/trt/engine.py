@@ -24,7 +24,7 @@ from ....export.subject import Subject
 from ....export.tensorrt.library import capability_here, check_gpu, tensorrt_library
 from ....kernels.score import Score
 from ...devices import checked_impl, device_name, resolve_device
-from ..base import Engine, OwnBenchmark
+from ..base import Engine, Listed, OwnBenchmark
 from .compositions import Composition, ExportedPlan, FixedPairs, PlanAroundNetwork, Step
 from .runtime import Plan, captured, plan_stem, preferred
 
@@ -127,8 +127,7 @@ class TrtEngine(Engine):
         with self._on_stream():
             if self._step is None:
                 self._step = self._captured()
-            lists = (image_index.to(self.torch_device), occluder_index.to(self.torch_device))
-            self._pairs.run(self._step, images.to(self.torch_device), *lists, logits)
+            self._pairs.run(self._step, images, image_index, occluder_index, logits)
         return logits
 
     def _captured(self) -> Step:
@@ -142,10 +141,10 @@ class TrtEngine(Engine):
         self.how = self.how.removesuffix(without) + without
         return step
 
-    def score(self, images: Tensor, image_index: Tensor, occluder_index: Tensor, labels: Tensor) -> Score:
-        """See `Engine.score`: on the same stream as the network."""
+    def queue(self, images: Tensor, pairs: Listed) -> Score:
+        """See `Engine.queue`: on the same stream as the network."""
         with self._on_stream():
-            return super().score(images, image_index, occluder_index, labels)
+            return super().queue(images, pairs)
 
     def bare(self, batch: int) -> dict[str, Callable[[], object]]:
         """See `Engine.bare`: one pass of the plan, as a CUDA graph where possible; only at the plan's own batch."""

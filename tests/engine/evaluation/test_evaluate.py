@@ -213,7 +213,7 @@ def test_a_stopped_run_keeps_its_blocks_and_resumes(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate(classifier, bank, pictures, tmp_path / "whole")
-    original, blocks = all_pairs.score_block, []
+    original, blocks = all_pairs.queue_part, []
 
     def stop_at_third(*args: object) -> object:
         if len(blocks) == 2:
@@ -222,7 +222,7 @@ def test_a_stopped_run_keeps_its_blocks_and_resumes(
         return original(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(all_pairs, "score_block", stop_at_third)
+        patch.setattr(all_pairs, "queue_part", stop_at_third)
         with pytest.raises(_Stopped):
             evaluate(classifier, bank, pictures, tmp_path / "run")
     assert RunStore.open(tmp_path / "run").pending() == [16, 24]
