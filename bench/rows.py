@@ -142,6 +142,19 @@ class ReachFacts(Facts):
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoopFacts(Facts):
+    """Facts of the suite `loop`.
+
+    Attributes
+    ----------
+    waits
+        How often a call waited for the device.
+    """
+
+    waits: int | None = None
+
+
 F_co = TypeVar("F_co", bound=Facts, covariant=True)
 
 
@@ -153,10 +166,10 @@ class BenchRow(Generic[F_co]):
     ----------
     stage
         `bare`, `pairs`, `end-to-end`, `baseline`, `loader`, `train`, `train-forward`, `train-baseline`, `train-reach`,
-        `train-reach-baseline` or `kernel`.
+        `train-reach-baseline`, `kernel`, `loop` or `loop-waiting`.
     engine
         What did the work; for a kernel `reference`, `triton`, or the straightforward formula in `eager` PyTorch or
-        through torch's `compile`.
+        through torch's `compile`; for a loop `simulated`.
     precision, model, weights
         `fp32`, `bf16`, …; the model's name; the source of its weights, `random` among them.
     pictures, occluders
@@ -213,6 +226,7 @@ KEYS: Final = (
     *("device", "kernel", "sizes", "data", "passed", "rounds", "ceiling_share", "bandwidth_share", "extra_mb"),
     *("workers", "cores", "max_difference", "mean_difference"),
     *("target", "reached", "clean_accuracy", "accuracy", "image_steps", "seconds"),
+    "waits",
 )
 """Keys of every row in JSON, in order; those of facts that another package's suite adds follow."""
 

@@ -168,7 +168,7 @@ def end_to_end(engine: Engine, work: Workload, pictures: int, passes: Passes, wo
     source = open_pictures("auto", work.folder, work.classifier.preprocessing, workers, engine.torch_device)
     rows, paths = [CLEAN, *range(len(work.occluders))], work.files(pictures)
     with ScratchFolder() as folder:
-        zeros, run = [0] * pictures, _run(engine, work, source.name)
+        zeros, run = [0] * pictures, run_of(engine, rows[1:], source.name, work.folder)
         store = RunStore.create(Path(folder), run, paths=paths, labels=zeros, fit=zeros, occluders=rows)
         _, pairs = all_pairs(engine, [store], source, passes)
     if pairs != pictures * len(rows):
@@ -176,9 +176,9 @@ def end_to_end(engine: Engine, work: Workload, pictures: int, passes: Passes, wo
         raise InputError(f"--images {work.folder}: {unread} of {pictures} files are no pictures; remove them")
 
 
-def _run(engine: Engine, work: Workload, loader: str) -> Run:
+def run_of(engine: Engine, classes: Sequence[int], loader: str, data_root: Path | str) -> Run:
     """Describe a benchmark's run for its store, which is removed at its end."""
-    classifier = work.classifier
+    classifier = engine.subject
     return Run(
         gfo_version=version("gfo"),
         model=classifier.model,
@@ -197,9 +197,9 @@ def _run(engine: Engine, work: Workload, loader: str) -> Run:
         impl=engine.impl,
         loader=loader,
         seed=0,
-        data_root=str(work.folder),
+        data_root=str(data_root),
         preprocessing=classifier.preprocessing,
-        class_ids=tuple(range(len(work.occluders))),
+        class_ids=tuple(classes),
         class_names={},
         folders={},
         pictures="all",

@@ -24,6 +24,7 @@ SUITES: Table[Suite[Any]] = Table(
         "train": ".train:Train",
         "kernels": ".kernels:Kernels",
         "compile": ".compile:Compile",
+        "loop": ".loop:Loop",
         "sweep": ".sweep:SweepSuite",
     },
 )

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
-from typing import Self
+from itertools import groupby
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ from .passes import Passes
 from .store import READ_TOGETHER, RunStore
 from .summary import Quarantined
 
+# Passes of a part on a device that runs ahead: its last pass may be short, which then costs at most 1/16 of them.
+_PASSES_AHEAD = 16
 _SLACK = 1e-6  # of a number of pictures: 0.29 · 100 is 28.999999999999996
 
 
@@ -116,57 +118,85 @@ def all_pairs(
             pairs += count
             bar.advance(count, f"{pairs / (time.perf_counter() - started):.0f} pairs/s")
 
-        def finish(block: _Block, part: Block, verdicts: Callable[[], Score]) -> None:
-            block.take(part, verdicts())
-            if not block.missing:
+        def finish(blocks: _Blocks, part: Block, verdicts: Callable[[], Score]) -> None:
+            for block in blocks.with_part(part, verdicts()):
                 writer.write(block)
-                set_aside.update(block.set_aside(first.paths))
+                found = ((first.paths[block.start + i], why) for i, why in block.quarantined.items())
+                set_aside.update({path: Quarantined(path, why) for path, why in found})
                 refuse_quarantined(first, set_aside.values(), max_quarantined)
 
-        ahead: deque[tuple[_Block, Block, Callable[[], Score]]] = deque()
-        for start, parts in _parts(first, source, list(work.pending), whole=engine.runs_ahead):
-            block = _Block(start, first.end(start) - start, work.occluders(work.pending[start]))
-            for part in parts:
-                labels = torch.from_numpy(first.labels[part.start : part.start + len(part.images)]).long()
-                ahead.append((block, part, queue_part(engine, part, labels, block.occluders, passes, queued)))
-                bar.advance(len(part.quarantined) * len(block.occluders))
-                while len(ahead) > engine.runs_ahead:  # a part is fetched when the next one is on its way
-                    finish(*ahead.popleft())
+        ahead: deque[tuple[_Blocks, Block, Callable[[], Score]]] = deque()
+        for which, group in groupby(work.pending, work.pending.__getitem__):
+            blocks = _Blocks(first, list(group), work.occluders(which))
+            size = _part_size(engine, passes, first.block, len(blocks.occluders))
+            with closing(source.blocks(blocks.paths, size)) as parts:  # type: ignore[type-var]
+                for part in parts:
+                    labels = blocks.labels[part.start : part.start + len(part.images)]
+                    ahead.append((blocks, part, queue_part(engine, part, labels, blocks.occluders, passes, queued)))
+                    bar.advance(len(part.quarantined) * len(blocks.occluders))
+                    while len(ahead) > engine.runs_ahead:  # a part is fetched when the next one is on its way
+                        finish(*ahead.popleft())
         while ahead:
             finish(*ahead.popleft())
     return time.perf_counter() - started, pairs
 
 
-class _Block:
-    """The scores of a block of `count` pictures under some occluders (indices as of `Engine.infer`), part by part.
+def _part_size(engine: Engine, passes: Passes, block: int, rows: int) -> int:
+    """Return how many pictures to read together, a part of a block or several of them.
+
+    Parts are small, so that the first comes soon. A device that runs ahead gets whole blocks, and enough of them that
+    the last pass of a part, which is shorter, hardly counts.
+    """
+    if engine.runs_ahead:
+        return block * math.ceil(_PASSES_AHEAD * passes.pairs / (block * rows))
+    return block if block % READ_TOGETHER else READ_TOGETHER
+
+
+class _Scored(NamedTuple):
+    """A block whose pictures are all scored: scores picture by picture, reasons by position in the block."""
+
+    start: int
+    scores: Score
+    quarantined: Mapping[int, str]
+
+
+class _Blocks:
+    """Blocks of a store as one list of pictures, which are evaluated under the same occluders, part by part.
 
     Attributes
     ----------
-    scores
-        Of all its pairs, picture by picture.
-    quarantined
-        Reasons by position in the block.
-    missing
-        Number of pictures whose part is not there yet.
+    paths, labels
+        Of all their pictures, one block after another.
+    occluders
+        Indices as of `Engine.infer`.
     """
 
-    def __init__(self, start: int, count: int, occluders: Tensor) -> None:
-        self.start, self.occluders, self.missing = start, occluders, count
-        self.scores = Score(*(torch.full((count * len(occluders),), fill) for fill in (-1, -1, math.nan)))
-        self.quarantined: dict[int, str] = {}
+    def __init__(self, store: RunStore, starts: Sequence[int], occluders: Tensor) -> None:
+        places = [place for start in starts for place in range(start, store.end(start))]
+        self.paths, self.occluders = [store.paths[place] for place in places], occluders
+        self.labels = torch.from_numpy(store.labels[places]).long()
+        self._left = deque((start, store.end(start) - start) for start in starts)
+        self._done = 0  # pictures of blocks that are whole
+        self._scores = self._blank(0)
+        self._quarantined: dict[int, str] = {}
 
-    def take(self, part: Block, scores: Score) -> None:
-        """Take the scores of a part's readable pictures, picture by picture."""
-        offset, rows = part.start - self.start, len(self.occluders)
-        for target, values in zip(self.scores, scores, strict=True):
-            target.view(-1, rows)[offset + part.readable] = values.view(-1, rows)
-        self.quarantined |= {offset + position: why for position, why in part.quarantined.items()}
-        self.missing -= len(part.images)
+    def _blank(self, pictures: int) -> Score:
+        shape = (pictures, len(self.occluders))
+        return Score(*(torch.full(shape, fill) for fill in (-1, -1, math.nan)))
 
-    def set_aside(self, paths: Sequence[str]) -> dict[str, Quarantined]:
-        """Return the quarantined pictures by path, of the paths of all pictures."""
-        found = ((paths[self.start + position], why) for position, why in self.quarantined.items())
-        return {path: Quarantined(path, why) for path, why in found}
+    def with_part(self, part: Block, scores: Score) -> Iterator[_Scored]:
+        """Take the scores of the next part's readable pictures, picture by picture; yield the blocks that are whole."""
+        found = self._blank(len(part.images))
+        for target, values in zip(found, scores, strict=True):
+            target[part.readable] = values.view(-1, len(self.occluders)).to(target.dtype)
+        self._scores = Score(*(torch.cat(both) for both in zip(self._scores, found, strict=True)))
+        self._quarantined |= {part.start + position: why for position, why in part.quarantined.items()}
+        while self._left and self._left[0][1] <= len(self._scores.rank):
+            start, count = self._left.popleft()
+            here = range(self._done, self._done + count)
+            quarantined = {i - self._done: self._quarantined.pop(i) for i in here if i in self._quarantined}
+            yield _Scored(start, Score(*(values[:count].flatten() for values in self._scores)), quarantined)
+            self._scores, self._done = Score(*(values[count:] for values in self._scores)), self._done + count
 
 
 class _Writer:
@@ -180,7 +210,7 @@ class _Writer:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="gfo-write")
         return self
 
-    def write(self, block: _Block) -> None:
+    def write(self, block: _Scored) -> None:
         """Begin to write a block, when the last one is written; raise what that one raised."""
         self._wait()
         self._last = self._pool.submit(
@@ -270,20 +300,6 @@ def refuse_quarantined(store: RunStore, found: Collection[Quarantined], most: fl
 
 def _stamps(store: RunStore, files: PictureFiles, start: int) -> list[int]:
     return [files.stamp(path) for path in store.paths[start : store.end(start)]]
-
-
-def _parts(
-    store: RunStore, source: PictureSource, pending: Sequence[int], *, whole: bool
-) -> Iterator[tuple[int, Iterator[Block]]]:
-    """Yield the blocks of the store, each as the parts that are read together: small, so that the first comes soon.
-
-    With `whole` a block is one part: a device that runs ahead is waited for once a part.
-    """
-    together = store.block if whole or store.block % READ_TOGETHER else READ_TOGETHER
-    starts = [part for start in pending for part in range(start, store.end(start), together)]
-    with closing(source.blocks(store.paths, together, starts)) as parts:  # type: ignore[type-var]
-        for start in pending:
-            yield start, islice(parts, len(range(start, store.end(start), together)))
 
 
 def queue_part(

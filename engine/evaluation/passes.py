@@ -51,6 +51,8 @@ class Passes:
 
         `pictures` are int64 positions in the part; each meets all rows.
         """
+        if not len(pictures):
+            return
         if not self.square:
             yield from (pictures[:, None] * rows + torch.arange(rows)).flatten().split(self.pairs)
             return

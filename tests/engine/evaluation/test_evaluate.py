@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,12 @@ import pytest
 import torch
 import zarr
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from gfo.engine.data.spec import DataSpec
+from gfo.engine.engines.base import Listed
 from gfo.engine.engines.choice import EngineChoice
+from gfo.engine.engines.torch import TorchEngine
 from gfo.engine.evaluation import all_pairs
 from gfo.engine.evaluation.config import EvaluationConfig
 from gfo.engine.evaluation.evaluate import evaluate as evaluate_pairs
@@ -29,6 +33,7 @@ from gfo.export.bank_header import BankHeader
 from gfo.export.classifier import FrozenClassifier
 from gfo.export.errors import InputError
 from gfo.export.preprocessing import Preprocessing
+from gfo.kernels.score import Score
 
 SIZE, EPSILON = 12, 30.0
 IDS = {"ant": 0, "bee": 3, "cat": 1, "dog": 2}
@@ -233,6 +238,82 @@ def test_a_stopped_run_keeps_its_blocks_and_resumes(
     np.testing.assert_array_equal(run.predictions(0, 29), whole.predictions(0, 29))
     again = evaluate(classifier, bank, pictures, tmp_path / "run")
     assert again == summary  # nothing left to do: the same numbers, and the speed that was measured
+
+
+class _Ahead:
+    """Makes the torch engine one that runs ahead: verdicts are garbage until somebody has waited for them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        self._late: list[Callable[[], None]] = []
+        queue, fetch = TorchEngine.queue, TorchEngine.fetch
+
+        def queue_late(engine: TorchEngine, images: Tensor, pairs: Listed) -> Score:
+            found = Score(*(torch.full((len(pairs.labels),), -7, dtype=kind) for kind in _KINDS))
+
+            def run() -> None:
+                for target, values in zip(found, queue(engine, images, pairs), strict=True):
+                    target.copy_(values)
+
+            self.events.append("queue")
+            self._late.append(run)
+            return found
+
+        def fetch_late(engine: TorchEngine, scores: Sequence[Score]) -> Callable[[], Score]:
+            until = len(self._late)
+
+            def wait() -> Score:
+                self.events.append("wait")
+                for i in range(until):  # what was queued later has not run
+                    self._late[i]()
+                    self._late[i] = _nothing
+                engine_of_host = SimpleNamespace(runs_ahead=False)
+                return fetch(engine_of_host, scores)()  # type: ignore[arg-type]
+
+            return wait
+
+        patch.setattr(TorchEngine, "runs_ahead", True)
+        patch.setattr(TorchEngine, "_together", lambda _engine, tensors: [tensor.clone() for tensor in tensors])
+        patch.setattr(TorchEngine, "queue", queue_late)
+        patch.setattr(TorchEngine, "fetch", fetch_late)
+
+
+_KINDS = (torch.int64, torch.int64, torch.float32)
+
+
+def _nothing() -> None:
+    """Stand for what has run."""
+
+
+# Readable pictures of the four blocks: 8, 0, 7, 5, each under 5 rows, in passes of 16 pairs. As parts of their own: the
+# first is fetched with nothing behind it, as the second has no pass.
+@pytest.mark.parametrize(("passes_ahead", "events"), [(1, "qqq w qqq qq w w"), (5, "qqq qqqq w w"), (99, "qqqqqqq w")])
+def test_a_device_that_runs_ahead_is_waited_for_once_a_part_with_the_next_part_queued(
+    passes_ahead: int,
+    events: str,
+    classifier: FrozenClassifier,
+    pictures: Path,
+    bank: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(pictures, broken)
+    evaluate(classifier, bank, pictures, tmp_path / "all")
+    paths = RunStore.open(tmp_path / "all").paths
+    for path in (*paths[8:16], paths[17]):  # the whole second part, and one of the third
+        (broken / path).write_text("no picture")
+    evaluate(classifier, bank, broken, tmp_path / "whole", max_quarantined=1.0)
+    with monkeypatch.context() as patch:
+        ahead = _Ahead(patch)
+        patch.setattr(all_pairs, "_PASSES_AHEAD", passes_ahead)
+        evaluate(classifier, bank, broken, tmp_path / "ahead", max_quarantined=1.0, batch_size=16)
+    whole, late = (RunStore.open(tmp_path / out) for out in ("whole", "ahead"))
+    for name in ("prediction", "rank", "margin"):
+        one, other = (np.asarray(zarr.open_array(store.path / name, mode="r")[:]) for store in (whole, late))
+        np.testing.assert_array_equal(one, other)
+    assert [entry.path for entry in late.quarantined()] == [entry.path for entry in whole.quarantined()]
+    assert "".join(event[0] for event in ahead.events) == events.replace(" ", "")
 
 
 def test_blocks_that_are_read_in_parts_are_the_same(
