@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+# What CUDA, cuDNN, cuBLAS, TensorRT and ONNX Runtime say; they raise no kind of error of their own for it.
+_NO_GPU_MEMORY = re.compile(r"out ?of ?memory|STATUS_ALLOC_FAILED|Failed to allocate memory", re.IGNORECASE)
+
 
 class InputError(ValueError):
     """Bad input; the message names the file, the value and what to do. Exit code 2."""
@@ -22,3 +27,8 @@ def in_short(error: BaseException) -> str:
     """Return the kind of an error of other code and the first line of what it says, as the end of a message."""
     lines = (line.strip() for line in str(error).splitlines())
     return ": ".join([type(error).__name__, *[line for line in lines if line][:1]])
+
+
+def lacks_gpu_memory(error: BaseException | str) -> bool:
+    """Return whether an error of a library says that a GPU has not enough memory."""
+    return _NO_GPU_MEMORY.search(str(error)) is not None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..kernels.occlude import Normalisation, occlude
 from ..kernels.pairs import Grid, Pairs
 from .classifier import DTYPES, FrozenClassifier
-from .errors import InputError, in_short
+from .errors import InputError, in_short, lacks_gpu_memory
 from .islands import described, find_islands, is_the_machines
 
 
@@ -138,11 +138,13 @@ class OccludedClassifier(nn.Module):
     def naming_failure(self, device: torch.device) -> Iterator[None]:
         """Turn what the network raises into one line that names the operation, as one that the precision lacks.
 
-        A lack of memory and a failing GPU pass: they are not the network's.
+        A lack of memory and a failing GPU pass are not the network's; the former is a `torch.OutOfMemoryError` then.
         """
         try:
             yield
         except (Exception, SystemExit) as error:  # the network's own code raises any kind
+            if lacks_gpu_memory(error) and not isinstance(error, torch.OutOfMemoryError):
+                raise torch.OutOfMemoryError(in_short(error)) from error
             if is_the_machines(error):
                 raise
             reason = f"{in_short(error)}, {_place(error)}"

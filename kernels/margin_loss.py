@@ -31,7 +31,8 @@ def _reference(logits: Tensor, labels: Tensor, weight: Tensor | None, kappa: flo
     margin = own - best
     if weight is not None:
         margin = margin * weight.sign()
-    loss = margin.clamp_min(-kappa)
+    # Not a clamp, whose gradient at its bound has changed between versions of PyTorch.
+    loss = torch.where(margin > -kappa, margin, margin.detach().clamp_min(-kappa))
     return loss if weight is None else loss * weight.abs()
 
 

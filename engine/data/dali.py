@@ -62,6 +62,7 @@ class DaliSource(Decoder):
         optional("nvidia.dali", "--loader dali", "dali")
         super().__init__(files, preprocessing, workers, device)
         self.decodes_on = device.type
+        self._stream: torch.cuda.Stream | None = None
         if device.type != "cpu":
             self.how = f"decoding on {device}, {workers} threads"
         self._pipeline: Any = None
@@ -76,7 +77,7 @@ class DaliSource(Decoder):
                 with closing(self._read_ahead(lists, pool)) as read:  # type: ignore[type-var]
                     ahead: Future[Pictures] | None = None
                     for checked in read:
-                        now, ahead = ahead, conductor.submit(self._decode, checked, pool)
+                        now, ahead = ahead, conductor.submit(self._decode_on_stream, checked, pool)
                         if now is not None:
                             yield now.result()
                     if ahead is not None:
@@ -108,6 +109,16 @@ class DaliSource(Decoder):
         pixels = plain_jpeg(content)
         return Encoded(path, content, pixels) if pixels else decode(self.files, path, content, self.preprocessing)
 
+    def _decode_on_stream(self, checked: Sequence[Future[Encoded | Picture]], pool: ThreadPoolExecutor) -> Pictures:
+        if self.device.type == "cuda" and self._stream is None:
+            # Not the default stream, on which decoding would wait for the engine's passes.
+            self._stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self._stream):  # nothing without one
+            pictures = self._decode(checked, pool)
+            if self._stream is not None:
+                self._stream.synchronize()  # an engine reads them on a stream of its own
+        return pictures
+
     def _decode(self, checked: Sequence[Future[Encoded | Picture]], pool: ThreadPoolExecutor) -> Pictures:
         results: list[Picture | Future[Picture]] = [""] * len(checked)
         batch: list[tuple[int, Encoded]] = []
@@ -123,10 +134,7 @@ class DaliSource(Decoder):
         if batch:
             self._decode_batch(batch, results, pool)
         done = [result.result() if isinstance(result, Future) else result for result in results]
-        pictures = Pictures.of(done, self.preprocessing.input_size, str(self.device))
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()  # an engine reads them on a stream of its own
-        return pictures
+        return Pictures.of(done, self.preprocessing.input_size, str(self.device))
 
     def _decode_batch(
         self,
@@ -149,6 +157,8 @@ class DaliSource(Decoder):
                 results[i] = self._finish_on_device(picture)
             else:
                 results[i] = pool.submit(self._finish, encoded.path, np.asarray(picture))
+        if self._stream is not None:
+            self._stream.synchronize()  # the next batch may take the memory of this one, which is still being resized
 
     def _run(self, contents: Sequence[bytes]) -> Any:
         if self._pipeline is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...export.classifier import DTYPES
-from ...export.errors import EngineUnavailable, InputError, in_short
+from ...export.errors import EngineUnavailable, InputError, in_short, lacks_gpu_memory
 from ...export.files import ScratchFolder
 from ...export.onnx_graph import (
     BANK,
@@ -146,6 +146,8 @@ class OnnxRuntimeEngine(Engine):
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
         except Exception as error:  # its own kinds of error have no other base
+            if lacks_gpu_memory(error):
+                raise torch.OutOfMemoryError(in_short(error)) from error
             raise InputError(
                 f"{self.subject.name}: fails in ONNX Runtime ({in_short(error)}); use another --engine, or export again"
             ) from error

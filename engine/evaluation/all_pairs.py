@@ -125,6 +125,7 @@ def all_pairs(
                 set_aside.update({path: Quarantined(path, why) for path, why in found})
                 refuse_quarantined(first, set_aside.values(), max_quarantined)
 
+        # It holds the pictures of a part for as long as the device may read them.
         ahead: deque[tuple[_Blocks, Block, Callable[[], Score]]] = deque()
         for which, group in groupby(work.pending, work.pending.__getitem__):
             blocks = _Blocks(first, list(group), work.occluders(which))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..errors import EngineUnavailable, InputError
+from ..errors import EngineUnavailable, InputError, lacks_gpu_memory
 
 RTX = "tensorrt_rtx"
 LIBRARIES = ("tensorrt", RTX)
@@ -70,9 +70,11 @@ class Log:
         return errors or "TensorRT does not say why"
 
     def must(self, done: bool, what: str) -> None:
-        """Raise `RuntimeError`, which names the call `what`, unless it was `done`."""
+        """Raise an error that names the call `what` unless it was `done`: `OutOfMemoryError`, or `RuntimeError`."""
         if not done:
-            raise RuntimeError(f"TensorRT: {what} failed ({self.taken()})")
+            why = self.taken()
+            kind = torch.OutOfMemoryError if lacks_gpu_memory(why) else RuntimeError
+            raise kind(f"TensorRT: {what} failed ({why})")
 
 
 @cache

@@ -84,6 +84,7 @@ FULL = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: ca
         ),
         (SystemExit(0), InputError, r"\(SystemExit: 0, in forward, test_occluded\.py line"),
         (torch.OutOfMemoryError("full"), torch.OutOfMemoryError, "full"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), torch.OutOfMemoryError, "CUDNN_STATUS_ALLOC"),
         (FULL, RuntimeError, "^.enforce fail"),
         (KeyboardInterrupt("now"), KeyboardInterrupt, "now"),
     ],

@@ -16,6 +16,7 @@ from torch import Tensor
 from gfo.engine.engines import ENGINES
 from gfo.engine.engines.base import Engine
 from gfo.engine.engines.choice import EngineChoice, choose_engine, open_engine
+from gfo.engine.engines.onnxruntime import OnnxRuntimeEngine
 from gfo.engine.engines.openvino import OpenVinoEngine, OpenVinoOptions
 from gfo.export.artefact import Artefact, ExportConfig, export
 from gfo.export.bank import OccluderBank
@@ -292,6 +293,18 @@ def test_a_graph_that_fails_when_it_runs_is_one_line(
     with open_engine(choice, subject) as engine:
         assert engine.infer(IMAGES, *PAIRS[:, :3]).shape == (3, 5)
         with pytest.raises(InputError, match=named):
+            engine.infer(IMAGES, *PAIRS)
+
+
+def test_a_lack_of_gpu_memory_in_onnx_runtime_is_one(tiny_classifier: FrozenClassifier, bank: Tensor) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 123")
+
+    with open_engine(EngineChoice("onnxruntime", "fp32", "cpu"), tiny_classifier) as engine:
+        assert isinstance(engine, OnnxRuntimeEngine)
+        engine.load_bank(bank)
+        engine._session.run_with_iobinding = full
+        with pytest.raises(torch.OutOfMemoryError, match="requested buffer of size 123"):
             engine.infer(IMAGES, *PAIRS)
 
 

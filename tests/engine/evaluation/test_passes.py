@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from gfo.engine.evaluation import passes as passes_module
 from gfo.engine.evaluation.passes import Passes, choose_passes, default_pairs, default_passes, passes_to_try
 from gfo.export.classifier import FrozenClassifier
 from gfo.export.errors import InputError
+from gfo.export.tensorrt.library import LIBRARIES
 
 
 @given(
@@ -68,6 +70,7 @@ def test_the_bare_network_runs_in_both_layouts(tiny_classifier: FrozenClassifier
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+@pytest.mark.skipif(not any(map(find_spec, LIBRARIES)), reason="no TensorRT here")
 def test_the_bare_network_runs_on_trt(tiny_classifier: FrozenClassifier) -> None:
     with open_engine(EngineChoice("trt", "fp16"), tiny_classifier) as engine:
         assert engine.fixed_pairs
