@@ -19,6 +19,7 @@ from ..export.records import save_record, unsealed
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _HOPELESS = 3.0  # times as long as another: such a precision is not measured further
 _SHORT = 1.0  # seconds
+_CHANGE_COUNTS = 0.5  # seconds: a change of shapes, some milliseconds, is nothing beside a longer call
 Key = TypeVar("Key")
 Choice = TypeVar("Choice")
 
@@ -63,6 +64,9 @@ def best_seconds(
 ) -> dict[Key, float]:
     """Return the seconds of the fastest call of each: for choosing, as a busy machine only ever adds time.
 
+    In its turn a short call runs twice in a row: after another one's shapes the first may pay for the change, which
+    what is chosen will not.
+
     Parameters
     ----------
     calls
@@ -75,6 +79,12 @@ def best_seconds(
         A call that takes this many times as long as the best of another gets no further turn: its time so far counts.
         Calls of less than a second go on, and first ones on a GPU, where kernels are compiled.
     """
+
+    def ended(start: float) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
     best = dict.fromkeys(calls, math.inf)
     seen = dict(best)  # first calls, too
     slow: set[Key] = set()
@@ -88,9 +98,11 @@ def best_seconds(
                 if not best:
                     raise
                 continue
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            taken = time.perf_counter() - start
+            taken = ended(start)
+            if turn and taken < _CHANGE_COUNTS:
+                start = time.perf_counter()
+                calls[key]()
+                taken = min(taken, ended(start))
             seen[key] = min(seen[key], taken)
             telling = turn > 0 or device.type == "cpu"
             if telling and taken > _SHORT and any(taken / hopeless > seen[other] for other in seen if other != key):

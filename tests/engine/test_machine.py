@@ -29,6 +29,20 @@ def test_the_fastest_call_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert order == ["a", "b"] * 4
 
 
+def test_a_short_call_runs_twice_in_a_row_as_the_first_pays_for_the_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, order = [0.0], list[str]()
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def call(name: str, seconds: float) -> None:
+        changed = order[-1:] != [name]
+        order.append(name)
+        clock[0] += seconds + (0.25 if changed else 0.0)
+
+    found = best_seconds({"a": lambda: call("a", 0.0625), "b": lambda: call("b", 0.125)}, CPU, turns=2)
+    assert found == {"a": 0.0625, "b": 0.125}
+    assert order == ["a", "b", *["a", "a", "b", "b"] * 2]
+
+
 @pytest.mark.parametrize(
     ("device", "slow", "calls"),
     [
@@ -70,10 +84,11 @@ def test_short_calls_and_other_choices_are_measured_to_their_end(monkeypatch: py
         clock[0] += seconds
 
     measured_precision({"fp32": lambda: call("a", 0.01), "bf16": lambda: call("b", 0.9)}, CPU)
-    assert order == ["a", "b"] * 4
+    assert order == ["a", "b", *["a", "a", "b"] * 3]  # 10 ms twice in a row
+    order.clear()
     # Passes of other sizes: what takes longer may still be the fastest by pair.
     best_seconds({8: lambda: call("a", 1.0), 64: lambda: call("b", 7.0)}, CPU, turns=3)
-    assert order == ["a", "b"] * 8
+    assert order == ["a", "b"] * 4
 
 
 def test_what_fails_is_left_out_and_the_reason_says_why() -> None:
