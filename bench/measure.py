@@ -32,7 +32,9 @@ _SAMPLE_SHARE = 0.1
 _RESAMPLES, _INTERVAL = 2000, (2.5, 97.5)
 _FEWEST_ROUNDS = 3  # that an interval is drawn from, where the work sets their number
 # Written between two timings on a GPU, several times what its L2 cache holds: otherwise the inputs would lie there.
-_FLUSH_BYTES = 1 << 28
+# That takes longer, some 0.3 ms on an H100, than Python takes to launch the call: the GPU would else wait, and the time
+# between the events be Python's.
+_FLUSH_BYTES, _FLUSHES = 1 << 28, 4
 
 
 # ---- time
@@ -72,7 +74,8 @@ class CudaTimer(Timer):
         """Return the mean time; see `Timer.seconds`. The next call is queued while the cache is overwritten."""
         pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
         for start, end in pairs:
-            self._flush.zero_()
+            for _ in range(_FLUSHES):
+                self._flush.zero_()
             start.record()
             call()
             end.record()
