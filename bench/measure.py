@@ -32,8 +32,8 @@ _SAMPLE_SHARE = 0.1
 _RESAMPLES, _INTERVAL = 2000, (2.5, 97.5)
 _FEWEST_ROUNDS = 3  # that an interval is drawn from, where the work sets their number
 # Written between two timings on a GPU, several times what its L2 cache holds: otherwise the inputs would lie there.
-# That takes longer, some 0.3 ms on an H100, than Python takes to launch the call: the GPU would else wait, and the time
-# between the events be Python's.
+# That takes longer, some 0.3 ms on an H100, than Python takes to launch the call. Otherwise the GPU would wait, and the
+# time between the events would be Python's.
 _FLUSH_BYTES, _FLUSHES = 1 << 28, 4
 
 

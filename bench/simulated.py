@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine.data.source import Block, PictureSource
+from ..engine.data.source import Block, PictureSource, as_ranges
 from ..engine.engines.base import Engine, Listed
 from ..engine.evaluation.all_pairs import all_pairs
 from ..engine.evaluation.passes import Passes
@@ -120,10 +120,10 @@ class _InMemory(PictureSource):
     name = "memory"
     how = "the same pictures again"
 
-    def blocks(self, paths: Sequence[str], block_size: int, starts: Sequence[int] | None = None) -> Iterator[Block]:
+    def blocks(self, paths: Sequence[str], parts: int | Sequence[range]) -> Iterator[Block]:
         """See `PictureSource.blocks`."""
-        for start in range(0, len(paths), block_size) if starts is None else starts:
-            yield Block(start, self.images[: min(block_size, len(paths) - start)])
+        for part in as_ranges(parts, len(paths)):
+            yield Block(part.start, self.images[torch.arange(len(part)) % len(self.images)])
 
 
 def loop_rows(classifier: FrozenClassifier, seconds: float, progress: Progress) -> list[BenchRow[LoopFacts]]:

@@ -19,6 +19,7 @@ from ..export.records import save_record, unsealed
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _HOPELESS = 3.0  # times as long as another: such a precision is not measured further
 _SHORT = 1.0  # seconds
+_MEASUREMENT = 2  # raised when `best_seconds` measures otherwise: choices of before are then measured again
 _CHANGE_COUNTS = 0.5  # seconds: a change of shapes, some milliseconds, is nothing beside a longer call
 Key = TypeVar("Key")
 Choice = TypeVar("Choice")
@@ -64,8 +65,8 @@ def best_seconds(
 ) -> dict[Key, float]:
     """Return the seconds of the fastest call of each: for choosing, as a busy machine only ever adds time.
 
-    In its turn a short call runs twice in a row: after another one's shapes the first may pay for the change, which
-    what is chosen will not.
+    In its turn a short call runs twice in a row: the first call after one of other shapes may pay for the change, which
+    a run with one of them does not.
 
     Parameters
     ----------
@@ -93,16 +94,16 @@ def best_seconds(
             start = time.perf_counter()
             try:
                 calls[key]()
+                taken = ended(start)
+                if turn and taken < _CHANGE_COUNTS:
+                    start = time.perf_counter()
+                    calls[key]()
+                    taken = min(taken, ended(start))
             except errors:
                 del best[key], seen[key]
                 if not best:
                     raise
                 continue
-            taken = ended(start)
-            if turn and taken < _CHANGE_COUNTS:
-                start = time.perf_counter()
-                calls[key]()
-                taken = min(taken, ended(start))
             seen[key] = min(seen[key], taken)
             telling = turn > 0 or device.type == "cpu"
             if telling and taken > _SHORT and any(taken / hopeless > seen[other] for other in seen if other != key):
@@ -162,7 +163,7 @@ def remembered(note: Path | None, parse: Callable[[Any], Choice | None]) -> Choi
         return None
     try:
         facts, sealed = unsealed(note.read_bytes())
-        return parse(facts) if sealed else None
+        return parse(facts) if sealed and facts["measurement"] == _MEASUREMENT else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -170,4 +171,4 @@ def remembered(note: Path | None, parse: Callable[[Any], Choice | None]) -> Choi
 def remember(note: Path | None, facts: Mapping[str, Any]) -> None:
     """Write a measured choice for `remembered`; None keeps nothing."""
     if note is not None:
-        save_record(note, facts)
+        save_record(note, {**facts, "measurement": _MEASUREMENT})

@@ -8,7 +8,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from ..export.errors import EngineUnavailable, InputError, Unreachable
+from ..export.errors import NO_GPU_MEMORY, EngineUnavailable, InputError, Unreachable
 from . import streams
 from .names import visible
 
@@ -32,7 +32,8 @@ _NARROWEST: Final = 20  # columns
 _READABLE: Final = 14  # characters of a word that may be cut into pieces no shorter
 # What libraries say, in errors of their own, for a lack of memory; a thread needs memory for its stack.
 _MEMORY: Final = re.compile(
-    "(not enough|out of|cannot allocate|can't allocate) memory|bad.?alloc|can't start new thread|failed to map segment",
+    "(not enough|out of|cannot allocate|can't allocate) memory|bad.?alloc|can't start new thread|failed to map segment"
+    f"|{NO_GPU_MEMORY}",
     re.IGNORECASE,
 )
 # What PyTorch, SciPy and ONNX Runtime map while they are imported, MiB: with less of it they hang or abort (measured on

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 # What CUDA, cuDNN, cuBLAS, TensorRT and ONNX Runtime say; they raise no kind of error of their own for it.
-_NO_GPU_MEMORY = re.compile(r"out ?of ?memory|STATUS_ALLOC_FAILED|Failed to allocate memory", re.IGNORECASE)
+NO_GPU_MEMORY = "out ?of ?memory|STATUS_ALLOC_FAILED|Failed to allocate memory"
 
 
 class InputError(ValueError):
@@ -31,4 +31,4 @@ def in_short(error: BaseException) -> str:
 
 def lacks_gpu_memory(error: BaseException | str) -> bool:
     """Return whether an error of a library says that a GPU has not enough memory."""
-    return _NO_GPU_MEMORY.search(str(error)) is not None
+    return re.search(NO_GPU_MEMORY, str(error), re.IGNORECASE) is not None

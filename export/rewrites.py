@@ -34,7 +34,7 @@ def rewritten(network: nn.Module, example: Tensor, logits: Tensor, name: str) ->
     Parameters
     ----------
     network
-        A network in evaluation mode. It is not changed, but the result may share modules with it.
+        A network in evaluation mode, which the caller does not use afterwards: it becomes part of the result.
     example
         An input that the network accepts.
     logits

@@ -8,6 +8,7 @@ DALI only decodes: its resize differs from torchvision's (see `resize`).
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -83,6 +84,7 @@ class DaliSource(Decoder):
                     if ahead is not None:
                         yield ahead.result()
             finally:
+                pool.shutdown(wait=False, cancel_futures=True)  # first: the conductor waits for what it reads
                 conductor.shutdown(wait=True, cancel_futures=True)
                 pool.shutdown(wait=True, cancel_futures=True)
                 self._pipeline = None
@@ -113,7 +115,7 @@ class DaliSource(Decoder):
         if self.device.type == "cuda" and self._stream is None:
             # Not the default stream, on which decoding would wait for the engine's passes.
             self._stream = torch.cuda.Stream(self.device)
-        with torch.cuda.stream(self._stream):  # nothing without one
+        with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             pictures = self._decode(checked, pool)
             if self._stream is not None:
                 self._stream.synchronize()  # an engine reads them on a stream of its own

@@ -34,7 +34,7 @@ from ...export.files import atomic_folder, naming
 from ...export.preprocessing import Preprocessing
 from .files import PictureFiles
 from .pillow import read_picture
-from .source import Block, Decoder, PictureSource
+from .source import Block, Decoder, PictureSource, as_ranges
 
 _PIXELS, _SUMS, _INDEX = "pixels.u8", "sums.u32", "index.json"
 _SUM = np.dtype("<u4")
@@ -54,7 +54,7 @@ class DecodedCache(PictureSource):
         self.name = source.name
         self.how = f"{source.how}, decoded pictures kept in {cache_dir('pictures')}"
 
-    def blocks(self, paths: Sequence[str], block_size: int, starts: Sequence[int] | None = None) -> Iterator[Block]:
+    def blocks(self, paths: Sequence[str], parts: int | Sequence[range]) -> Iterator[Block]:
         """See `PictureSource.blocks`.
 
         Raises
@@ -64,22 +64,23 @@ class DecodedCache(PictureSource):
         OSError
             The folder cannot be written.
         """
-        starts = range(0, len(paths), block_size) if starts is None else starts
-        if not len(starts):
+        ranges = as_ranges(parts, len(paths))
+        if not ranges:
             return
         with _Kept(self._folder(paths), len(paths), self.preprocessing.input_size) as kept:
-            missing = {start: kept.missing(start, start + block_size) for start in starts}
-            wanted = ([paths[i] for i in missing[start]] for start in starts if missing[start])
+            missing = {part.start: kept.missing(part) for part in ranges}
+            wanted = ([paths[i] for i in missing[part.start]] for part in ranges if missing[part.start])
             with (
                 closing(self.source.read(wanted)) as decoded,  # type: ignore[type-var]
                 ThreadPoolExecutor(1, thread_name_prefix="gfo-decode") as reader,
             ):
 
-                def read(start: int) -> tuple[Tensor, list[int]]:
-                    images = kept.read(start, start + block_size)
-                    return images, kept.damaged(start, images, missing[start])
+                def read(part: range) -> tuple[Tensor, list[int]]:
+                    images = kept.read(part)
+                    return images, kept.damaged(part.start, images, missing[part.start])
 
-                for start, reading in _one_ahead(reader, read, starts):
+                for part, reading in _one_ahead(reader, read, ranges):
+                    start = part.start
                     (images, damaged), quarantined = reading.result(), dict[int, str]()
                     if missing[start]:
                         pictures = next(decoded)
@@ -113,14 +114,16 @@ class DecodedCache(PictureSource):
         return folder
 
 
-def _one_ahead(reader: Executor, read: Callable[[int], T], starts: Sequence[int]) -> Iterator[tuple[int, Future[T]]]:
-    """Yield each start with its `read`; the next one is read meanwhile."""
-    ahead = reader.submit(read, starts[0])
-    for start, after in zip_longest(starts, starts[1:]):
+def _one_ahead(
+    reader: Executor, read: Callable[[range], T], parts: Sequence[range]
+) -> Iterator[tuple[range, Future[T]]]:
+    """Yield each part with its `read`; the next one is read meanwhile."""
+    ahead = reader.submit(read, parts[0])
+    for part, after in zip_longest(parts, parts[1:]):
         now = ahead
         if after is not None:
             ahead = reader.submit(read, after)
-        yield start, now
+        yield part, now
 
 
 def _whole(folder: Path, size: int, count: int) -> bool:
@@ -175,16 +178,16 @@ class _Kept:
         self._read_pixels.close()
         self._sum_file.close()
 
-    def missing(self, start: int, stop: int) -> list[int]:
+    def missing(self, part: range) -> list[int]:
         """Return the positions of the pictures that are not on disk."""
-        return (np.flatnonzero(self._sums[start:stop] == 0) + start).tolist()
+        return (np.flatnonzero(self._sums[part.start : part.stop] == 0) + part.start).tolist()
 
-    def read(self, start: int, stop: int) -> Tensor:
+    def read(self, part: range) -> Tensor:
         """Return pictures, uint8 [n, S, S, 3], as they are on disk; what is missing there holds arbitrary values."""
-        pictures = np.empty((min(stop, self._count) - start, *self._shape), np.uint8)
+        pictures = np.empty((len(part), *self._shape), np.uint8)
         left: Any = pictures.reshape(-1).data
         with naming(self.folder / _PIXELS):
-            self._read_pixels.seek(start * self._bytes)
+            self._read_pixels.seek(part.start * self._bytes)
             while left and (count := self._read_pixels.readinto(left)):  # none at the end of a file that was shortened
                 left = left[count:]
         left[:] = bytes(len(left))  # this memory may hold these very pictures, from before

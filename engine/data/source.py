@@ -67,10 +67,11 @@ class PictureSource(ABC):
     how: str
 
     @abstractmethod
-    def blocks(self, paths: Sequence[str], block_size: int, starts: Sequence[int] | None = None) -> Iterator[Block]:
-        """Yield blocks of up to `block_size` pictures of `paths`, in order, at the given starts (default: every block).
+    def blocks(self, paths: Sequence[str], parts: int | Sequence[range]) -> Iterator[Block]:
+        """Yield pictures of `paths` by their places in it: all, `parts` at a time, or those of each range.
 
-        Pictures that no decoder takes are set aside. A few blocks are in memory, whatever the length of the list.
+        Pictures that no decoder takes are set aside. A few blocks are in memory, whatever the length of the list, which
+        a cache knows by all of its paths.
 
         Raises
         ------
@@ -117,12 +118,19 @@ class Decoder(PictureSource):
     def read(self, lists: Iterable[Sequence[str]]) -> Iterator[Pictures]:
         """Yield the pictures of each list, in order; the next list is read while the caller uses the last one."""
 
-    def blocks(self, paths: Sequence[str], block_size: int, starts: Sequence[int] | None = None) -> Iterator[Block]:
+    def blocks(self, paths: Sequence[str], parts: int | Sequence[range]) -> Iterator[Block]:
         """See `PictureSource.blocks`."""
-        starts = range(0, len(paths), block_size) if starts is None else starts
-        with closing(self.read(paths[start : start + block_size] for start in starts)) as read:  # type: ignore[type-var]
-            for start, pictures in zip(starts, read, strict=True):
-                yield Block(start, *pictures)
+        ranges = as_ranges(parts, len(paths))
+        with closing(self.read(paths[part.start : part.stop] for part in ranges)) as read:  # type: ignore[type-var]
+            for part, pictures in zip(ranges, read, strict=True):
+                yield Block(part.start, *pictures)
+
+
+def as_ranges(parts: int | Sequence[range], count: int) -> Sequence[range]:
+    """Return the ranges of places that `PictureSource.blocks` is to read from a list of `count` pictures."""
+    if not isinstance(parts, int):
+        return parts
+    return [range(start, min(start + parts, count)) for start in range(0, count, parts)]
 
 
 def shard_starts(count: int, block_size: int, index: int, shards: int) -> range:

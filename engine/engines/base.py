@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ...export.classifier import FrozenClassifier
 from ...export.errors import InputError
@@ -54,6 +55,10 @@ class OwnBenchmark:
     tool: str
     plan: Path
     pairs: int
+
+
+# Entries of a list to the 256 bytes at which TensorRT wants inputs to begin; Triton's compiled forms want 16.
+_ALIGNED = 32
 
 
 class Listed(NamedTuple):
@@ -231,7 +236,10 @@ class Engine(ABC):
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether `place`, `listed` and `queue` return before the device has done what they ask for."""
+        """Whether `place`, `listed` and `queue` return before the device has done what they ask for.
+
+        An engine whose library waits for each pass overrides it.
+        """
         return self.torch_device.type == "cuda"
 
     @cached_property
@@ -240,7 +248,7 @@ class Engine(ABC):
 
     def place(self, tensor: Tensor) -> Tensor:
         """Move pictures to the engine's device: once per part, not once per pass, beside the work of earlier calls."""
-        if not self.runs_ahead or tensor.device == self.torch_device:
+        if not self.runs_ahead or tensor.device.type == self.torch_device.type:
             return tensor.to(self.torch_device)
         now = torch.cuda.current_stream(self.torch_device)
         with torch.cuda.stream(self._uploads):
@@ -276,11 +284,14 @@ class Engine(ABC):
         return [Listed(next(placed), next(placed), next(placed), grid) for grid in grids]
 
     def _together(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Move tensors of one dtype and one dimension in one copy."""
+        """Move lists, int64 [n], in one copy; each begins where memory of its own would be allowed to."""
         if not self.runs_ahead or not tensors:
             return [tensor.to(self.torch_device) for tensor in tensors]
-        joined = torch.cat(list(tensors)).pin_memory().to(self.torch_device, non_blocking=True)
-        return joined.split([len(tensor) for tensor in tensors])
+        lengths = [len(tensor) for tensor in tensors]
+        padded = [-(-length // _ALIGNED) * _ALIGNED for length in lengths]
+        joined = torch.cat([pad(t, (0, all_ - len(t))) for t, all_ in zip(tensors, padded, strict=True)])
+        placed = joined.pin_memory().to(self.torch_device, non_blocking=True).split(padded)
+        return [part[:length] for part, length in zip(placed, lengths, strict=True)]
 
     # ---- running
 
@@ -300,7 +311,8 @@ class Engine(ABC):
             (pairs,) = self.listed([(image_index, occluder_index)], torch.zeros(len(images), dtype=torch.int64))
         else:
             self._check_lists(len(images), image_index, occluder_index)
-            pairs = Listed(image_index, occluder_index, image_index, grid=False)
+            lists = image_index.to(self.torch_device), occluder_index.to(self.torch_device)
+            pairs = Listed(*lists, lists[0], grid=False)
         return self._logits(images.to(self.torch_device), pairs)
 
     def _check_images(self, images: Tensor) -> None:
@@ -362,7 +374,8 @@ class Engine(ABC):
         """Begin to copy the verdicts of one or more passes to the CPU, together; return what waits for them."""
         parts = [torch.cat(part) for part in zip(*scores, strict=True)]
         if not self.runs_ahead:
-            return lambda: Score(*parts)
+            found = Score(*(part.cpu() for part in parts))
+            return lambda: found
         packed = torch.cat([part.contiguous().view(torch.uint8) for part in parts])
         host = torch.empty(packed.shape, dtype=torch.uint8, pin_memory=True)
         host.copy_(packed, non_blocking=True)
@@ -382,7 +395,7 @@ class Engine(ABC):
         `labels` is int64 [B], one per picture.
         """
         self._check_images(images)
-        (pairs,) = self.listed([(image_index, occluder_index)], labels.cpu())
+        (pairs,) = self.listed([(image_index.cpu(), occluder_index.cpu())], labels.cpu())
         return self.fetch([self.queue(self.place(images), pairs)])()
 
     @abstractmethod

@@ -80,6 +80,11 @@ class OnnxRuntimeEngine(Engine):
         """See `Engine.precisions`."""
         return _PRECISIONS[_resolve("auto", device)[0]]
 
+    @property
+    def runs_ahead(self) -> bool:
+        """See `Engine.runs_ahead`: ONNX Runtime has a stream of its own, and is waited for in every pass."""
+        return False
+
     def open(self) -> None:
         """Load the graph and try it; a provider that does not start is an error, never replaced by another one."""
         self._bank: Any = None

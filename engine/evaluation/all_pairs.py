@@ -5,15 +5,14 @@ Several stores hold the answers of one bank at several strengths: a picture is t
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -25,12 +24,14 @@ from ..data.source import Block, PictureSource, shard_starts
 from ..devices import finite_fix, fitting_memory
 from ..engines.base import Engine
 from ..progress import Progress, no_progress
+from .blocks import Blocks, Writer
 from .passes import Passes
 from .store import READ_TOGETHER, RunStore
 from .summary import Quarantined
 
-# Passes of a part on a device that runs ahead: its last pass may be short, which then costs at most 1/16 of them.
-_PASSES_AHEAD = 16
+# Passes that a part should hold on a device that runs ahead, as far as its pictures take no more memory than this: some
+# parts are there at a time, one that is read, two on the device.
+_PASSES_IN_A_PART, _PART_BYTES = 16, 100_000_000
 _SLACK = 1e-6  # of a number of pictures: 0.29 · 100 is 28.999999999999996
 
 
@@ -111,121 +112,63 @@ def all_pairs(
     # Taken before anything of a block is read, which happens while the block before it is scored.
     stamps = {start: _stamps(first, files, start) for start in work.pending} if files is not None else {}
     started, pairs = time.perf_counter(), 0
-    with progress.task("all pairs", work.pairs, work.pairs - work.pairs_left) as bar, _Writer(work, stamps) as writer:
+    with (
+        progress.task("all pairs", work.pairs, work.pairs - work.pairs_left) as bar,
+        Writer(work.write, stamps) as writer,
+    ):
 
-        def queued(count: int) -> None:
+        def scored(count: int) -> None:
             nonlocal pairs
             pairs += count
             bar.advance(count, f"{pairs / (time.perf_counter() - started):.0f} pairs/s")
 
-        def finish(blocks: _Blocks, part: Block, verdicts: Callable[[], Score]) -> None:
-            for block in blocks.with_part(part, verdicts()):
+        def finish() -> None:
+            blocks, part, verdicts = ahead.popleft()
+            found = verdicts()
+            if engine.runs_ahead:
+                scored(len(found.rank))
+            bar.advance(len(part.quarantined) * len(blocks.occluders))
+            for block in blocks.with_part(part, found):
                 writer.write(block)
-                found = ((first.paths[block.start + i], why) for i, why in block.quarantined.items())
-                set_aside.update({path: Quarantined(path, why) for path, why in found})
+                reasons = ((first.paths[block.start + i], why) for i, why in block.quarantined.items())
+                set_aside.update({path: Quarantined(path, why) for path, why in reasons})
                 refuse_quarantined(first, set_aside.values(), max_quarantined)
 
         # It holds the pictures of a part for as long as the device may read them.
-        ahead: deque[tuple[_Blocks, Block, Callable[[], Score]]] = deque()
-        for which, group in groupby(work.pending, work.pending.__getitem__):
-            blocks = _Blocks(first, list(group), work.occluders(which))
-            size = _part_size(engine, passes, first.block, len(blocks.occluders))
-            with closing(source.blocks(blocks.paths, size)) as parts:  # type: ignore[type-var]
-                for part in parts:
-                    labels = blocks.labels[part.start : part.start + len(part.images)]
-                    ahead.append((blocks, part, queue_part(engine, part, labels, blocks.occluders, passes, queued)))
-                    bar.advance(len(part.quarantined) * len(blocks.occluders))
-                    while len(ahead) > engine.runs_ahead:  # a part is fetched when the next one is on its way
-                        finish(*ahead.popleft())
+        ahead: deque[tuple[Blocks, Block, Callable[[], Score]]] = deque()
+        most = 1 if engine.runs_ahead else 0
+        try:
+            for which, starts in groupby(work.pending, work.pending.__getitem__):
+                blocks = Blocks(first, list(starts), work.occluders(which))
+                ranges = blocks.parts(part_size(engine, passes, first.block, len(blocks.occluders)))
+                with closing(source.blocks(first.paths, ranges)) as parts:  # type: ignore[type-var]
+                    for part in parts:
+                        labels = blocks.labels(part)
+                        verdicts = queue_part(engine, part, labels, blocks.occluders, passes, scored)
+                        ahead.append((blocks, part, verdicts))
+                        while len(ahead) > most:  # a part is fetched when the next one is on its way
+                            finish()
+        except BaseException:
+            with contextlib.suppress(Exception):  # what is on its way is not lost; of two errors the first counts
+                while ahead:
+                    finish()
+            raise
         while ahead:
-            finish(*ahead.popleft())
+            finish()
     return time.perf_counter() - started, pairs
 
 
-def _part_size(engine: Engine, passes: Passes, block: int, rows: int) -> int:
-    """Return how many pictures to read together, a part of a block or several of them.
+def part_size(engine: Engine, passes: Passes, block: int, rows: int) -> int:
+    """Return how many pictures to evaluate together: a part of a block, or several blocks.
 
     Parts are small, so that the first comes soon. A device that runs ahead gets whole blocks, and enough of them that
-    the last pass of a part, which is shorter, hardly counts.
+    the last pass of a part, which is shorter, counts little; `_PART_BYTES` bounds them.
     """
-    if engine.runs_ahead:
-        return block * math.ceil(_PASSES_AHEAD * passes.pairs / (block * rows))
-    return block if block % READ_TOGETHER else READ_TOGETHER
-
-
-class _Scored(NamedTuple):
-    """A block whose pictures are all scored: scores picture by picture, reasons by position in the block."""
-
-    start: int
-    scores: Score
-    quarantined: Mapping[int, str]
-
-
-class _Blocks:
-    """Blocks of a store as one list of pictures, which are evaluated under the same occluders, part by part.
-
-    Attributes
-    ----------
-    paths, labels
-        Of all their pictures, one block after another.
-    occluders
-        Indices as of `Engine.infer`.
-    """
-
-    def __init__(self, store: RunStore, starts: Sequence[int], occluders: Tensor) -> None:
-        places = [place for start in starts for place in range(start, store.end(start))]
-        self.paths, self.occluders = [store.paths[place] for place in places], occluders
-        self.labels = torch.from_numpy(store.labels[places]).long()
-        self._left = deque((start, store.end(start) - start) for start in starts)
-        self._done = 0  # pictures of blocks that are whole
-        self._scores = self._blank(0)
-        self._quarantined: dict[int, str] = {}
-
-    def _blank(self, pictures: int) -> Score:
-        shape = (pictures, len(self.occluders))
-        return Score(*(torch.full(shape, fill) for fill in (-1, -1, math.nan)))
-
-    def with_part(self, part: Block, scores: Score) -> Iterator[_Scored]:
-        """Take the scores of the next part's readable pictures, picture by picture; yield the blocks that are whole."""
-        found = self._blank(len(part.images))
-        for target, values in zip(found, scores, strict=True):
-            target[part.readable] = values.view(-1, len(self.occluders)).to(target.dtype)
-        self._scores = Score(*(torch.cat(both) for both in zip(self._scores, found, strict=True)))
-        self._quarantined |= {part.start + position: why for position, why in part.quarantined.items()}
-        while self._left and self._left[0][1] <= len(self._scores.rank):
-            start, count = self._left.popleft()
-            here = range(self._done, self._done + count)
-            quarantined = {i - self._done: self._quarantined.pop(i) for i in here if i in self._quarantined}
-            yield _Scored(start, Score(*(values[:count].flatten() for values in self._scores)), quarantined)
-            self._scores, self._done = Score(*(values[count:] for values in self._scores)), self._done + count
-
-
-class _Writer:
-    """Writes blocks on a thread of its own, one at a time, while the next one is evaluated."""
-
-    def __init__(self, work: _Work, stamps: Mapping[int, Sequence[int]]) -> None:
-        self._work, self._stamps = work, stamps
-        self._last: Future[None] | None = None
-
-    def __enter__(self) -> Self:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="gfo-write")
-        return self
-
-    def write(self, block: _Scored) -> None:
-        """Begin to write a block, when the last one is written; raise what that one raised."""
-        self._wait()
-        self._last = self._pool.submit(
-            self._work.write, block.start, block.scores, block.quarantined, self._stamps.get(block.start)
-        )
-
-    def _wait(self) -> None:
-        if self._last is not None:
-            self._last.result()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown()
-        if kind is None:
-            self._wait()
+    if not engine.runs_ahead:
+        return block if block % READ_TOGETHER else READ_TOGETHER
+    wanted = math.ceil(_PASSES_IN_A_PART * passes.pairs / (block * rows))
+    fitting = _PART_BYTES // (3 * engine.subject.preprocessing.input_size**2 * block)
+    return block * max(1, min(wanted, fitting))
 
 
 class _Work:
@@ -309,7 +252,7 @@ def queue_part(
     labels: Tensor,
     occluders: Tensor,
     passes: Passes,
-    queued: Callable[[int], object] = lambda count: None,
+    scored: Callable[[int], object] = lambda count: None,
 ) -> Callable[[], Score]:
     """Queue every readable picture of a part under R occluders (indices as of `Engine.infer`), pass by pass.
 
@@ -317,8 +260,8 @@ def queue_part(
     ----------
     labels
         int64 [B], of the part's pictures, on the CPU.
-    queued
-        Is told the number of pairs of each pass.
+    scored
+        Is told the number of pairs of each pass when it is done, by an engine that does not run ahead.
 
     Returns
     -------
@@ -326,16 +269,17 @@ def queue_part(
         Waits for the verdicts of all readable pictures, picture by picture, and returns them. Raises `InputError` if
         the network returned NaN or infinity; on an engine that does not run ahead the pass has then raised it.
     """
-    images, rows = engine.place(part.images), len(occluders)
+    rows = len(occluders)
     pieces = list(passes.pieces(part.readable, rows))
     lists = [(piece // rows, occluders[piece % rows]) for piece in pieces]
     verdicts: list[Score] = []
     with fitting_memory(passes.pairs, engine.device):
+        images = engine.place(part.images)
         for pairs in engine.listed(lists, labels):
             verdicts.append(engine.queue(images, pairs))
             if not engine.runs_ahead:
                 _refuse_broken(engine, verdicts[-1])
-            queued(len(pairs.labels))
+                scored(len(pairs.labels))
         fetched = engine.fetch(verdicts) if verdicts else None
 
     def wait() -> Score:
@@ -343,7 +287,8 @@ def queue_part(
             return Score(*(torch.empty(0, dtype=kind) for kind in (torch.int64, torch.int64, torch.float32)))
         with fitting_memory(passes.pairs, engine.device):
             found = fetched()
-        _refuse_broken(engine, found)
+        if engine.runs_ahead:
+            _refuse_broken(engine, found)
         order = torch.cat(pieces).argsort()
         return Score(*(values[order] for values in found))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,17 @@ import torch
 from PIL import Image
 from torch import nn
 
+from gfo.engine import EngineChoice, EvaluationConfig, evaluate
 from gfo.engine.data.spec import DataSpec
+from gfo.engine.engines import ENGINES
 from gfo.engine.engines.torch import TorchEngine
+from gfo.engine.evaluation.store import RunStore
 from gfo.engine.training.config import TrainConfig
 from gfo.engine.training.train import train
+from gfo.export.bank import OccluderBank
+from gfo.export.bank_header import BankHeader
 from gfo.export.classifier import FrozenClassifier
+from gfo.export.errors import EngineUnavailable
 from gfo.export.preprocessing import Preprocessing
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
@@ -32,6 +40,16 @@ def classifier() -> FrozenClassifier:
     return FrozenClassifier.from_module(network, Preprocessing(SIZE, SIZE))
 
 
+def available_engines() -> set[str]:
+    """Names of the engines that run on this GPU."""
+    found = set()
+    for engine in ENGINES.classes():
+        with contextlib.suppress(EngineUnavailable):
+            engine.precisions("cuda")
+            found.add(engine.name)
+    return found
+
+
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-3), ("fp16", 2e-2), ("bf16", 1e-1)])
 def test_logits_agree_with_the_cpu(precision: str, tolerance: float) -> None:
     g = torch.Generator().manual_seed(0)
@@ -44,6 +62,41 @@ def test_logits_agree_with_the_cpu(precision: str, tolerance: float) -> None:
             engine.load_bank(bank)
             logits.append(engine.infer(images, image_index, occluder_index).cpu())
     torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("loader", ["pillow", "dali"])
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "trt"])
+def test_an_evaluation_agrees_with_the_cpus(engine: str, loader: str, tmp_path: Path) -> None:
+    if engine not in available_engines() or (loader == "dali" and not find_spec("nvidia")):
+        pytest.skip("not installed, or does not start here")
+    rng, pictures = np.random.default_rng(0), tmp_path / "pictures"
+    for folder in ("a", "b"):
+        (pictures / "val" / folder).mkdir(parents=True)
+        for i in range(300):  # blocks of 256
+            pixels = np.kron(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8))
+            Image.fromarray(pixels).save(pictures / "val" / folder / f"{i}.jpg", quality=95)
+    (pictures / "classes.json").write_text('{"a": 0, "b": 1}')
+    model = classifier()
+    header = BankHeader(
+        model=model.model,
+        weights=model.weights,
+        weights_hash=model.weights_hash,
+        preprocessing=model.preprocessing,
+        epsilon=30.0,
+        norm="linf",
+        class_ids=(0, 1),
+        folders=("a", "b"),
+        objective={},
+    )
+    occluders = (torch.rand(2, SIZE, SIZE, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1) * 30
+    bank = OccluderBank(occluders, header)
+    found = []
+    for name, device, how in (("torch", "cpu", "pillow"), (engine, "cuda", loader)):
+        config = EvaluationConfig(EngineChoice(name, "fp32", device))
+        summary = evaluate(model, bank, DataSpec(pictures, loader=how), tmp_path / device, config)
+        assert summary.complete
+        found.append(RunStore.open(tmp_path / device).predictions(0, 600))
+    assert (found[0] == found[1]).mean() > 0.97  # a GPU decodes a few pixels otherwise
 
 
 def test_training_runs_and_repeats_on_cuda(tmp_path: Path) -> None:

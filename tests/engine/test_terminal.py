@@ -41,6 +41,7 @@ NO_MEMORY = "[enforce fail at alloc_cpu.cpp:124]\n DefaultCPUAllocator: can't al
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
+        (RuntimeError("cuDNN: CUDNN_STATUS_ALLOC_FAILED"), 5, "not enough memory (cuDNN: CUDNN_STATUS_ALLOC_FAILED)"),
         (RuntimeError(NO_MEMORY), 5, "not enough memory (DefaultCPUAllocator: can't allocate memory: you tried to al"),
         (RuntimeError("can't start new thread"), 5, "not enough memory (can't start new thread); nothing is kept;"),
         (MemoryError(), 5, "not enough memory (MemoryError); nothing is kept"),

@@ -22,7 +22,7 @@ from ....export.onnx_graph import NETWORK_INPUT
 from ....export.options import NoOptions
 from ....export.subject import Subject
 from ....export.tensorrt.library import capability_here, check_gpu, tensorrt_library
-from ....kernels.score import Score
+from ....kernels.score import Score, score
 from ...devices import checked_impl, device_name, resolve_device
 from ..base import Engine, Listed, OwnBenchmark
 from .compositions import Composition, ExportedPlan, FixedPairs, PlanAroundNetwork, Step
@@ -116,19 +116,25 @@ class TrtEngine(Engine):
         """
         outside = torch.cuda.current_stream(self.torch_device)
         self._stream.wait_stream(outside)
-        with torch.cuda.stream(self._stream):
-            yield
-        outside.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            outside.wait_stream(self._stream)
 
-    @torch.inference_mode()
     def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
         # Allocated before the stream changes, so that its memory belongs to the caller's stream.
         logits = torch.empty(len(image_index), self.subject.num_classes, device=self.torch_device)
         with self._on_stream():
-            if self._step is None:
-                self._step = self._captured()
-            self._pairs.run(self._step, images, image_index, occluder_index, logits)
+            self._run(images, image_index, occluder_index, logits)
         return logits
+
+    @torch.inference_mode()
+    def _run(self, images: Tensor, image_index: Tensor, occluder_index: Tensor, logits: Tensor) -> None:
+        """Write the logits of a pair list, on the engine's stream."""
+        if self._step is None:
+            self._step = self._captured()
+        self._pairs.run(self._step, images, image_index, occluder_index, logits)
 
     def _captured(self) -> Step:
         """Capture a pass as one CUDA graph, after one uncaptured pass that compiles kernels and allocates memory."""
@@ -144,7 +150,9 @@ class TrtEngine(Engine):
     def queue(self, images: Tensor, pairs: Listed) -> Score:
         """See `Engine.queue`: on the same stream as the network."""
         with self._on_stream():
-            return super().queue(images, pairs)
+            logits = torch.empty(len(pairs.labels), self.subject.num_classes, device=self.torch_device)
+            self._run(images, pairs.image_index, pairs.occluder_index, logits)
+            return score(logits, pairs.labels, impl=self.impl, validate=False)
 
     def bare(self, batch: int) -> dict[str, Callable[[], object]]:
         """See `Engine.bare`: one pass of the plan, as a CUDA graph where possible; only at the plan's own batch."""

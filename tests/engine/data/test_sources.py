@@ -49,11 +49,13 @@ def test_blocks_hold_the_pictures_at_their_starts(
     tiny_data: Path, paths: list[str], open_loader: Open, count: int, block: int, workers: int, data: st.DataObject
 ) -> None:
     every = list(range(0, count, block))
-    starts = data.draw(st.none() | st.lists(st.sampled_from(every), unique=True) if every else st.none())
-    blocks = list(open_loader(tiny_data, PREPROCESSING, workers).blocks(paths[:count], block, starts))
-    assert [b.start for b in blocks] == (every if starts is None else starts)
-    for b in blocks:
-        wanted = [reference(tiny_data / path) for path in paths[:count][b.start : b.start + block]]
+    parts = data.draw(st.none() | st.lists(st.sampled_from(every), unique=True) if every else st.none())
+    ranges = [range(start, min(start + block, count)) for start in (every if parts is None else parts)]
+    source = open_loader(tiny_data, PREPROCESSING, workers)
+    blocks = list(source.blocks(paths[:count], block if parts is None else ranges))
+    assert [b.start for b in blocks] == [part.start for part in ranges]
+    for b, part in zip(blocks, ranges, strict=True):
+        wanted = [reference(tiny_data / paths[i]) for i in part]
         np.testing.assert_array_equal(b.images, np.stack(wanted))
         assert b.quarantined == {}
         assert b.readable.tolist() == list(range(len(wanted)))
@@ -80,7 +82,8 @@ def test_shards_read_every_picture_once_and_in_order(
         seen: dict[int, str] = {}
         for shard, source in enumerate(sources):
             before = -1
-            for block in source.blocks(paths, 8, shard_starts(count, 8, shard, shards)):
+            starts = shard_starts(count, 8, shard, shards)
+            for block in source.blocks(paths, [range(start, min(start + 8, count)) for start in starts]):
                 assert block.start > before
                 before = block.start
                 for i, image in enumerate(block.images):

@@ -24,6 +24,7 @@ from gfo.engine.engines.torch import TorchEngine
 from gfo.engine.evaluation import all_pairs
 from gfo.engine.evaluation.config import EvaluationConfig
 from gfo.engine.evaluation.evaluate import evaluate as evaluate_pairs
+from gfo.engine.evaluation.evaluate import evaluate_strengths
 from gfo.engine.evaluation.store import RunStore
 from gfo.engine.evaluation.strengths import noise_row
 from gfo.engine.evaluation.summary import Summary, read_summary
@@ -306,7 +307,7 @@ def test_a_device_that_runs_ahead_is_waited_for_once_a_part_with_the_next_part_q
     evaluate(classifier, bank, broken, tmp_path / "whole", max_quarantined=1.0)
     with monkeypatch.context() as patch:
         ahead = _Ahead(patch)
-        patch.setattr(all_pairs, "_PASSES_AHEAD", passes_ahead)
+        patch.setattr(all_pairs, "_PASSES_IN_A_PART", passes_ahead)
         evaluate(classifier, bank, broken, tmp_path / "ahead", max_quarantined=1.0, batch_size=16)
     whole, late = (RunStore.open(tmp_path / out) for out in ("whole", "ahead"))
     for name in ("prediction", "rank", "margin"):
@@ -314,6 +315,91 @@ def test_a_device_that_runs_ahead_is_waited_for_once_a_part_with_the_next_part_q
         np.testing.assert_array_equal(one, other)
     assert [entry.path for entry in late.quarantined()] == [entry.path for entry in whole.quarantined()]
     assert "".join(event[0] for event in ahead.events) == events.replace(" ", "")
+
+
+def test_what_is_on_its_way_to_a_device_that_runs_ahead_survives_an_interruption(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, parts = all_pairs.queue_part, []
+
+    def stop_at_third(*args: object) -> object:
+        if len(parts) == 2:
+            raise _Stopped
+        parts.append(args)
+        return original(*args)  # type: ignore[arg-type]
+
+    _Ahead(monkeypatch)
+    monkeypatch.setattr(all_pairs, "_PASSES_IN_A_PART", 1)
+    monkeypatch.setattr(all_pairs, "queue_part", stop_at_third)
+    with pytest.raises(_Stopped):
+        evaluate(classifier, bank, pictures, tmp_path / "run", batch_size=16)
+    assert RunStore.open(tmp_path / "run").pending() == [16, 24]
+
+
+def test_several_strengths_on_a_device_that_runs_ahead(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EvaluationConfig(EngineChoice("torch"), batch_size=16, strengths=(0.5, 1.0))
+    evaluate_strengths(classifier, bank, DataSpec(pictures), tmp_path / "whole", config)
+    evaluate_strengths(classifier, bank, DataSpec(pictures), tmp_path / "ahead", replace(config, strengths=(0.5, 2.0)))
+    shutil.rmtree(tmp_path / "ahead" / "2")
+    (tmp_path / "ahead" / "0.5" / "predictions.zarr" / "prediction" / "c" / "1" / "0").unlink()
+    _Ahead(monkeypatch)
+    # One block of both, three of the second alone.
+    evaluate_strengths(
+        classifier, bank, DataSpec(pictures), tmp_path / "ahead", config
+    )  # one block of both, three of 1
+    for strength in ("0.5", "1"):
+        for name in ("prediction", "rank", "margin"):
+            one, other = (
+                np.asarray(zarr.open_array(tmp_path / out / strength / "predictions.zarr" / name, mode="r")[:])
+                for out in ("whole", "ahead")
+            )
+            np.testing.assert_allclose(one, other, atol=1e-5)  # the passes of a block without the first are other ones
+
+
+@pytest.mark.parametrize(("failing", "also"), [(8, False), (24, False), (8, True)])
+def test_a_block_that_cannot_be_written_ends_the_run_and_the_others_are_kept(
+    failing: int,
+    also: bool,
+    classifier: FrozenClassifier,
+    pictures: Path,
+    bank: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue, write, parts = all_pairs.queue_part, RunStore.write, []
+
+    def full(store: RunStore, start: int, *rest: Any) -> None:
+        if start == failing:
+            raise OSError(28, "No space left on device", str(store.path))
+        write(store, start, *rest)
+
+    def stop_at_third(*args: object) -> object:
+        if also and len(parts) == 2:
+            raise _Stopped
+        parts.append(args)
+        return queue(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RunStore, "write", full)
+    monkeypatch.setattr(all_pairs, "queue_part", stop_at_third)
+    with pytest.raises(OSError, match="No space left"):
+        evaluate(classifier, bank, pictures, tmp_path / "run")
+    pending = RunStore.open(tmp_path / "run").pending()
+    assert failing in pending
+    assert min(pending) == failing
+
+
+def test_shards_and_resumed_runs_share_a_folder_of_decoded_pictures(
+    classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GFO_CACHE", str(tmp_path / "cache"))
+    data = DataSpec(pictures, decoded_cache=True)
+    for shard in ((0, 2), (1, 2)):
+        evaluate_pairs(classifier, bank, data, tmp_path / "run", replace(IN_TORCH, shard=shard))
+    (tmp_path / "run" / "predictions.zarr" / "rank" / "c" / "2" / "0").unlink()
+    evaluate_pairs(classifier, bank, data, tmp_path / "run", IN_TORCH)
+    assert len(list((tmp_path / "cache" / "pictures").iterdir())) == 1
 
 
 def test_blocks_that_are_read_in_parts_are_the_same(

@@ -1,0 +1,102 @@
+"""Blocks on their way through an evaluation: read in parts, put together from verdicts, written by a thread."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Self, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ...kernels.score import Score
+from ..data.source import Block
+from .store import RunStore
+
+
+class ScoredBlock(NamedTuple):
+    """A block whose pictures are all scored: scores picture by picture, reasons by position in the block."""
+
+    start: int
+    scores: Score
+    quarantined: Mapping[int, str]
+
+
+class Blocks:
+    """Blocks of a store, in order, whose pictures meet the same occluders.
+
+    Attributes
+    ----------
+    occluders
+        Indices as of `Engine.infer`, int64 [R].
+    """
+
+    def __init__(self, store: RunStore, starts: Sequence[int], occluders: Tensor) -> None:
+        self.occluders = occluders
+        self._store, self._left = store, deque(range(start, store.end(start)) for start in starts)
+        self._scores = self._blank(0)
+        self._quarantined: dict[int, str] = {}
+
+    def parts(self, together: int) -> list[range]:
+        """Return what to read together: at most so many pictures of a block, or blocks that lie side by side."""
+        found: list[range] = []
+        for block in self._left:
+            if found and found[-1].stop == block.start and block.stop - found[-1].start <= together:
+                found[-1] = range(found[-1].start, block.stop)
+            else:
+                found += [range(at, min(at + together, block.stop)) for at in range(block.start, block.stop, together)]
+        return found
+
+    def labels(self, part: Block) -> Tensor:
+        """Return the labels of a part's pictures, int64 [B]."""
+        return torch.from_numpy(self._store.labels[part.start : part.start + len(part.images)]).long()
+
+    def with_part(self, part: Block, scores: Score) -> Iterator[ScoredBlock]:
+        """Take the scores of the next part's readable pictures, picture by picture; yield the blocks that are whole."""
+        found = self._blank(len(part.images))
+        for target, values in zip(found, scores, strict=True):
+            target[part.readable] = values.view(-1, len(self.occluders)).to(target.dtype)
+        self._scores = Score(*(torch.cat(both) for both in zip(self._scores, found, strict=True)))
+        self._quarantined |= {part.start + position: why for position, why in part.quarantined.items()}
+        while self._left and len(self._left[0]) <= len(self._scores.rank):
+            block = self._left.popleft()
+            here = {i - block.start: self._quarantined.pop(i) for i in block if i in self._quarantined}
+            yield ScoredBlock(block.start, Score(*(values[: len(block)].flatten() for values in self._scores)), here)
+            self._scores = Score(*(values[len(block) :] for values in self._scores))
+
+    def _blank(self, pictures: int) -> Score:
+        shape = (pictures, len(self.occluders))
+        return Score(*(torch.full(shape, fill) for fill in (-1, -1, math.nan)))
+
+
+Write: TypeAlias = Callable[[int, Score, Mapping[int, str], Sequence[int] | None], None]
+"""Writes a `ScoredBlock` with the stamps of its pictures, None for none."""
+
+
+class Writer:
+    """Writes blocks on a thread of its own, one at a time, while the next one is evaluated.
+
+    At its end the last block is written, or what its writing raised is raised.
+    """
+
+    def __init__(self, write: Write, stamps: Mapping[int, Sequence[int]]) -> None:
+        self._write, self._stamps = write, stamps
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="gfo-write")
+        return self
+
+    def write(self, block: ScoredBlock) -> None:
+        """Begin to write a block when the last one is written; raise what that one raised."""
+        if self._last is not None:
+            self._last.result()
+        self._last = self._pool.submit(self._write, *block, self._stamps.get(block.start))
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._pool.shutdown()
+        failed = None if self._last is None else self._last.exception()
+        if failed is not None and failed is not error:
+            raise failed
