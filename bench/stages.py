@@ -19,9 +19,9 @@ import torch
 from ..engine.data.source import Block
 from ..engine.devices import fitting_memory
 from ..engine.engines.base import Engine
-from ..engine.evaluation.all_pairs import queue_part
+from ..engine.evaluation.all_pairs import part_size, queue_part
 from ..engine.evaluation.passes import Passes, passes_to_try
-from ..engine.evaluation.store import READ_TOGETHER
+from ..engine.evaluation.store import READ_TOGETHER, block_size
 from ..engine.machine import best_seconds, worker_count
 from ..engine.progress import Progress, no_progress
 from .ceilings import convolution, share
@@ -121,7 +121,7 @@ def _alternatives(run: OpenRun, stages: Sequence[str]) -> dict[str, _Alternative
         if "pairs" in stages:
             chosen["pairs"] = _pairs(run, passes)
         if "end-to-end" in stages:
-            chosen |= _end_to_end(run, passes, work.pictures or _fitting(run, rate))
+            chosen |= _end_to_end(run, passes, work.pictures or _fitting(run, passes, rate))
     if "baseline" in stages:
         chosen["baseline"] = _baseline(run, min(_PLAIN_PICTURES, work.pictures or READ_TOGETHER))
     return chosen
@@ -147,9 +147,18 @@ def _best_bare(engine: Engine) -> tuple[Call, int, str]:
 
 
 def _pairs(run: OpenRun, passes: Passes) -> _Alternative:
-    work, pictures = run.work, len(run.block.images)
+    work, block, parts = run.work, run.block, 1
+    if run.engine.runs_ahead:  # as an evaluation has them: large, and one queued behind the other
+        places = torch.arange(_part(run, passes)) % len(block.images)
+        block, parts = Block(0, block.images[places]), 2
+    pictures = parts * len(block.images)
     row = run.row("pairs", pictures=pictures, occluders=len(work.occluders), sizes=str(passes))
-    return _Alternative(partial(_score_all, run.engine, run.block, work.rows, passes), pictures * work.rows, row)
+    return _Alternative(partial(_score_all, run.engine, [block] * parts, work.rows, passes), pictures * work.rows, row)
+
+
+def _part(run: OpenRun, passes: Passes) -> int:
+    """Return how many pictures an evaluation reads together."""
+    return part_size(run.engine, passes, block_size(run.work.rows), run.work.rows)
 
 
 def _end_to_end(run: OpenRun, passes: Passes, pictures: int) -> dict[str, _Alternative]:
@@ -172,7 +181,7 @@ def _baseline(run: OpenRun, pictures: int) -> _Alternative:
     return _Alternative(plain, len(plain), blank_row(work, "baseline", "torch", "fp32", **facts))
 
 
-def _fitting(run: OpenRun, rate: float) -> int:
+def _fitting(run: OpenRun, passes: Passes, rate: float) -> int:
     """Return how many pictures fit a call, in whole parts, given the network's pairs a second.
 
     The next part is read while the network has this one: the slower of the two is what counts.
@@ -186,10 +195,12 @@ def _fitting(run: OpenRun, rate: float) -> int:
             pass
 
     (reading,) = best_seconds({"read": read}, device, turns=1).values()
-    part = max(reading, READ_TOGETHER * work.rows / rate)
-    return max(1, int(run.seconds * _CALL_SHARE / part)) * READ_TOGETHER
+    part = _part(run, passes)
+    seconds = part * max(reading / READ_TOGETHER, work.rows / rate)
+    return max(1, int(run.seconds * _CALL_SHARE / seconds)) * part
 
 
-def _score_all(engine: Engine, block: Block, rows: int, passes: Passes) -> None:
-    labels = torch.zeros(len(block.images), dtype=torch.int64)
-    queue_part(engine, block, labels, torch.arange(rows), passes)()
+def _score_all(engine: Engine, blocks: Sequence[Block], rows: int, passes: Passes) -> None:
+    labels = torch.zeros(len(blocks[0].images), dtype=torch.int64)
+    for wait in [queue_part(engine, block, labels, torch.arange(rows), passes) for block in blocks]:
+        wait()

@@ -33,8 +33,8 @@ UNKNOWN = 0
 
 FIT_UNSEEN, FIT_FITTED, FIT_HELD_OUT, FIT_PRESERVED = 0, 1, 2, 3
 
-# Target number of pairs in a block, the most that an interrupted run loses, within these numbers of pictures: few
-# enough to hold in memory, and enough to keep the files of a large run few.
+# Target number of pairs in a block, the most that an interrupted run loses (on a GPU two parts of whole blocks), within
+# these numbers of pictures: few enough to hold in memory, and enough to keep the files of a large run few.
 _BLOCK_PAIRS = 4096
 READ_TOGETHER, _MOST = 32, 256
 

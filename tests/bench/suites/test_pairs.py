@@ -117,11 +117,11 @@ def test_answers_are_counted_once(tiny_classifier: Any, tiny_data: Path, monkeyp
         return {name: np.ones(1) for name in calls}
 
     found: dict[str, int] = {}
-    original = TorchEngine.score
+    original = TorchEngine.queue
     monkeypatch.setattr(stages_module, "measure", once)
     monkeypatch.setattr("gfo.bench.measure.measure", once)
     monkeypatch.setattr(
-        TorchEngine, "score", lambda self, *pairs: scored.append(len(pairs[1])) or original(self, *pairs)
+        TorchEngine, "queue", lambda self, *pairs: scored.append(len(pairs[1].labels)) or original(self, *pairs)
     )
     paths = picture_paths(tiny_data / "val")
     work = Workload(tiny_classifier, torch.ones(3, 16, 16, 3), tiny_data / "val", paths, "", pictures=11)
