@@ -202,7 +202,7 @@ def _rate(engine: Engine, pairs: _Pairs) -> float:
 
 
 def _random_classifier() -> FrozenClassifier:
-    """Return a network of all that CNNs are built of: strides, a sum, maximum and global average pooling.
+    """Return a network with what CNNs are built of: strides, a sum, maximum and global average pooling.
 
     Its weights are random, and BatchNorm fitted to random pictures; otherwise all logits would be nearly the same.
     """

@@ -41,8 +41,8 @@ class SimulatedEngine(Engine):
 
     Attributes
     ----------
-    passes, waits
-        How many were queued, and how often the host waited for the device.
+    waits
+        How often the host waited for the device.
     """
 
     name: ClassVar[str] = "simulated"
@@ -66,7 +66,7 @@ class SimulatedEngine(Engine):
 
     def open(self) -> None:
         """Begin to count."""
-        self.passes = self.waits = 0
+        self.waits = 0
         self._free = time.perf_counter()
 
     def _load_bank(self, occluders: Tensor) -> None:
@@ -80,7 +80,6 @@ class SimulatedEngine(Engine):
 
     def queue(self, images: Tensor, pairs: Listed) -> Score:
         """See `Engine.queue`; an engine that does not run ahead waits for the pass."""
-        self.passes += 1
         self._free = max(time.perf_counter(), self._free) + self._seconds
         if not self.runs_ahead:
             self._wait(self._free)
@@ -150,17 +149,16 @@ def _turns(
     pictures = max(2, round(busy / taken * passes.pairs / (1 + occluders) / block)) * block
     size = classifier.preprocessing.input_size
     engines = {stage: SimulatedEngine(classifier, taken, ahead=stage == "loop") for stage in ("loop-waiting", "loop")}
-    found: dict[str, list[tuple[float, float, float]]] = {stage: [] for stage in engines}
+    rates: dict[str, list[float]] = {stage: [] for stage in engines}
     start = time.perf_counter()
-    while len(found["loop"]) < MIN_ROUNDS or time.perf_counter() - start < seconds:
+    while len(rates["loop"]) < MIN_ROUNDS or time.perf_counter() - start < seconds:
         for stage, engine in engines.items():
             with engine:
                 engine.load_bank(torch.zeros(occluders, size, size, 3))
                 spent, done = _evaluated(engine, pictures, occluders, passes)
-                found[stage].append((done / spent, passes.pairs / taken, engine.waits))
+                rates[stage].append(done / spent)
     rows = []
-    for stage, rounds in found.items():
-        rates, bound, waits = np.array(rounds).T
+    for stage, engine in engines.items():
         row = BenchRow(
             stage=stage,
             engine="simulated",
@@ -168,9 +166,10 @@ def _turns(
             occluders=occluders,
             unit="pairs/s",
             sizes=f"{passes.pairs} pairs in {1e3 * taken:.0f} ms",
-            facts=LoopFacts(waits=int(waits[0])),
+            facts=LoopFacts(waits=engine.waits),
         )
-        rows.append(with_rates(row, rates, ratio(rates, "device", bound)))
+        own = np.array(rates[stage])
+        rows.append(with_rates(row, own, ratio(own, "device", np.full_like(own, passes.pairs / taken))))
     return rows
 
 

@@ -19,7 +19,7 @@ from ..export.records import save_record, unsealed
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _HOPELESS = 3.0  # times as long as another: such a precision is not measured further
 _SHORT = 1.0  # seconds
-_MEASUREMENT = 2  # raised when `best_seconds` measures otherwise: choices of before are then measured again
+_MEASUREMENT = 2  # raised when `best_seconds` measures otherwise: earlier choices are then measured again
 _CHANGE_COUNTS = 0.5  # seconds: a change of shapes, some milliseconds, is nothing beside a longer call
 Key = TypeVar("Key")
 Choice = TypeVar("Choice")

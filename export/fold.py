@@ -15,19 +15,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def folded_batchnorms(network: nn.Module, example: Tensor) -> dict[str, nn.Module]:
-    """Return what takes the place of each BatchNorm that follows a convolution, and of that convolution.
+    """Return what replaces each BatchNorm that follows a convolution, and that convolution; see `Rewrite`.
 
-    Parameters
-    ----------
-    network
-        A network in evaluation mode.
-    example
-        An input that the network accepts.
-
-    Returns
-    -------
-    dict of str to nn.Module
-        New modules by the names of those that they replace. What else reads the convolution's result is not seen.
+    What else reads the convolution's result is not seen.
     """
     replaced: dict[str, nn.Module] = {}
     for bn_name, conv_name in _conv_before_bn(network, example).items():

@@ -2,9 +2,9 @@
 
     y = x · (k + α/n · Σ x²)^−β,   the sum over n neighbouring channels
 
-PyTorch pads, pools in three dimensions and calls a general power for it. In channels-last memory the sum is a matrix
-product with a band of ones, which every device, engine and precision has, and β is 3/4 in all published networks, so
-that square roots serve. x is scaled before it is squared: x² leaves the range of fp16 from 256 on.
+PyTorch pads, pools in three dimensions and takes a general power. In channels-last memory the sum is a matrix product
+with a band of ones, which every device, engine and precision has; and β is 3/4 in all published networks, so that
+square roots serve. x is scaled before it is squared: x² leaves the range of fp16 from 256 on.
 
 Source: Krizhevsky et al., NeurIPS 2012, section 3.3.
 """
@@ -21,21 +21,9 @@ from torch.nn import functional as F
 
 
 def convolved_response_norms(network: nn.Module, example: Tensor) -> dict[str, nn.Module]:
-    """Return a `ResponseNorm` for each `nn.LocalResponseNorm` that `network` calls with maps of one number of channels.
+    """Return a `ResponseNorm` for each `nn.LocalResponseNorm` that meets one number of channels; see `Rewrite`.
 
     Subclasses stay: they may compute something else.
-
-    Parameters
-    ----------
-    network
-        A network in evaluation mode.
-    example
-        An input that the network accepts.
-
-    Returns
-    -------
-    dict of str to nn.Module
-        New modules by the names of those that they replace.
     """
     norms = {name: norm for name, norm in network.named_modules() if type(norm) is nn.LocalResponseNorm}
     if not norms:

@@ -16,7 +16,8 @@ from .fold import folded_batchnorms
 from .response_norm import convolved_response_norms
 
 Rewrite = Callable[[nn.Module, Tensor], dict[str, nn.Module]]
-"""network in evaluation mode, an input that it accepts → new modules by the names of those that they replace."""
+"""Takes a network in evaluation mode and an input that it accepts; returns new modules by the names of those that they
+replace, and leaves the network as it is."""
 
 REWRITES: dict[str, Rewrite] = {
     "BatchNorm": folded_batchnorms,

@@ -284,7 +284,7 @@ class Engine(ABC):
         return [Listed(next(placed), next(placed), next(placed), grid) for grid in grids]
 
     def _together(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Move lists, int64 [n], in one copy; each begins where memory of its own would be allowed to."""
+        """Move lists, int64 [n], in one copy, each aligned as an allocation of its own would be."""
         if not self.runs_ahead or not tensors:
             return [tensor.to(self.torch_device) for tensor in tensors]
         lengths = [len(tensor) for tensor in tensors]
@@ -307,13 +307,12 @@ class Engine(ABC):
             checked, because that would wait for the GPU.
         """
         self._check_images(images)
+        images = images.to(self.torch_device)
         if image_index.device.type == occluder_index.device.type == "cpu":
             (pairs,) = self.listed([(image_index, occluder_index)], torch.zeros(len(images), dtype=torch.int64))
-        else:
-            self._check_lists(len(images), image_index, occluder_index)
-            lists = image_index.to(self.torch_device), occluder_index.to(self.torch_device)
-            pairs = Listed(*lists, lists[0], grid=False)
-        return self._logits(images.to(self.torch_device), pairs)
+            return self._logits(images, pairs.image_index, pairs.occluder_index, grid=pairs.grid)
+        self._check_lists(len(images), image_index, occluder_index)
+        return self._infer(images, image_index.to(self.torch_device), occluder_index.to(self.torch_device))
 
     def _check_images(self, images: Tensor) -> None:
         size = self.subject.preprocessing.input_size
@@ -333,9 +332,10 @@ class Engine(ABC):
         if image_index.device.type == occluder_index.device.type == "cpu":
             check_pair_list(image_index, occluder_index, pictures, self._rows)
 
-    def _logits(self, images: Tensor, pairs: Listed) -> Tensor:
-        """Return the logits of a pass; an engine that takes grids overrides it."""
-        return self._infer(images, pairs.image_index, pairs.occluder_index)
+    def _logits(self, images: Tensor, image_index: Tensor, occluder_index: Tensor, *, grid: bool) -> Tensor:
+        """Return the logits of a pass, of a `Listed`; an engine that takes grids overrides it."""
+        assert not grid
+        return self._infer(images, image_index, occluder_index)
 
     @abstractmethod
     def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
@@ -368,7 +368,8 @@ class Engine(ABC):
 
         On a device that runs ahead nothing waits for the result; `fetch` does.
         """
-        return score(self._logits(images, pairs), pairs.labels, impl=self.impl, validate=False)
+        logits = self._logits(images, pairs.image_index, pairs.occluder_index, grid=pairs.grid)
+        return score(logits, pairs.labels, impl=self.impl, validate=False)
 
     def fetch(self, scores: Sequence[Score]) -> Callable[[], Score]:
         """Begin to copy the verdicts of one or more passes to the CPU, together; return what waits for them."""

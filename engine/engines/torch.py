@@ -19,7 +19,7 @@ from ...export.occluded import OccludedClassifier
 from ...export.subject import Subject
 from ...kernels.impl import Impl
 from ..devices import checked_impl, device_name, exact_float32, resolve_device
-from .base import Engine, Listed
+from .base import Engine
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,11 @@ class TorchEngine(Engine):
         self._bank = occluders.to(self.torch_device).contiguous()
 
     @torch.inference_mode()
-    def _logits(self, images: Tensor, pairs: Listed) -> Tensor:
-        lists = (pairs.image_index, pairs.occluder_index)
-        return self._model(images, *lists, self._bank, grid=pairs.grid, validate=False)
+    def _logits(self, images: Tensor, image_index: Tensor, occluder_index: Tensor, *, grid: bool) -> Tensor:
+        return self._model(images, image_index, occluder_index, self._bank, grid=grid, validate=False)
 
     def _infer(self, images: Tensor, image_index: Tensor, occluder_index: Tensor) -> Tensor:
-        return self._logits(images, Listed(image_index, occluder_index, image_index, grid=False))
+        return self._logits(images, image_index, occluder_index, grid=False)
 
     def bare(self, batch: int) -> dict[str, Callable[[], object]]:
         """See `Engine.bare`."""

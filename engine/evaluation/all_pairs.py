@@ -29,8 +29,8 @@ from .passes import Passes
 from .store import READ_TOGETHER, RunStore
 from .summary import Quarantined
 
-# Passes that a part should hold on a device that runs ahead, as far as its pictures take no more memory than this: some
-# parts are there at a time, one that is read, two on the device.
+# On a device that runs ahead: passes that a part should hold, and the most bytes of its pictures. Up to three parts are
+# in memory at a time, one that is being read and two on the device.
 _PASSES_IN_A_PART, _PART_BYTES = 16, 100_000_000
 _SLACK = 1e-6  # of a number of pictures: 0.29 · 100 is 28.999999999999996
 
@@ -125,10 +125,8 @@ def all_pairs(
         def finish() -> None:
             blocks, part, verdicts = ahead.popleft()
             found = verdicts()
-            if engine.runs_ahead:
-                scored(len(found.rank))
             bar.advance(len(part.quarantined) * len(blocks.occluders))
-            for block in blocks.with_part(part, found):
+            for block in blocks.take(part, found):
                 writer.write(block)
                 reasons = ((first.paths[block.start + i], why) for i, why in block.quarantined.items())
                 set_aside.update({path: Quarantined(path, why) for path, why in reasons})
@@ -261,7 +259,7 @@ def queue_part(
     labels
         int64 [B], of the part's pictures, on the CPU.
     scored
-        Is told the number of pairs of each pass when it is done, by an engine that does not run ahead.
+        Is told how many pairs are done: after each pass, or where the engine runs ahead when all have been waited for.
 
     Returns
     -------
@@ -272,6 +270,8 @@ def queue_part(
     rows = len(occluders)
     pieces = list(passes.pieces(part.readable, rows))
     lists = [(piece // rows, occluders[piece % rows]) for piece in pieces]
+    if not pieces:
+        return lambda: Score(*(torch.empty(0, dtype=kind) for kind in (torch.int64, torch.int64, torch.float32)))
     verdicts: list[Score] = []
     with fitting_memory(passes.pairs, engine.device):
         images = engine.place(part.images)
@@ -280,15 +280,14 @@ def queue_part(
             if not engine.runs_ahead:
                 _refuse_broken(engine, verdicts[-1])
                 scored(len(pairs.labels))
-        fetched = engine.fetch(verdicts) if verdicts else None
+        fetched = engine.fetch(verdicts)
 
     def wait() -> Score:
-        if fetched is None:
-            return Score(*(torch.empty(0, dtype=kind) for kind in (torch.int64, torch.int64, torch.float32)))
         with fitting_memory(passes.pairs, engine.device):
             found = fetched()
         if engine.runs_ahead:
             _refuse_broken(engine, found)
+            scored(len(found.rank))
         order = torch.cat(pieces).argsort()
         return Score(*(values[order] for values in found))
 

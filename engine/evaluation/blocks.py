@@ -53,7 +53,7 @@ class Blocks:
         """Return the labels of a part's pictures, int64 [B]."""
         return torch.from_numpy(self._store.labels[part.start : part.start + len(part.images)]).long()
 
-    def with_part(self, part: Block, scores: Score) -> Iterator[ScoredBlock]:
+    def take(self, part: Block, scores: Score) -> Iterator[ScoredBlock]:
         """Take the scores of the next part's readable pictures, picture by picture; yield the blocks that are whole."""
         found = self._blank(len(part.images))
         for target, values in zip(found, scores, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from gfo.engine import EngineChoice, EvaluationConfig, evaluate
+from gfo.engine.data import LOADERS
 from gfo.engine.data.spec import DataSpec
 from gfo.engine.engines import ENGINES
 from gfo.engine.engines.torch import TorchEngine
@@ -67,7 +67,7 @@ def test_logits_agree_with_the_cpu(precision: str, tolerance: float) -> None:
 @pytest.mark.parametrize("loader", ["pillow", "dali"])
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime", "trt"])
 def test_an_evaluation_agrees_with_the_cpus(engine: str, loader: str, tmp_path: Path) -> None:
-    if engine not in available_engines() or (loader == "dali" and not find_spec("nvidia")):
+    if engine not in available_engines() or not LOADERS[loader].installed():
         pytest.skip("not installed, or does not start here")
     rng, pictures = np.random.default_rng(0), tmp_path / "pictures"
     for folder in ("a", "b"):

@@ -215,20 +215,25 @@ class _Stopped(BaseException):
     """Stands for a kill at any moment."""
 
 
+def stop_at_third_part(patch: pytest.MonkeyPatch) -> None:
+    """Raise `_Stopped` where the third part would be queued."""
+    original, parts = all_pairs.queue_part, []
+
+    def queue_part(*args: object) -> object:
+        if len(parts) == 2:
+            raise _Stopped
+        parts.append(args)
+        return original(*args)  # type: ignore[arg-type]
+
+    patch.setattr(all_pairs, "queue_part", queue_part)
+
+
 def test_a_stopped_run_keeps_its_blocks_and_resumes(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate(classifier, bank, pictures, tmp_path / "whole")
-    original, blocks = all_pairs.queue_part, []
-
-    def stop_at_third(*args: object) -> object:
-        if len(blocks) == 2:
-            raise _Stopped
-        blocks.append(args)
-        return original(*args)  # type: ignore[arg-type]
-
     with monkeypatch.context() as patch:
-        patch.setattr(all_pairs, "queue_part", stop_at_third)
+        stop_at_third_part(patch)
         with pytest.raises(_Stopped):
             evaluate(classifier, bank, pictures, tmp_path / "run")
     assert RunStore.open(tmp_path / "run").pending() == [16, 24]
@@ -320,17 +325,9 @@ def test_a_device_that_runs_ahead_is_waited_for_once_a_part_with_the_next_part_q
 def test_what_is_on_its_way_to_a_device_that_runs_ahead_survives_an_interruption(
     classifier: FrozenClassifier, pictures: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, parts = all_pairs.queue_part, []
-
-    def stop_at_third(*args: object) -> object:
-        if len(parts) == 2:
-            raise _Stopped
-        parts.append(args)
-        return original(*args)  # type: ignore[arg-type]
-
     _Ahead(monkeypatch)
     monkeypatch.setattr(all_pairs, "_PASSES_IN_A_PART", 1)
-    monkeypatch.setattr(all_pairs, "queue_part", stop_at_third)
+    stop_at_third_part(monkeypatch)
     with pytest.raises(_Stopped):
         evaluate(classifier, bank, pictures, tmp_path / "run", batch_size=16)
     assert RunStore.open(tmp_path / "run").pending() == [16, 24]
@@ -368,21 +365,16 @@ def test_a_block_that_cannot_be_written_ends_the_run_and_the_others_are_kept(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    queue, write, parts = all_pairs.queue_part, RunStore.write, []
+    write = RunStore.write
 
     def full(store: RunStore, start: int, *rest: Any) -> None:
         if start == failing:
             raise OSError(28, "No space left on device", str(store.path))
         write(store, start, *rest)
 
-    def stop_at_third(*args: object) -> object:
-        if also and len(parts) == 2:
-            raise _Stopped
-        parts.append(args)
-        return queue(*args)  # type: ignore[arg-type]
-
     monkeypatch.setattr(RunStore, "write", full)
-    monkeypatch.setattr(all_pairs, "queue_part", stop_at_third)
+    if also:
+        stop_at_third_part(monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         evaluate(classifier, bank, pictures, tmp_path / "run")
     pending = RunStore.open(tmp_path / "run").pending()
