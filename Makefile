@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 FLOORS := kernels export engine bench
 
-.PHONY: demo test faults check docs format clean
+.PHONY: demo test test-lower-bounds faults check docs format clean
 
 demo: $(STAMP)
 	$(BIN)/gfo-demo --out runs/demo
@@ -19,6 +19,14 @@ faults: $(STAMP)
 	rm -rf build/faults
 	GFO_FAULTS=long $(BIN)/python -m pytest -q -n auto --dist load tests/faults
 	$(BIN)/python tests/faults/table.py
+
+# The oldest versions that pyproject.toml allows, in an environment of their own: some minutes and a few GB.
+test-lower-bounds: $(STAMP)
+	mkdir -p build
+	$(BIN)/python tests/lower_bounds.py > build/lower-bounds.txt
+	$(PYTHON) -m venv build/lower-bounds
+	build/lower-bounds/bin/python -m pip install --quiet -c build/lower-bounds.txt -e '.[test]'
+	build/lower-bounds/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP) $(FLOORS:%=.typing/gfo/%)
 	$(BIN)/ruff format --check .

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -147,10 +147,15 @@ def _broken() -> list[str]:
     return [f"{why}." for table in others for why in table.broken().values()]
 
 
-def self_test() -> Iterator[Check]:
+def self_test(engines: Collection[str] | None = None) -> Iterator[Check]:
     """Run every engine present, on every device, at every precision that it has, against float64.
 
     An engine that runs a graph has it exported from the small network of this check first.
+
+    Parameters
+    ----------
+    engines
+        Their names; None for all.
 
     Yields
     ------
@@ -160,6 +165,8 @@ def self_test() -> Iterator[Check]:
     classifier, pairs = _random_classifier(), _random_pairs()
     truth = _float64_logits(classifier, pairs)
     for state in engine_states():
+        if engines is not None and state.engine not in engines:
+            continue
         if not state.available:
             yield Check(state.engine, state.device, "–", passed=None, reason=state.reason)
         for precision in state.precisions:

@@ -19,6 +19,14 @@ from .workload import Workload
 BATCH = 16
 
 
+def plain_precisions(device: torch.device) -> tuple[str, ...]:
+    """Return what float32 can mean on a device, PyTorch's default first.
+
+    On CUDA that is `tf32`: factors of convolutions have 10 bits of mantissa. `fp32` is float32 throughout.
+    """
+    return ("tf32", "fp32") if device.type == "cuda" else ("fp32",)
+
+
 def _network(classifier: FrozenClassifier, device: torch.device) -> torch.nn.Module:
     return classifier.network_as("fp32").to(device).to(memory_format=torch.contiguous_format)
 
@@ -32,12 +40,15 @@ def _occluded(images: Tensor, occluder: Tensor, preprocessing: Preprocessing) ->
 
 
 class PlainLoop:
-    """The evaluation of one occluder: one pass over the files, with a DataLoader without workers."""
+    """The evaluation of one occluder: one pass over the files, with a DataLoader without workers.
 
-    def __init__(self, work: Workload, pictures: int, device: torch.device) -> None:
+    `precision` is one of `plain_precisions`.
+    """
+
+    def __init__(self, work: Workload, pictures: int, device: torch.device, precision: str) -> None:
         self._files = [work.folder / path for path in work.files(pictures)]
         self._occluder = work.occluders[0].permute(2, 0, 1).contiguous().to(device)
-        self._device, self._preprocessing = device, work.classifier.preprocessing
+        self._device, self._precision, self._preprocessing = device, precision, work.classifier.preprocessing
         self._network = _network(work.classifier, device)
 
     def __len__(self) -> int:
@@ -56,7 +67,7 @@ class PlainLoop:
         loader: Any = DataLoader(self, batch_size=BATCH)  # type: ignore[arg-type]
         for images in loader:
             occluded = _occluded(images.to(self._device), self._occluder, self._preprocessing)
-            with exact_float32("fp32", self._device):
+            with exact_float32(self._precision, self._device):
                 found += int((self._network(occluded).argmax(dim=1) == 0).sum())
         return found
 
@@ -68,6 +79,8 @@ class PlainTraining:
     ----------
     epsilon, size
         Radius of the l∞ ball and step of Adam, both in pixel units.
+    precision
+        One of `plain_precisions`; PyTorch's default if None.
 
     Attributes
     ----------
@@ -75,10 +88,18 @@ class PlainTraining:
         float32 [3, S, S] in pixel units.
     """
 
-    def __init__(self, classifier: FrozenClassifier, device: torch.device, epsilon: float, size: float) -> None:
+    def __init__(
+        self,
+        classifier: FrozenClassifier,
+        device: torch.device,
+        epsilon: float,
+        size: float,
+        precision: str | None = None,
+    ) -> None:
         self._network = _network(classifier, device).requires_grad_(True)
         self._preprocessing, self._device = classifier.preprocessing, device
         self._epsilon, self._size = epsilon, size
+        self._precision = precision or plain_precisions(device)[0]
         self.restart()
 
     def restart(self) -> None:
@@ -89,7 +110,7 @@ class PlainTraining:
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """Take a step on pictures, uint8 [P, 3, S, S], of the classes `labels`, int64 [P]; both on the device."""
-        with exact_float32("fp32", self._device):
+        with exact_float32(self._precision, self._device):
             logits = self._network(_occluded(images, self.occluder, self._preprocessing))
             loss = margin_loss(logits, labels, 10.0).sum()
             self._optimizer.zero_grad()

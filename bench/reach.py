@@ -25,7 +25,7 @@ from ..export.errors import InputError
 from ..export.occluded import OccludedClassifier
 from .courses import Course, GroupTraining, Judge, Judged, PlainClass, Training, follow
 from .measure import ratio_of_totals, timer, with_rates
-from .plain_loop import PlainTraining
+from .plain_loop import PlainTraining, plain_precisions
 from .rows import BenchRow, Facts, ReachFacts
 
 _PLAIN = "plain loop"
@@ -59,7 +59,7 @@ class Contest:
     Parameters
     ----------
     precisions
-        Of the network in gfo-train's way; the plain loop's is float32.
+        Of the network in gfo-train's way; the plain loop's is PyTorch's default (`plain_precisions`).
 
     Raises
     ------
@@ -200,7 +200,7 @@ def reach_rows(
     for name in (_PLAIN, *precisions):
         plain, whole = name == _PLAIN, sum(courses[name], Course(0.0, 0, ()))
         facts = _facts(whole, config.train.target_accuracy or 0.0, contest.clean)
-        stage, precision = (_BASELINE, "fp32") if plain else (_STAGE, name)
+        stage, precision = (_BASELINE, plain_precisions(place)[0]) if plain else (_STAGE, name)
         row = replace(
             base, stage=stage, precision=precision, facts=facts, reason=_missing(name, facts, contest.classes)
         )

@@ -109,11 +109,14 @@ class KernelFacts(Facts):
         Bytes a second, with each input read and each result written once, over what a large copy moves here.
     extra_mb
         Most memory that one call holds beyond what was there before, its result included, MiB.
+    max_error
+        Largest distance of a result from the formula's; None for the formula.
     """
 
     kernel: str
     bandwidth_share: float | None = None
     extra_mb: float | None = None
+    max_error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +146,23 @@ class ReachFacts(Facts):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelfTestFacts(Facts):
+    """Facts of an engine that is compared with float64; see `doctor.Check`.
+
+    Attributes
+    ----------
+    max_error, allowed_error
+        Largest |logit − float64 logit| over all pairs, and how large it may be.
+    agreement
+        Share of pairs with the same top-1 class as in float64.
+    """
+
+    max_error: float | None = None
+    allowed_error: float | None = None
+    agreement: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoopFacts(Facts):
     """Facts of the suite `loop`.
 
@@ -166,7 +186,8 @@ class BenchRow(Generic[F_co]):
     ----------
     stage
         `bare`, `pairs`, `end-to-end`, `baseline`, `loader`, `train`, `train-forward`, `train-baseline`, `train-reach`,
-        `train-reach-baseline`, `kernel`, `loop` or `loop-waiting`.
+        `train-reach-baseline`, `kernel`, `loop`, `loop-waiting`, or one of the suite `device`: `kernel-check`,
+        `memory-check`, `self-test`, `network`.
     engine
         What did the work; for a kernel `reference`, `triton`, or the straightforward formula in `eager` PyTorch or
         through torch's `compile`; for a loop `simulated`.
@@ -226,7 +247,7 @@ KEYS: Final = (
     *("device", "kernel", "sizes", "data", "passed", "rounds", "ceiling_share", "bandwidth_share", "extra_mb"),
     *("workers", "cores", "max_difference", "mean_difference"),
     *("target", "reached", "clean_accuracy", "accuracy", "image_steps", "seconds"),
-    "waits",
+    *("waits", "max_error", "allowed_error", "agreement"),
 )
 """Keys of every row in JSON, in order; those of facts that another package's suite adds follow."""
 

@@ -3,7 +3,8 @@
     bare         the network alone, on ready tensors, in its best batch and layout
     pairs        pictures in memory (uint8) under every occluder, to verdicts
     end-to-end   picture files to a store on disk: what gfo-eval does once an engine is open
-    baseline     a plain PyTorch loop: DataLoader, Pillow, float32, one pass over the files for each occluder
+    baseline     a plain PyTorch loop: DataLoader, Pillow, float32, one pass over the files for each occluder; on a GPU
+                 in TF32, PyTorch's default, and once more without it
 
 All of them take turns in one process.
 """
@@ -27,7 +28,7 @@ from ..engine.progress import Progress, no_progress
 from .ceilings import convolution, share
 from .measure import Call, Rates, measure, ratio, timer, with_rates
 from .pictures import open_pictures
-from .plain_loop import BATCH, PlainLoop
+from .plain_loop import BATCH, PlainLoop, plain_precisions
 from .rows import PairsFacts, Ratio
 from .throughput import OpenRun, PairsConfig, PairsRow, best_passes, blank_row, end_to_end, engine_rows
 from .trtexec import own_row
@@ -97,7 +98,7 @@ def _stage_rows(run: OpenRun, stages: Sequence[str]) -> list[PairsRow]:
 
 def _measured(name: str, row: PairsRow, rates: dict[str, Rates]) -> PairsRow:
     row = with_rates(row, rates[name], _against(row.stage, rates[name], rates))
-    if "baseline" not in rates or name == "baseline":
+    if "baseline" not in rates or row.stage == "baseline":
         return row
     return replace(row, facts=replace(row.facts, to_plain=ratio(rates[name], "baseline", rates["baseline"])))
 
@@ -123,7 +124,7 @@ def _alternatives(run: OpenRun, stages: Sequence[str]) -> dict[str, _Alternative
         if "end-to-end" in stages:
             chosen |= _end_to_end(run, passes, work.pictures or _fitting(run, passes, rate))
     if "baseline" in stages:
-        chosen["baseline"] = _baseline(run, min(_PLAIN_PICTURES, work.pictures or READ_TOGETHER))
+        chosen |= _baselines(run, min(_PLAIN_PICTURES, work.pictures or READ_TOGETHER))
     return chosen
 
 
@@ -173,12 +174,16 @@ def _end_to_end(run: OpenRun, passes: Passes, pictures: int) -> dict[str, _Alter
     return found
 
 
-def _baseline(run: OpenRun, pictures: int) -> _Alternative:
+def _baselines(run: OpenRun, pictures: int) -> dict[str, _Alternative]:
+    """Return an alternative for each meaning of float32; what others are compared with is PyTorch's default."""
     work, device = run.work, run.engine.torch_device
-    plain = PlainLoop(work, pictures, device)
-    sizes = f"batch {BATCH}, one pass of {work.rows}"
-    facts = {"pictures": len(plain), "occluders": len(work.occluders), "sizes": sizes, "device": device.type}
-    return _Alternative(plain, len(plain), blank_row(work, "baseline", "torch", "fp32", **facts))
+    sizes, found = f"batch {BATCH}, one pass of {work.rows}", dict[str, _Alternative]()
+    for precision in plain_precisions(device):
+        plain = PlainLoop(work, pictures, device, precision)
+        facts = {"pictures": len(plain), "occluders": len(work.occluders), "sizes": sizes, "device": device.type}
+        row = blank_row(work, "baseline", "torch", precision, **facts)
+        found[f"baseline {precision}" if found else "baseline"] = _Alternative(plain, len(plain), row)
+    return found
 
 
 def _fitting(run: OpenRun, passes: Passes, rate: float) -> int:

@@ -139,6 +139,9 @@ _COLUMNS: Mapping[str, Cell] = {
     "of ceiling": _number("ceiling_share", ".0%"),
     "of copy": _number("bandwidth_share", ".0%"),
     "MiB a call": _number("extra_mb", ".1f"),
+    "max error": _number("max_error", ".1e"),
+    "allowed": _number("allowed_error", ".1e"),
+    "top-1": _number("agreement", ".4f"),
     "max diff": _number("max_difference", "d"),
     "mean diff": _number("mean_difference", ".4f"),
     "clean": _number("clean_accuracy", ".3f"),
@@ -150,6 +153,6 @@ _COLUMNS: Mapping[str, Cell] = {
 }
 _NUMBERS = (
     *("pictures", "K", "cores", "p20", "p50", "p80"),
-    *("of ceiling", "of copy", "MiB a call", "max diff", "mean diff"),
+    *("of ceiling", "of copy", "MiB a call", "max error", "allowed", "top-1", "max diff", "mean diff"),
     *("clean", "target", "reached", "left", "image-steps", "seconds"),
 )

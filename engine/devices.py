@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..export.errors import EngineUnavailable, InputError
 from ..kernels.impl import choose_impl
@@ -94,6 +95,25 @@ def deterministic(device: torch.device) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         memory.fill_uninitialized_memory = filled
+
+
+def captured(step: Callable[[], Tensor], stream: torch.cuda.Stream) -> Callable[[], Tensor]:
+    """Capture a step that has run before as one CUDA graph, which replays the same work on the same memory.
+
+    Call this function, and the function that it returns, with `stream` as the current stream. The result lies in the
+    same memory each time.
+    """
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    # Other threads, such as those of a loader, may continue to allocate.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        logits = step()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return logits
+
+    return replay
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ timed before its result has been found equal to the formula's; one that differs 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
@@ -32,6 +32,8 @@ KernelRow: TypeAlias = BenchRow[KernelFacts]
 NO_GPU = "not run here: no CUDA GPU"
 # What is compared on a device; the others are compared with the formula, `eager`.
 ENGINES: Mapping[str, tuple[str, ...]] = {"cpu": ("eager", "reference"), "cuda": ("eager", "compile", "triton")}
+# Pairs of a call: as of a pass; fewer would not fill a large GPU.
+PAIRS: Mapping[str, int] = {"cpu": 64, "cuda": 512}
 
 # Keys of the document's environment: bytes that a large copy moves, by device.
 _CEILING = "copy_bytes_per_second_"
@@ -46,9 +48,13 @@ class Kernels(TimedSuite):
 
     size: Annotated[int, typer.Option(min=1, help="Pixels along a side of the pictures.", rich_help_panel=DATA)] = 224
     pairs: Annotated[
-        int,
-        typer.Option(min=1, help="Pairs of a picture and an occluder in a call; rows of logits.", rich_help_panel=DATA),
-    ] = 64
+        int | None,
+        typer.Option(
+            min=1,
+            help="Pairs of a picture and an occluder in a call, or rows of logits; by default 64, and 512 on a GPU.",
+            rich_help_panel=DATA,
+        ),
+    ] = None
     occluders: Annotated[int, typer.Option(min=1, help="Occluders in the bank.", rich_help_panel=DATA)] = 8
     classes: Annotated[int, typer.Option(min=2, help="Logits in a row.", rich_help_panel=DATA)] = 1000
     seconds: Annotated[
@@ -65,14 +71,18 @@ class Kernels(TimedSuite):
 
         # As in gfo-train: otherwise the formula, which takes more memory, would mostly wait for fresh pages.
         keep_freed_memory()
-        sizes = Sizes(self.size, self.pairs, self.occluders, self.classes)
+        chosen = {
+            device: Sizes(self.size, self.pairs or pairs, self.occluders, self.classes)
+            for device, pairs in PAIRS.items()
+        }
         try:
-            rows, ceilings = kernel_rows(sizes, seconds=self.seconds, progress=TerminalProgress())
+            rows, ceilings = kernel_rows(chosen, seconds=self.seconds, progress=TerminalProgress())
         except RuntimeError as error:
             if "memory" not in str(error):
                 raise
             raise InputError(
-                f"--size {self.size} --pairs {self.pairs} --occluders {self.occluders} --classes {self.classes}: "
+                f"--size {self.size} --pairs {self.pairs or 'not given'} --occluders {self.occluders} "
+                f"--classes {self.classes}: "
                 "do not fit into memory; use smaller ones"
             ) from error
         facts = {f"{_CEILING}{device}": rate for device, rate in ceilings.items()}
@@ -90,21 +100,21 @@ class Kernels(TimedSuite):
 
 
 def kernel_rows(
-    sizes: Sizes, *, seconds: float, progress: Progress = no_progress
+    sizes: Mapping[str, Sizes], *, seconds: float, progress: Progress = no_progress
 ) -> tuple[list[KernelRow], dict[str, float]]:
-    """Measure every operation, on the CPU and on the GPU if there is one.
+    """Measure every operation on some devices.
 
     Parameters
     ----------
     sizes
-        Sizes of the synthetic data.
+        Sizes of the synthetic data by device, `cpu` or `cuda`.
     seconds
         > 0, for each operation on each device.
 
     Returns
     -------
     rows
-        The CPU's, then the GPU's; without a GPU these have no speed, and say so.
+        In the order of the devices; without a GPU those on `cuda` have no speed, and say so.
     ceilings
         Bytes a second that a large copy moves on each device that is there.
     """
@@ -113,13 +123,13 @@ def kernel_rows(
     from ..ceilings import bandwidth
     from ..kernel_cases import CASES
 
-    ceilings = {device: bandwidth(device) for device in ENGINES if device == "cpu" or torch.cuda.is_available()}
+    ceilings = {device: bandwidth(device) for device in sizes if device == "cpu" or torch.cuda.is_available()}
     rows: list[KernelRow] = []
     with progress.task("kernels", total=len(ceilings) * len(CASES)) as bar:
-        for (device, engines), make in itertools.product(ENGINES.items(), CASES):
-            case = make(sizes, device if device in ceilings else "cpu")
+        for device, make in itertools.product(sizes, CASES):
+            case = make(sizes[device], device if device in ceilings else "cpu")
             if device not in ceilings:
-                rows += [_row(case, name, device, available=False, reason=NO_GPU) for name in engines]
+                rows += [_row(case, name, device, available=False, reason=NO_GPU) for name in ENGINES[device]]
                 continue
             bar.advance(0, f"{case.kernel} {case.precision} on {device}")
             rows += _case_rows(case, device, seconds, ceilings[device])
@@ -147,7 +157,7 @@ def _case_rows(case: Case, device: str, seconds: float, ceiling: float) -> list[
     """Return a row for each engine: first all are checked, then those that passed are timed."""
     from ..measure import extra_mb, measure, ratio, timer, with_rates
 
-    calls, rows = _checked(case, device)
+    calls, rows = checked(case, device, ENGINES[device])
     times = measure(calls, seconds=seconds, timer=timer(device))
     rates = {name: case.work / taken for name, taken in times.items()}
     for name, call in calls.items():
@@ -158,8 +168,18 @@ def _case_rows(case: Case, device: str, seconds: float, ceiling: float) -> list[
     return list(rows.values())
 
 
-def _checked(case: Case, device: str) -> tuple[dict[str, Callable[[], Results]], dict[str, KernelRow]]:
-    """Return the calls that may be timed, and a row for every engine that says why another may not."""
+def checked(
+    case: Case, device: str, engines: Sequence[str]
+) -> tuple[dict[str, Callable[[], Results]], dict[str, KernelRow]]:
+    """Compare engines with the formula, `eager`, the first of them.
+
+    Returns
+    -------
+    calls
+        Those that may be timed, by engine.
+    rows
+        A row for every engine, without a rate; it says why one may not be timed.
+    """
     import torch
 
     makers: dict[str, Callable[[], Callable[[], Results]]] = {
@@ -171,20 +191,23 @@ def _checked(case: Case, device: str) -> tuple[dict[str, Callable[[], Results]],
     calls = {"eager": makers["eager"]()}
     wanted = calls["eager"]()
     rows = {"eager": _row(case, "eager", device, passed=True)}
-    for name in ENGINES[device][1:]:
+    for name in engines[1:]:
         reason = _cannot_run(name, device)
         if reason:
             rows[name] = _row(case, name, device, available=False, reason=reason)
             continue
+        error = None
         try:
             call = makers[name]()
-            wrong = difference(call(), wanted, case.rounding)
-        except Exception as error:  # noqa: BLE001 (compilers raise any kind; the row says that it failed)
-            wrong = f"failed: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+            found = call()
+            wrong = difference(found, wanted, case.rounding)
+        except Exception as failure:  # noqa: BLE001 (compilers raise any kind; the row says that it failed)
+            wrong = f"failed: {(str(failure).strip() or type(failure).__name__).splitlines()[0]}"
         else:
             if not wrong:
-                calls[name] = call
-        rows[name] = _row(case, name, device, available=not wrong, passed=not wrong, reason=wrong)
+                calls[name], error = call, _largest_error(found, wanted)
+        facts = KernelFacts(kernel=case.kernel, max_error=error)
+        rows[name] = replace(_row(case, name, device, available=not wrong, passed=not wrong, reason=wrong), facts=facts)
     return calls, rows
 
 
@@ -221,6 +244,12 @@ def difference(found: Results, wanted: Results, rounding: int) -> str:
         if not bool((apart <= allowed).all()):  # false for NaN, too
             return f"differs from the formula by up to {float(apart.max()):.2g}, {float(allowed.max()):.2g} is rounding"
     return ""
+
+
+def _largest_error(found: Results, wanted: Results) -> float:
+    """Return the largest distance of results that `difference` has found equal within rounding."""
+    apart = [_apart(own, other, 0)[0] for own, other in zip(found, wanted, strict=True)]
+    return max(float(one.max()) for one in apart if one.numel())
 
 
 def _apart(found: Tensor, wanted: Tensor, rounding: int) -> tuple[Tensor, Tensor]:

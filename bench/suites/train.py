@@ -4,7 +4,8 @@ train                  a step of gfo-train: frozen folded network in the precisi
                        ceiling counts it as two forward passes
 train-forward          the same network, occluders and pictures, forward only; its ratio is step / forward, at best 2
 train-baseline         the step that one writes without this project: float32, PyTorch's default layout, one class,
-                       gradients of the network's parameters computed and thrown away, Adam on the occluder
+                       gradients of the network's parameters computed and thrown away, Adam on the occluder; on a
+                       GPU in TF32, PyTorch's default, and once more without it
 train-reach            with pictures: classes a minute that are trained to an accuracy of held-out ones
 train-reach-baseline   the same by the plain loop, in steps of one size
 """
@@ -180,13 +181,14 @@ def training_rows(
     from ...engine.training.config import TrainConfig
     from ..ceilings import convolution, share
     from ..measure import measure, ratio, timer, with_rates
+    from ..plain_loop import plain_precisions
 
     place, config = resolve_device(device), TrainConfig(epsilon=_EPSILON)
     keep_freed_memory()  # as gfo-train
     pictures, together = config.batch_size, config.classes_together
     progress.say(f"training steps of {pictures} pictures, {together} classes together")
-    baseline = "train-baseline fp32"
-    calls: dict[str, Callable[[], Any]] = {baseline: _plain_step(classifier, config, place)}
+    plain = [f"train-baseline {precision}" for precision in plain_precisions(place)]
+    calls: dict[str, Callable[[], Any]] = {name: _plain_step(classifier, config, place, name) for name in plain}
     for precision in precisions:
         calls |= _calls(classifier, replace(config, precision=precision), place)
     bounds = {name: bound for name in precisions if (bound := convolution(name, place)) is not None}
@@ -210,7 +212,7 @@ def training_rows(
             model=classifier.model,
             weights=classifier.weights,
             pictures=pictures,
-            occluders=1 if name == baseline else together,
+            occluders=1 if name in plain else together,
             unit="image-steps/s",
             device=place.type,
             data="noise",
@@ -219,10 +221,10 @@ def training_rows(
         against = None if to is None else ratio(rates[name], to.split()[0], rates[to])
         return with_rates(bare, rates[name], against)
 
-    rows = [row(baseline)]
+    rows = [row(name) for name in plain]
     for precision in precisions:
         train = f"train {precision}"
-        rows += [row(train, baseline), row(f"train-forward {precision}", train)]
+        rows += [row(train, plain[0]), row(f"train-forward {precision}", train)]
     return rows
 
 
@@ -234,11 +236,14 @@ def _material(classifier: FrozenClassifier, config: TrainConfig, place: torch.de
     return Batch.of_noise(config.batch_size, size, config.classes_together, outputs).to(place)
 
 
-def _plain_step(classifier: FrozenClassifier, config: TrainConfig, place: torch.device) -> Callable[[], None]:
+def _plain_step(
+    classifier: FrozenClassifier, config: TrainConfig, place: torch.device, name: str
+) -> Callable[[], None]:
     from ..plain_loop import PlainTraining
 
     batch = _material(classifier, config, place)
-    images, plain = batch.images.permute(0, 3, 1, 2).contiguous(), PlainTraining(classifier, place, _EPSILON, 1.0)
+    images, precision = batch.images.permute(0, 3, 1, 2).contiguous(), name.split()[1]
+    plain = PlainTraining(classifier, place, _EPSILON, 1.0, precision)
     return lambda: plain.step(images, batch.labels)
 
 

@@ -23,10 +23,10 @@ from ....export.options import NoOptions
 from ....export.subject import Subject
 from ....export.tensorrt.library import capability_here, check_gpu, tensorrt_library
 from ....kernels.score import Score, score
-from ...devices import checked_impl, device_name, resolve_device
+from ...devices import captured, checked_impl, device_name, resolve_device
 from ..base import Engine, Listed, OwnBenchmark
 from .compositions import Composition, ExportedPlan, FixedPairs, PlanAroundNetwork, Step
-from .runtime import Plan, captured, plan_stem, preferred
+from .runtime import Plan, plan_stem, preferred
 
 # NVIDIA's benchmark of each library, which takes a serialized plan.
 _TOOLS = {"tensorrt": "trtexec", "tensorrt_rtx": "tensorrt_rtx"}

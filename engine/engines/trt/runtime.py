@@ -1,4 +1,4 @@
-"""A TensorRT plan at work on this GPU: loaded, bound to PyTorch's memory, captured in a CUDA graph.
+"""A TensorRT plan at work on this GPU: loaded, and bound to PyTorch's memory.
 
 TensorRT reports a failure by the value that a call returns, so every result is checked.
 """
@@ -6,7 +6,7 @@ TensorRT reports a failure by the value that a call returns, so every result is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -231,22 +231,3 @@ class Plan:
                 note_file(self._jit)
         # In the order in which they hold references to each other.
         self._context = self._config = self._compiled = self._engine = self._runtime = self._result = None
-
-
-def captured(step: Callable[[], Tensor], stream: torch.cuda.Stream) -> Callable[[], Tensor]:
-    """Capture a step that has run before as one CUDA graph, which replays the same work on the same memory.
-
-    Call this function, and the function that it returns, with `stream` as the current stream. The result lies in the
-    same memory each time.
-    """
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    # Other threads, such as those of a loader, may continue to allocate.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        logits = step()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return logits
-
-    return replay

@@ -19,6 +19,7 @@ from gfo.kernels.score import Score, score
 
 HAVE_GPU = torch.cuda.is_available()
 TINY = Sizes(size=5, pairs=6, occluders=3, classes=7)
+BOTH = dict.fromkeys(ENGINES, TINY)
 OPTIONS = ("--size", "5", "--pairs", "6", "--occluders", "3", "--classes", "7", "--seconds", "0.001")
 OPERATIONS = {
     "occlude",
@@ -87,6 +88,16 @@ def test_difference_allows_rounding_and_no_more():
     assert difference((half + 2**-6,), (half,), 2)
 
 
+def test_the_largest_distance_is_a_rows(monkeypatch: pytest.MonkeyPatch):
+    right, off = kernel_cases.occlude, 3 * 2.0**-23
+    monkeypatch.setattr(kernel_cases, "occlude", lambda pairs, how, **options: right(pairs, how, **options) + off)
+    case = kernel_cases.occlude_case(TINY, "cpu", "fp32")
+    _, rows = kernels.checked(case, "cpu", ("eager", "reference"))
+    assert rows["reference"].passed
+    assert rows["reference"].facts.max_error == pytest.approx(off, abs=2**-22)  # of values up to 2.6
+    assert rows["eager"].facts.max_error is None
+
+
 def test_difference_wants_the_same_integers_shapes_and_dtypes():
     wanted = torch.tensor([3, 4])
     assert difference((wanted,), (wanted,), 9) == ""
@@ -98,7 +109,7 @@ def test_difference_wants_the_same_integers_shapes_and_dtypes():
 
 
 def test_rows_are_complete():
-    rows, ceilings = kernel_rows(TINY, seconds=1e-3)
+    rows, ceilings = kernel_rows(BOTH, seconds=1e-3)
     assert ceilings["cpu"] == 1e9
     assert len(rows) == len(CASES) * sum(map(len, ENGINES.values()))
     assert {row.stage for row in rows} == {"kernel"}
@@ -114,13 +125,13 @@ def test_rows_are_complete():
         assert row.p50 is not None
         assert row.p80 is not None
         assert 0 < row.p20 <= row.p50 <= row.p80
-        assert (row.ratio is None) == (row.engine == "eager")
+        assert (row.ratio is None) == (row.facts.max_error is None) == (row.engine == "eager")
         assert row.ratio is None or row.ratio.to == "eager"
 
 
 @pytest.mark.skipif(HAVE_GPU, reason="a GPU is here")
 def test_without_a_gpu_its_rows_say_so():
-    rows = [row for row in kernel_rows(TINY, seconds=1e-3)[0] if row.device == "cuda"]
+    rows = [row for row in kernel_rows(BOTH, seconds=1e-3)[0] if row.device == "cuda"]
     assert {row.engine for row in rows} == {"eager", "compile", "triton"}
     assert {row.facts.kernel for row in rows} == OPERATIONS
     for row in rows:
@@ -132,7 +143,7 @@ def test_without_a_gpu_its_rows_say_so():
 @pytest.mark.slow
 @pytest.mark.skipif(not HAVE_GPU, reason="no CUDA GPU here")
 def test_on_a_gpu_the_kernels_equal_the_formulas():
-    rows = [row for row in kernel_rows(TINY, seconds=1e-2)[0] if row.device == "cuda"]
+    rows = [row for row in kernel_rows(BOTH, seconds=1e-2)[0] if row.device == "cuda"]
     for row in rows:
         assert row.passed, f"{row.facts.kernel} {row.precision} {row.engine}: {row.reason}"
         assert row.p50
@@ -146,7 +157,7 @@ def test_a_wrong_result_has_no_speed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kernel_cases, "score", one_rank_off)
     rows = {
         row.engine: row
-        for row in kernel_rows(TINY, seconds=1e-3)[0]
+        for row in kernel_rows(BOTH, seconds=1e-3)[0]
         if (row.facts.kernel, row.device) == ("score", "cpu")
     }
     wrong = rows["reference"]
@@ -163,7 +174,7 @@ def test_the_gate_would_notice_one_occluder_swapped(monkeypatch: pytest.MonkeyPa
         "occlude",
         lambda pairs, how, **options: right(pairs._replace(bank=pairs.bank.flip(0)), how, **options),
     )
-    rows = [row for row in kernel_rows(TINY, seconds=1e-3)[0] if (row.device, row.engine) == ("cpu", "reference")]
+    rows = [row for row in kernel_rows(BOTH, seconds=1e-3)[0] if (row.device, row.engine) == ("cpu", "reference")]
     assert {row.facts.kernel for row in rows if not row.available} == {"occlude", "occlude_grid", "occlude + gradient"}
 
 
@@ -197,6 +208,15 @@ def test_json_is_the_last_line_and_the_file(
     assert "synthetic" in out.splitlines()[0]
     assert HAVE_GPU or NO_GPU in out
     assert [entry.name for entry in file.parent.iterdir()] == ["kernels.json"]
+
+
+def test_a_gpu_gets_as_many_pairs_as_a_pass_has(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    assert run(monkeypatch, "--size", "5", "--occluders", "3", "--classes", "7", "--seconds", "0.001") == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert {(row["device"], row["pictures"]) for row in rows if row["kernel"] == "occlude"} == {
+        ("cpu", 64),
+        ("cuda", 512),
+    }
 
 
 @pytest.mark.parametrize(
