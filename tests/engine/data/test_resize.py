@@ -50,7 +50,26 @@ def test_the_same_bits_as_pillow_on_large_pictures(width: int, height: int, inte
     np.testing.assert_array_equal(found, preprocessing.apply(Image.fromarray(pixels)))
 
 
+@given(
+    old=st.integers(1, 3000),
+    new=st.integers(1, 300),
+    size=st.integers(1, 40),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+    data=st.data(),
+)
+def test_weights_are_pixels_of_the_side_and_sum_to_1(
+    old: int, new: int, size: int, interpolation: str, data: st.DataObject
+) -> None:
+    size = min(size, new)
+    places, weights = pillow_weights(old, new, data.draw(st.integers(0, new - size)), size, interpolation)
+    assert places.shape == weights.shape == (size, places.shape[1])
+    assert places.min() >= 0
+    assert places[weights != 0].max() < old
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=places.shape[1] * 2**-22)
+
+
 def test_weights_of_a_halved_side() -> None:
     # Triangle of half-width 2 around each centre, in the middle 1/8 3/8 3/8 1/8; cut off and normalised at the border.
-    np.testing.assert_allclose(pillow_weights(6, 3, 1, 1, "bilinear"), [[0, 1 / 8, 3 / 8, 3 / 8, 1 / 8, 0]], atol=1e-6)
-    np.testing.assert_allclose(pillow_weights(6, 3, 0, 1, "bilinear"), [[3 / 7, 3 / 7, 1 / 7, 0, 0, 0]], atol=1e-6)
+    places, weights = pillow_weights(6, 3, 0, 2, "bilinear")
+    np.testing.assert_array_equal(places, [[0, 1, 2, 3], [1, 2, 3, 4]])
+    np.testing.assert_allclose(weights, [[3 / 7, 3 / 7, 1 / 7, 0], [1 / 8, 3 / 8, 3 / 8, 1 / 8]], atol=1e-6)
