@@ -51,7 +51,7 @@ def test_xarray_reads_what_was_written_and_what_was_not(tmp_path: Path, run_reco
     assert data.fit.values.tolist() == [0, 1] * 10
     assert str(data.path.values[9]) == "val/0/9.png"
     wanted = np.full((COUNT, 5), NOT_DONE)
-    wanted[:8], wanted[16:] = first.prediction.view(8, 5), last.prediction.view(4, 5)
+    wanted[:8], wanted[16:] = first.prediction.view(8, 5).numpy(), last.prediction.view(4, 5).numpy()
     wanted[2] = QUARANTINED
     np.testing.assert_array_equal(data.prediction.values, wanted)
     np.testing.assert_array_equal(data.margin.values[16:], last.margin.view(4, 5))
