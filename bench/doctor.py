@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..engine.parity.gates import judge_largest_error
 from ..engine.training.objectives import OBJECTIVES
 from ..engine.training.optimizers import OPTIMIZERS
 from ..export.classifier import FrozenClassifier
-from ..export.errors import EngineUnavailable, InputError
+from ..export.errors import EngineUnavailable, InputError, in_short
 from ..export.formats import FORMATS
 from ..export.models import FAMILIES
 from ..export.models.digits_networks import digits_resnet
@@ -66,6 +66,8 @@ class Check:
 
     Attributes
     ----------
+    kind
+        `cpu` or `cuda`; `device` is a GPU's name.
     max_error, allowed_error
         Largest |logit − float64 logit| over all pairs, and how large it may be.
     agreement
@@ -80,6 +82,7 @@ class Check:
     device: str
     precision: str
     passed: bool | None
+    kind: str
     max_error: float | None = None
     allowed_error: float | None = None
     agreement: float | None = None
@@ -147,15 +150,10 @@ def _broken() -> list[str]:
     return [f"{why}." for table in others for why in table.broken().values()]
 
 
-def self_test(engines: Collection[str] | None = None) -> Iterator[Check]:
+def self_test() -> Iterator[Check]:
     """Run every engine present, on every device, at every precision that it has, against float64.
 
     An engine that runs a graph has it exported from the small network of this check first.
-
-    Parameters
-    ----------
-    engines
-        Their names; None for all.
 
     Yields
     ------
@@ -165,10 +163,8 @@ def self_test(engines: Collection[str] | None = None) -> Iterator[Check]:
     classifier, pairs = _random_classifier(), _random_pairs()
     truth = _float64_logits(classifier, pairs)
     for state in engine_states():
-        if engines is not None and state.engine not in engines:
-            continue
         if not state.available:
-            yield Check(state.engine, state.device, "–", passed=None, reason=state.reason)
+            yield Check(state.engine, state.device, "–", passed=None, kind=state.device, reason=state.reason)
         for precision in state.precisions:
             own = _own_logits(classifier, precision, pairs)
             choice = EngineChoice(state.engine, precision, state.device)
@@ -176,12 +172,14 @@ def self_test(engines: Collection[str] | None = None) -> Iterator[Check]:
                 with open_engine(choice, classifier) as engine:
                     yield _checked(engine, pairs, truth, own)
             except EngineUnavailable as error:  # a provider or a driver that is installed, but does not start
-                yield Check(state.engine, state.device, precision, passed=None, reason=str(error))
+                yield Check(state.engine, state.device, precision, passed=None, kind=state.device, reason=str(error))
             except (
                 RuntimeError,
                 InputError,
             ) as error:  # an operation that the device lacks, or a bad graph
-                yield Check(state.engine, state.device, precision, passed=False, reason=str(error).splitlines()[0])
+                yield Check(
+                    state.engine, state.device, precision, passed=False, kind=state.device, reason=in_short(error)
+                )
 
 
 def _checked(engine: Engine, pairs: _Pairs, truth: Tensor, own: Tensor) -> Check:
@@ -193,6 +191,7 @@ def _checked(engine: Engine, pairs: _Pairs, truth: Tensor, own: Tensor) -> Check
         engine.device,
         engine.precision,
         error.passed,
+        kind=engine.torch_device.type,
         max_error=error.max_error,
         allowed_error=error.allowed_error,
         agreement=error.agreement,

@@ -1,6 +1,6 @@
 """The loops that one writes without this project, for evaluating and for training. Nothing in them is slow on purpose.
 
-Eager float32 in PyTorch's default layout, all threads. BatchNorm is folded already, which favours them.
+Eager, PyTorch's default float32 and default layout, all threads. BatchNorm is folded already, which favours them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from ..kernels.margin_loss import margin_loss
 from .workload import Workload
 
 BATCH = 16
+_AMPERE = (8, 0)
 
 
 def plain_precisions(device: torch.device) -> tuple[str, ...]:
     """Return what float32 can mean on a device, PyTorch's default first.
 
-    On CUDA that is `tf32`: factors of convolutions have 10 bits of mantissa. `fp32` is float32 throughout.
+    On CUDA that is `tf32`: factors of convolutions have 10 bits of mantissa. `fp32` is float32 throughout, as on the
+    CPU and on GPUs before Ampere.
     """
-    return ("tf32", "fp32") if device.type == "cuda" else ("fp32",)
+    both = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _AMPERE
+    return ("tf32", "fp32") if both else ("fp32",)
 
 
 def _network(classifier: FrozenClassifier, device: torch.device) -> torch.nn.Module:

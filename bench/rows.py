@@ -76,6 +76,8 @@ class PairsFacts(CeilingFacts):
     workers: int | None = None
 
 
+NO_ENGINE = "–"
+"""Engine of a row that stands for a whole section."""
 DECODED_CACHE = "decoded-cache"
 """What rows call Pillow with `--decoded-cache`."""
 
@@ -109,14 +111,16 @@ class KernelFacts(Facts):
         Bytes a second, with each input read and each result written once, over what a large copy moves here.
     extra_mb
         Most memory that one call holds beyond what was there before, its result included, MiB.
-    max_error
-        Largest distance of a result from the formula's; None for the formula.
+    max_error, allowed_error
+        For a kernel, largest distance of a result from the formula's, and how far apart results may be; None for the
+        formula.
     """
 
     kernel: str
     bandwidth_share: float | None = None
     extra_mb: float | None = None
     max_error: float | None = None
+    allowed_error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,12 +151,12 @@ class ReachFacts(Facts):
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTestFacts(Facts):
-    """Facts of an engine that is compared with float64; see `doctor.Check`.
+    """Facts of an engine that is compared with float64, in the suite `device`; see `doctor.Check`.
 
     Attributes
     ----------
     max_error, allowed_error
-        Largest |logit − float64 logit| over all pairs, and how large it may be.
+        For an engine, largest |logit − float64 logit| over all pairs, and how large it may be.
     agreement
         Share of pairs with the same top-1 class as in float64.
     """
@@ -186,8 +190,8 @@ class BenchRow(Generic[F_co]):
     ----------
     stage
         `bare`, `pairs`, `end-to-end`, `baseline`, `loader`, `train`, `train-forward`, `train-baseline`, `train-reach`,
-        `train-reach-baseline`, `kernel`, `loop`, `loop-waiting`, or one of the suite `device`: `kernel-check`,
-        `memory-check`, `self-test`, `network`.
+        `train-reach-baseline`, `kernel`, `kernel-check`, `loop`, `loop-waiting`; of the suite `device` also
+        `memory-check` and `self-test`.
     engine
         What did the work; for a kernel `reference`, `triton`, or the straightforward formula in `eager` PyTorch or
         through torch's `compile`; for a loop `simulated`.

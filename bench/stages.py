@@ -18,7 +18,7 @@ from functools import partial
 import torch
 
 from ..engine.data.source import Block
-from ..engine.devices import fitting_memory
+from ..engine.devices import CannotCapture, fitting_memory
 from ..engine.engines.base import Engine
 from ..engine.evaluation.all_pairs import part_size, queue_part
 from ..engine.evaluation.passes import Passes, passes_to_try
@@ -140,7 +140,8 @@ def _best_bare(engine: Engine) -> tuple[Call, int, str]:
     calls = {(batch, layout): call for batch in batches for layout, call in engine.bare(batch).items()}
     for turns in (2, 5):  # those that come near the best then get a longer look
         with fitting_memory(batches[0], engine.device):
-            taken = best_seconds(calls, engine.torch_device, turns=turns, errors=(torch.OutOfMemoryError,))
+            left_out = (torch.OutOfMemoryError, CannotCapture)
+            taken = best_seconds(calls, engine.torch_device, turns=turns, errors=left_out)
         each = {key: seconds / key[0] for key, seconds in taken.items()}
         calls = {key: calls[key] for key in each if each[key] <= _NEAR * min(each.values())}
     batch, layout = min(calls, key=each.__getitem__)

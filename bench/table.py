@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.names import terminal_cell, visible
 from ..engine.terminal import print_table
-from .rows import KEYS, BenchRow, Facts, flat
+from .rows import KEYS, NO_ENGINE, BenchRow, Facts, flat
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,7 +55,8 @@ def _remarks(rows: Sequence[BenchRow[Facts]]) -> list[str]:
     lines = []
     for row in rows:
         if row.passed is False:
-            what = (flat(row)["kernel"], row.model, row.precision, row.engine, row.device)
+            section = row.stage if row.engine == NO_ENGINE else None
+            what = (section, flat(row)["kernel"], row.model, row.precision, row.engine, row.device)
             lines.append(f"{' '.join(filter(None, what))}: {row.reason}")
     doubts = dict.fromkeys((row.engine, row.reason) for row in rows if row.available and row.reason)
     lines += [f"{engine}: {reason}" for engine, reason in doubts]
@@ -141,7 +142,7 @@ _COLUMNS: Mapping[str, Cell] = {
     "MiB a call": _number("extra_mb", ".1f"),
     "max error": _number("max_error", ".1e"),
     "allowed": _number("allowed_error", ".1e"),
-    "top-1": _number("agreement", ".4f"),
+    "agreement": _number("agreement", ".4f"),
     "max diff": _number("max_difference", "d"),
     "mean diff": _number("mean_difference", ".4f"),
     "clean": _number("clean_accuracy", ".3f"),
@@ -153,6 +154,6 @@ _COLUMNS: Mapping[str, Cell] = {
 }
 _NUMBERS = (
     *("pictures", "K", "cores", "p20", "p50", "p80"),
-    *("of ceiling", "of copy", "MiB a call", "max error", "allowed", "top-1", "max diff", "mean diff"),
+    *("of ceiling", "of copy", "MiB a call", "max error", "allowed", "agreement", "max diff", "mean diff"),
     *("clean", "target", "reached", "left", "image-steps", "seconds"),
 )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from ..export.errors import EngineUnavailable, InputError
+from ..export.errors import EngineUnavailable, InputError, in_short, lacks_gpu_memory
 from ..kernels.impl import choose_impl
+
+T = TypeVar("T")
 
 
 def resolve_device(device: str) -> torch.device:
@@ -60,18 +61,26 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
+# What float32 means in convolutions and in matrix products.
+_FLOAT32 = {"fp32": ("ieee", "ieee"), "tf32": ("tf32", "ieee")}
+
+
 @contextlib.contextmanager
 def exact_float32(precision: str, device: torch.device) -> Iterator[None]:
-    """Make fp32 on CUDA mean float32: by default PyTorch runs its convolutions in TF32, with 10 bits of mantissa."""
-    if precision != "fp32" or device.type != "cuda":
+    """Make fp32 on CUDA mean float32: by default PyTorch runs its convolutions in TF32, with 10 bits of mantissa.
+
+    That default is `tf32`, whatever is set around it; other precisions have nothing to set.
+    """
+    modes = _FLOAT32.get(precision)
+    if modes is None or device.type != "cuda":
         yield
         return
     backends: Any = torch.backends  # its stubs lack these switches
     switches = (backends.cudnn.conv, backends.cuda.matmul)
     before = [switch.fp32_precision for switch in switches]
     try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
+        for switch, mode in zip(switches, modes, strict=True):
+            switch.fp32_precision = mode
         yield
     finally:
         for switch, value in zip(switches, before, strict=True):
@@ -97,21 +106,35 @@ def deterministic(device: torch.device) -> Iterator[None]:
         memory.fill_uninitialized_memory = filled
 
 
-def captured(step: Callable[[], Tensor], stream: torch.cuda.Stream) -> Callable[[], Tensor]:
+class CannotCapture(RuntimeError):
+    """A step that cannot become a CUDA graph."""
+
+
+def captured(step: Callable[[], T], stream: torch.cuda.Stream) -> Callable[[], T]:
     """Capture a step that has run before as one CUDA graph, which replays the same work on the same memory.
 
-    Call this function, and the function that it returns, with `stream` as the current stream. The result lies in the
-    same memory each time.
+    Call this function with `stream` as the current stream, and the function that it returns on one stream at a time.
+    The result lies in the same memory each time.
+
+    Raises
+    ------
+    CannotCapture
+        The step does what a graph cannot hold, as waiting for a value.
     """
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
-    # Other threads, such as those of a loader, may continue to allocate.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        logits = step()
+    try:
+        # Other threads, such as those of a loader, may continue to allocate.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            result = step()
+    except RuntimeError as error:
+        if lacks_gpu_memory(error):
+            raise
+        raise CannotCapture(in_short(error)) from error
 
-    def replay() -> Tensor:
+    def replay() -> T:
         graph.replay()
-        return logits
+        return result
 
     return replay
 

@@ -7,6 +7,9 @@ import re
 # What CUDA, cuDNN, cuBLAS, TensorRT and ONNX Runtime say; they raise no kind of error of their own for it.
 NO_GPU_MEMORY = "out ?of ?memory|STATUS_ALLOC_FAILED|Failed to allocate memory"
 
+# What PyTorch names when the memory of the CPU is full; its error is of no kind of its own.
+_CPU_ALLOCATOR = "DefaultCPUAllocator"
+
 
 class InputError(ValueError):
     """Bad input; the message names the file, the value and what to do. Exit code 2."""
@@ -32,3 +35,8 @@ def in_short(error: BaseException) -> str:
 def lacks_gpu_memory(error: BaseException | str) -> bool:
     """Return whether an error of a library says that a GPU has not enough memory."""
     return re.search(NO_GPU_MEMORY, str(error), re.IGNORECASE) is not None
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether an error of a library says that there is not enough memory, on a GPU or for PyTorch on the CPU."""
+    return _CPU_ALLOCATOR in str(error) or lacks_gpu_memory(error)

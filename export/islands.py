@@ -18,17 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import in_short, lacks_gpu_memory
+from .errors import in_short, lacks_memory
 
-_ON_CPU_FULL = "DefaultCPUAllocator"
-"""What PyTorch names when the memory of the CPU is full; its error is of no kind of its own."""
 _NAMED = 4  # modules of a kind that a message lists
 
 
 def is_the_machines(error: BaseException) -> bool:
     """Return whether an error is a lack of memory or a failing GPU pass: it is not the network's then."""
     kinds = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
-    return isinstance(error, kinds) or _ON_CPU_FULL in str(error) or lacks_gpu_memory(error)
+    return isinstance(error, kinds) or lacks_memory(error)
 
 
 @dataclass(frozen=True)

@@ -1,77 +1,111 @@
 """What to run first on a new device, such as a GPU that nobody has tried: `gfo-bench device`.
 
-kernel-check   every operation beside its formula, at awkward sizes, with the largest distance
+kernel-check   every operation beside its formula, at awkward sizes: `gfo-bench kernels --check`
 memory-check   the same under NVIDIA's compute-sanitizer, where that is on the PATH
-self-test      every engine at every precision beside float64
-network        on a GPU: the bare network in PyTorch, eager, compiled, and each captured as a CUDA graph
-pairs          the stages of `gfo-bench pairs`, with the plain loop
-kernel         the rows of `gfo-bench kernels`, beside a large copy
-train          the rows of `gfo-bench train`
+self-test      every engine at every precision beside float64: `gfo-doctor --selftest`
+pairs          the stages of each engine at each precision, with the plain loop: `gfo-bench`
+kernel         each operation and its formula: `gfo-bench kernels`
+train          a training step: `gfo-bench train`
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from ...engine import terminal
-from ..rows import BenchRow, Facts, KernelFacts, PairsFacts, SelfTestFacts
+from ...engine.engines import ENGINES
+from ..rows import BenchRow, Facts, KernelFacts, SelfTestFacts
 from ..table import print_environment, print_rows
-from .base import ENGINE, Measured, print_lines
-from .pairs import PairsOptions
+from .base import ENGINE, MEASUREMENT, Measured, Suite, print_lines
+from .pairs import Pairs, PairsOptions
+from .train import Train
 
-_OCCLUDERS = "16"
-_CHECKS = ("kernel-check", "memory-check", "self-test")
+if TYPE_CHECKING:
+    from ..device import Section
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSuite(PairsOptions):
-    """Check everything on a device, and then time it. Two tables, a verdict, and one line of JSON to keep."""
+    """Check everything on a device, and then time it. Two tables, a verdict, and one line of JSON to keep.
+
+    Every section is a command of its own, which is said as it begins: run it again to look closer.
+    """
 
     title: ClassVar[str] = "Is it fast? Median rates; ratios are of medians, with a 95% interval over rounds"
-    facts: ClassVar[Mapping[str, type[Facts]]] = {
-        "kernel-check": KernelFacts,
-        "self-test": SelfTestFacts,
-        "network": PairsFacts,
-    }
+    facts: ClassVar[Mapping[str, type[Facts]]] = {"kernel-check": KernelFacts, "self-test": SelfTestFacts}
 
     engine: Annotated[
         str,
-        typer.Option(help="all, auto, or some of the engines, separated by commas.", rich_help_panel=ENGINE),
+        typer.Option(
+            help=f"all, auto, or some of {', '.join(ENGINES.names)}, separated by commas.", rich_help_panel=ENGINE
+        ),
     ] = "all"
     precision: Annotated[
         str, typer.Option(help="fp32, bf16, fp16, or several separated by commas.", rich_help_panel=ENGINE)
     ] = "bf16"
-    seconds: Annotated[float, typer.Option(help="Time for each set that takes turns.")] = 5.0
+    seconds: Annotated[
+        float,
+        typer.Option(
+            help="Time for each set that takes turns, as an engine at a precision; an operation has a tenth of it.",
+            rich_help_panel=MEASUREMENT,
+        ),
+    ] = 5.0
 
     def measure(self) -> Measured[BenchRow[Facts]]:
-        """Check and measure everything."""
+        """Run the sections."""
         from ...engine.devices import resolve_device
-        from ...engine.machine import keep_freed_memory
         from ...engine.progress import TerminalProgress
-        from ..device import DeviceConfig, device_rows
+        from ..device import run_sections
         from ..pictures import picture_folder, picture_paths
-        from ..workload import Workload, load_occluders
 
-        place, classifier = resolve_device(self.device), self.classifier
-        keep_freed_memory()
-        bank = load_occluders(_OCCLUDERS, classifier, self.seed)
-        config = DeviceConfig(place, self.config(), self.precisions)
-        with picture_folder(self.images) as folder:
-            paths, data = picture_paths(folder), self.data(folder)
-            work = Workload(classifier, bank, folder, paths, data, pairs=self.batch_size)
-            rows = device_rows(work, config, TerminalProgress())
-            return Measured(rows, {"flops_per_picture": work.flops}, self.seed)
+        kind = resolve_device(self.device).type
+        with picture_folder(self.images) as folder:  # what is wrong with the input is known before anything runs
+            picture_paths(folder)
+        _ = self.classifier
+        found = run_sections(list(self.sections(kind)), kind, TerminalProgress())
+        return Measured(found.rows, found.facts, self.seed)
+
+    def sections(self, kind: str) -> Iterator[Section]:
+        """Yield the sections on a device, `cpu` or `cuda`: what is right comes before what is fast."""
+        from ..device import Section
+
+        where = "auto" if self.device == "auto" else self.device
+        checks = ["kernels", "--check", "--device", where]
+        yield Section("kernel-check", "gfo-bench", checks)
+        if kind == "cuda":
+            yield Section("memory-check", "gfo-bench", checks, checked=True)
+        yield Section("self-test", "gfo-doctor", ["--selftest"])
+        for choice in self.choices():
+            if self.engine == "all" and kind not in ENGINES[choice.name].devices:
+                continue
+            own = ["--engine", choice.name, "--precision", str(choice.precision), "--device", where, "--baseline"]
+            yield Section("pairs", "gfo-bench", [*own, *self._words(Pairs, ("engine", "precision", "device"))])
+        seconds = ["--seconds", f"{self.seconds / 10:g}"]
+        yield Section("kernel", "gfo-bench", ["kernels", "--device", where, *seconds])
+        yield Section("train", "gfo-bench", ["train", *self._words(Train, ("device",)), "--device", where])
+
+    def _words(self, suite: type[Suite[Any]], left_out: Sequence[str]) -> list[str]:
+        """Return the options that a suite has as well, as words; not those that nobody gave."""
+        shared = {one.name: one.default for one in fields(suite)}
+        words: list[str] = []
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name in ("json_file", *left_out) or one.name not in shared or value == shared[one.name]:
+                continue
+            for part in value if isinstance(value, list) else [value]:
+                words += [f"--{one.name.replace('_', '-')}", str(part)]
+        return words
 
     def show(self, measured: Measured[BenchRow[Facts]], environment: Mapping[str, Any]) -> None:
         """Print the machine, what was checked, what was timed, and what it comes to."""
-        from ..device import verdict
+        from ..device import CHECKS, verdict
 
         shown = terminal.console()
         print_environment(environment, shown)
         for title, wanted in (("Is it right?", True), (self.title, False)):
-            print_rows([row for row in measured.rows if (row.stage in _CHECKS) is wanted], title, shown)
+            print_rows([row for row in measured.rows if (row.stage in CHECKS) is wanted], title, shown)
         print_lines(verdict(measured.rows), shown)

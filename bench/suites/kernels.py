@@ -7,6 +7,7 @@ timed before its result has been found equal to the formula's; one that differs 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
@@ -15,10 +16,10 @@ import typer
 
 from ...engine import terminal
 from ...engine.progress import Progress, TerminalProgress, no_progress
-from ...export.errors import InputError
-from ..rows import BenchRow, Facts, KernelFacts
+from ...export.errors import InputError, in_short, lacks_memory
+from ..rows import NO_ENGINE, BenchRow, Facts, KernelFacts
 from ..table import print_rows
-from .base import DATA, MEASUREMENT, Measured, TimedSuite, print_lines
+from .base import DATA, ENGINE, MEASUREMENT, Measured, TimedSuite, print_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,9 +33,14 @@ KernelRow: TypeAlias = BenchRow[KernelFacts]
 NO_GPU = "not run here: no CUDA GPU"
 # What is compared on a device; the others are compared with the formula, `eager`.
 ENGINES: Mapping[str, tuple[str, ...]] = {"cpu": ("eager", "reference"), "cuda": ("eager", "compile", "triton")}
-# Pairs of a call: as of a pass; fewer would not fill a large GPU.
+# Pairs of a call; fewer would not fill a large GPU.
 PAIRS: Mapping[str, int] = {"cpu": 64, "cuda": 512}
+# Pixels along a side, pairs, occluders and classes of `--check`: one of all that may be one; odd numbers; more than the
+# blocks of a kernel hold.
+AWKWARD = ((1, 1, 1, 2), (7, 3, 2, 5), (33, 13, 5, 1001))
 
+_SHIPPED = {"cpu": "reference", "cuda": "triton"}
+_CHECK = "kernel-check"
 # Keys of the document's environment: bytes that a large copy moves, by device.
 _CEILING = "copy_bytes_per_second_"
 
@@ -44,7 +50,21 @@ class Kernels(TimedSuite):
     """Time every operation and its straightforward formula, on synthetic data. A table, then one line of JSON."""
 
     title: ClassVar[str] = "Operations on synthetic data; eager is the straightforward formula in PyTorch"
-    facts: ClassVar[Mapping[str, type[Facts]]] = {"kernel": KernelFacts}
+    facts: ClassVar[Mapping[str, type[Facts]]] = {"kernel": KernelFacts, "kernel-check": KernelFacts}
+
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, cpu, cuda or cuda:N; the CPU, and the GPU if there is one, if not given.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None
+    check_only: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Compare, at awkward sizes as well, and time nothing.", rich_help_panel=MEASUREMENT
+        ),
+    ] = False
 
     size: Annotated[int, typer.Option(min=1, help="Pixels along a side of the pictures.", rich_help_panel=DATA)] = 224
     pairs: Annotated[
@@ -66,24 +86,30 @@ class Kernels(TimedSuite):
 
     def measure(self) -> Measured[BenchRow[Facts]]:
         """Measure every operation on every device."""
+        import torch
+
+        from ...engine.devices import resolve_device
         from ...engine.machine import keep_freed_memory
         from ..kernel_data import Sizes
 
         # As in gfo-train: otherwise the formula, which takes more memory, would mostly wait for fresh pages.
         keep_freed_memory()
-        chosen = {
-            device: Sizes(self.size, self.pairs or pairs, self.occluders, self.classes)
-            for device, pairs in PAIRS.items()
+        kinds = list(ENGINES) if self.device is None else [resolve_device(self.device).type]
+        there = {kind: kind if kind == "cpu" or torch.cuda.is_available() else "cpu" for kind in kinds}
+        sizes = {
+            kind: Sizes(self.size, self.pairs or PAIRS[there[kind]], self.occluders, self.classes) for kind in kinds
         }
         try:
-            rows, ceilings = kernel_rows(chosen, seconds=self.seconds, progress=TerminalProgress())
+            if self.check_only:
+                return Measured([row for kind in kinds for row in check_rows(kind, sizes[kind])], seed=0)
+            rows, ceilings = kernel_rows(sizes, seconds=self.seconds, progress=TerminalProgress())
         except RuntimeError as error:
-            if "memory" not in str(error):
+            if not lacks_memory(error):
                 raise
+            pairs = "" if self.pairs is None else f"--pairs {self.pairs} "
             raise InputError(
-                f"--size {self.size} --pairs {self.pairs or 'not given'} --occluders {self.occluders} "
-                f"--classes {self.classes}: "
-                "do not fit into memory; use smaller ones"
+                f"--size {self.size} {pairs}--occluders {self.occluders} --classes {self.classes}: do not fit into "
+                "memory; use smaller ones, and fewer --pairs"
             ) from error
         facts = {f"{_CEILING}{device}": rate for device, rate in ceilings.items()}
         return Measured(rows, facts, seed=0)
@@ -135,6 +161,31 @@ def kernel_rows(
             rows += _case_rows(case, device, seconds, ceilings[device])
             bar.advance(1)
     return rows, ceilings
+
+
+def check_rows(device: str, sizes: Sizes) -> list[KernelRow]:
+    """Compare every operation with its formula on `cpu` or `cuda`, at awkward sizes and at these."""
+    import torch
+
+    from ..kernel_cases import CASES
+    from ..kernel_data import Sizes as Some
+
+    if device == "cuda" and not torch.cuda.is_available():
+        return [_checked_row(NO_ENGINE, available=False, reason=NO_GPU)]
+    engines, rows = ("eager", _SHIPPED[device]), list[KernelRow]()
+    try:
+        for these, make in itertools.product((*(Some(*numbers) for numbers in AWKWARD), sizes), CASES):
+            _, found = checked(make(these, device), device, engines)
+            rows.append(replace(found[engines[1]], stage=_CHECK))
+    except RuntimeError as error:  # a GPU that has failed once fails in whatever follows
+        if lacks_memory(error):
+            raise
+        rows.append(_checked_row("eager", available=False, passed=False, reason=f"failed: {in_short(error)}"))
+    return rows
+
+
+def _checked_row(engine: str, **found: Any) -> KernelRow:
+    return BenchRow(stage=_CHECK, engine=engine, unit="pairs/s", facts=KernelFacts(kernel="–"), **found)
 
 
 def _row(case: Case, engine: str, device: str, **found: Any) -> KernelRow:
@@ -196,17 +247,18 @@ def checked(
         if reason:
             rows[name] = _row(case, name, device, available=False, reason=reason)
             continue
-        error = None
+        error = allowed = None
         try:
             call = makers[name]()
             found = call()
             wrong = difference(found, wanted, case.rounding)
+            error, allowed = _largest_error(found, wanted, case.rounding)
         except Exception as failure:  # noqa: BLE001 (compilers raise any kind; the row says that it failed)
             wrong = f"failed: {(str(failure).strip() or type(failure).__name__).splitlines()[0]}"
         else:
             if not wrong:
-                calls[name], error = call, _largest_error(found, wanted)
-        facts = KernelFacts(kernel=case.kernel, max_error=error)
+                calls[name] = call
+        facts = KernelFacts(kernel=case.kernel, max_error=error, allowed_error=allowed)
         rows[name] = replace(_row(case, name, device, available=not wrong, passed=not wrong, reason=wrong), facts=facts)
     return calls, rows
 
@@ -246,10 +298,19 @@ def difference(found: Results, wanted: Results, rounding: int) -> str:
     return ""
 
 
-def _largest_error(found: Results, wanted: Results) -> float:
-    """Return the largest distance of results that `difference` has found equal within rounding."""
-    apart = [_apart(own, other, 0)[0] for own, other in zip(found, wanted, strict=True)]
-    return max(float(one.max()) for one in apart if one.numel())
+def _largest_error(found: Results, wanted: Results, rounding: int) -> tuple[float | None, float | None]:
+    """Return the largest distance, and the largest that is allowed; None where results cannot be compared.
+
+    What is compared element by element is in `difference`; these two may be of different elements.
+    """
+    apart, allowed = 0.0, 0.0
+    for own, other in zip(found, wanted, strict=True):
+        if own.shape != other.shape or own.dtype != other.dtype:
+            return None, None
+        if own.numel():
+            both = _apart(own, other, rounding)
+            apart, allowed = (max(so_far, float(one.max())) for so_far, one in zip((apart, allowed), both, strict=True))
+    return (apart if math.isfinite(apart) else None), allowed
 
 
 def _apart(found: Tensor, wanted: Tensor, rounding: int) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,8 @@ from ...export.preprocessing import Preprocessing
 
 # Fractional bits of Pillow's fixed-point weights.
 _BITS = 22
-# Sides of pictures whose weights are kept. Those of a side of 500 pixels, resized to 224, are 14 kB; of 4,000, 0.2 MB.
+# Sides of pictures whose weights are kept. Those of 224 outputs take some 20 kB for a side of 500 pixels, and some 0.2
+# MB for one of 4,000.
 _KEPT = 256
 
 

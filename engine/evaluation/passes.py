@@ -30,7 +30,7 @@ from .store import READ_TOGETHER, block_size
 # docs/explanation/performance.md).
 _DEFAULT_PAIRS, _DEFAULT_PIXELS = (8, 64), 8 * 224**2
 # Pairs in a pass that a calibration tries, by kind of device.
-_PAIRS = {"cpu": (4, 8, 16, 32, 64), "cuda": (32, 64, 128, 256)}
+_PAIRS = {"cpu": (4, 8, 16, 32, 64), "cuda": (64, 128, 256, 512, 1024)}
 # A run shorter than this number of passes of each kind is not worth a calibration.
 _WORTH = 100
 

@@ -89,7 +89,7 @@ def test_an_engine_that_breaks_is_a_failure_not_a_traceback(monkeypatch: pytest.
     monkeypatch.setattr(TorchEngine, "infer", broken)
     checks = [check for check in doctor.self_test() if (check.engine, check.device) == ("torch", "cpu")]
     assert [check.passed for check in checks] == [False]
-    assert checks[0].reason == "no such operation on this device"
+    assert checks[0].reason == "RuntimeError: no such operation on this device"
 
 
 @pytest.mark.usefixtures("only_torch")

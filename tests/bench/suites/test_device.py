@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,56 +12,136 @@ from typing import Any
 import pytest
 import torch
 
-from gfo.bench import ceilings, device, kernel_cases
-from gfo.bench.kernel_cases import CASES
-from gfo.kernels.score import Score
+from gfo.bench import device
+from gfo.bench.device import CHECKER, Section, run_sections
+from gfo.bench.rows import BenchRow, SelfTestFacts
+from gfo.bench.suites.device import DeviceSuite
+from gfo.bench.suites.kernels import AWKWARD
+from gfo.engine.progress import no_progress
 
-pytestmark = pytest.mark.usefixtures("hurried", "no_large_copies")
-
-MODEL = ("--model", "python:gfo_tiny:network", "--weights", "default", "--seconds", "0.05")
-ON_CPU = ("device", *MODEL, "--device", "cpu", "--engine", "torch", "--precision", "fp32")
-
-
-@pytest.fixture
-def no_large_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceilings, "bandwidth", lambda device: 1e9)
+MODEL = ("--model", "python:gfo_tiny:network", "--weights", "default")
+CHECK = ("kernels", "--check", "--device", "cpu", "--size", "5", "--pairs", "3", "--occluders", "2", "--classes", "4")
 
 
-def test_right_comes_before_fast(run: Callable[..., Any], tiny_data: Path) -> None:
-    ended = run(*ON_CPU, "--images", tiny_data / "val")
-    assert ended.code == 0
-    stages = list(dict.fromkeys(row["stage"] for row in ended.rows))
-    wanted = ["kernel-check", "memory-check", "self-test", "bare", "pairs", "end-to-end", "baseline", "kernel"]
-    assert stages == [*wanted, "train-baseline", "train", "train-forward"]
-    checks = [row for row in ended.rows if row["stage"] == "kernel-check"]
-    assert len(checks) == len(CASES) * len(device.AWKWARD)
-    assert all(row["passed"] and row["max_error"] < 0.1 and row["engine"] == "reference" for row in checks)
-    tests = [row for row in ended.rows if row["stage"] == "self-test" and row["device"] == "cpu"]
-    assert [row["precision"] for row in tests] == ["fp32", "bf16", "fp16"]
-    assert all(row["max_error"] <= row["allowed_error"] and row["agreement"] > 0.9 for row in tests)
-    assert any(line.startswith("right: 53 of 53 checks") for line in ended.out.splitlines()), ended.out
-    (line,) = (line for line in ended.out.splitlines() if line.startswith("torch fp32: end-to-end is "))
-    assert line.endswith(" times the plain loop")
+@pytest.fixture(autouse=True)
+def own_network_in_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2] / "models"), *sys.path]))
 
 
-def test_what_is_wrong_is_counted_and_the_rest_still_runs(
-    run: Callable[..., Any], tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+def test_right_comes_before_fast() -> None:
+    suite = DeviceSuite(engine="torch,openvino", precision="fp32,bf16", seconds=2.0, device="cpu", images="DIR")
+    wanted = ["kernel-check", "self-test", "pairs", "pairs", "pairs", "pairs", "kernel", "train"]
+    sections = list(suite.sections("cpu"))
+    assert [section.name for section in sections] == wanted
+    assert [section.words[:3] for section in sections[:2]] == [["kernels", "--check", "--device"], ["--selftest"]]
+    engine = ["--engine", "openvino", "--precision", "bf16", "--device", "cpu", "--baseline"]
+    assert sections[5].words == [*engine, "--images", "DIR", "--seconds", "2.0"]
+    assert sections[-1].words == ["train", "--precision", "fp32,bf16", "--seconds", "2.0", "--device", "cpu"]
+    (checked,) = (section for section in suite.sections("cuda") if section.checked)
+    assert checked.name == "memory-check"
+    every = DeviceSuite(precision="fp32")
+    engines = {
+        kind: {section.words[1] for section in every.sections(kind) if section.name == "pairs"}
+        for kind in ("cpu", "cuda")
+    }
+    assert engines == {"cpu": {"torch", "onnxruntime", "openvino"}, "cuda": {"torch", "onnxruntime", "trt"}}
+
+
+@pytest.mark.slow
+def test_every_section_leaves_its_rows(
+    run: Callable[..., Any], tiny_data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def crash(*_: object, **__: object) -> Score:
-        raise RuntimeError("an illegal memory access was encountered\nmore")
+    own = (*MODEL, "--images", str(tiny_data / "val"), "--seconds", "0.05", "--stages", "pairs,end-to-end")
+    few = ("--pictures", "4", "--occluders", "2", "--baseline", "--engine", "torch", "--device", "cpu")
+    sections = [Section("kernel-check", "gfo-bench", CHECK), Section("pairs", "gfo-bench", [*own, *few])]
+    monkeypatch.setattr(DeviceSuite, "sections", lambda *_: iter(sections))
+    ended = run("device", "--device", "cpu", "--json", tmp_path / "device.json")
+    assert ended.code == 0
+    checks = [row for row in ended.rows if row["stage"] == "kernel-check"]
+    assert len(checks) == 10 * (len(AWKWARD) + 1)
+    assert all(row["passed"] and row["max_error"] <= row["allowed_error"] for row in checks)
+    assert [row["stage"] for row in ended.rows if row["p50"]] == ["pairs", "end-to-end", "baseline"]
+    lines = ended.out.splitlines()
+    assert "right: 40 of 40 checks; wrong: 0 rows" in lines
+    assert any(line.startswith("torch fp32: end-to-end is ") and line.endswith(" the plain loop") for line in lines)
 
-    monkeypatch.setattr(kernel_cases, "score", crash)
-    for section in ("self_tests", "throughput_rows", "training_rows"):
-        monkeypatch.setattr(device, section, crash)
-    monkeypatch.setattr(device, "AWKWARD", device.AWKWARD[:1])
-    ended = run(*ON_CPU, "--images", tiny_data / "val")
-    assert ended.code == 4
-    wrong = [row for row in ended.rows if row["passed"] is False]
-    assert [row["stage"] for row in wrong] == ["kernel-check", "self-test", "pairs", "kernel", "train"]
-    assert all("an illegal memory access was encountered" in row["reason"] for row in wrong)
-    assert all(row["p50"] is None for row in wrong)
-    assert sum(row["p50"] is not None for row in ended.rows) == 2 * len(CASES) - 1
-    assert any("WRONG" in line for line in ended.out.splitlines())
+
+def fake(monkeypatch: pytest.MonkeyPatch, *ends: tuple[int, str, str] | str) -> None:
+    """End the processes of sections like this, one after the other."""
+    left = iter(ends)
+
+    def ended(section: Section, *_: object) -> subprocess.CompletedProcess[str] | str:
+        how = next(left)
+        return how if isinstance(how, str) else subprocess.CompletedProcess([], *how)
+
+    monkeypatch.setattr(device, "_ended", ended)
+
+
+def found(*sections: Section) -> list[BenchRow[Any]]:
+    return run_sections(sections, "cuda", no_progress).rows
+
+
+@pytest.mark.parametrize(
+    ("end", "passed", "reason"),
+    [
+        ((1, "", "Traceback\nRuntimeError: an illegal memory access"), False, "exit code 1, RuntimeError: an illegal"),
+        ((-11, "", ""), False, "killed by SIGSEGV, nothing was said"),
+        ((3, "", "gfo-bench: --engine trt: needs CUDA\n"), None, "--engine trt: needs CUDA"),
+        ((2, "", "gfo-bench: --precision int8: no\n"), None, "--precision int8: no"),
+        ("took more than 1200 s", False, "took more than 1200 s"),
+    ],
+)
+def test_a_section_without_rows_is_a_row_and_the_next_one_runs(
+    monkeypatch: pytest.MonkeyPatch, end: Any, passed: bool | None, reason: str
+) -> None:
+    fake(monkeypatch, end, (3, "", "gfo-bench: no"))
+    first, second = found(Section("pairs", "gfo-bench", []), Section("train", "gfo-bench", []))
+    assert (first.stage, first.available, first.passed) == ("pairs", False, passed)
+    assert first.reason.startswith(reason)
+    assert second.stage == "train"
+
+
+def test_bad_input_is_2_before_anything_runs(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake(monkeypatch)
+    ended = run("device", *MODEL, "--images", tmp_path)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert str(tmp_path) in ended.err
+    assert run("device", "--model", "torchvision/none").code == 2
+
+
+def test_an_engine_that_returns_nan_is_wrong_and_its_row_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = '{"engine": "trt", "device": "H", "kind": "KIND", "precision": "fp16", "passed": false, "reason": "NaN", '
+    check += '"max_error": NaN, "allowed_error": 0.1, "agreement": 0.0}'
+    out = f'a table\n{{"selftest": [{check.replace("KIND", "cuda")}, {check.replace("KIND", "cpu")}]}}\n'
+    fake(monkeypatch, (4, out, ""))
+    (row,) = found(Section("self-test", "gfo-doctor", ["--selftest"]))
+    assert (row.engine, row.device, row.passed, row.reason) == ("trt", "cuda", False, "NaN")
+    assert row.facts == SelfTestFacts(max_error=None, allowed_error=0.1, agreement=0.0)
+
+
+@pytest.mark.parametrize(
+    ("script", "passed", "reason"),
+    [
+        ("exit 0", True, ""),
+        ('echo "========= Invalid __global__ read of size 4"; exit 99', False, "Invalid __global__ read of size 4"),
+        ('echo "driver too old" >&2; exit 1', None, f"{CHECKER}: exit code 1, driver too old"),
+        ("sleep 60", None, f"{CHECKER}: took more than 1 s"),
+        (None, None, f"not run here: {CHECKER} is not on the PATH"),
+    ],
+)
+def test_the_memory_checker_has_found_something_where_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str | None, passed: bool | None, reason: str
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    monkeypatch.setattr(device, "_LIMIT_SECONDS", 1.0)
+    if script is not None:
+        (tmp_path / CHECKER).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / CHECKER).chmod(0o755)
+    (row,) = found(Section("memory-check", "gfo-bench", CHECK, checked=True))
+    assert (row.engine, row.passed, row.reason) == (CHECKER, passed, reason)
+    assert row.available is (passed is True)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

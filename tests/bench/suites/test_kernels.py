@@ -19,6 +19,7 @@ from gfo.kernels.score import Score, score
 
 HAVE_GPU = torch.cuda.is_available()
 TINY = Sizes(size=5, pairs=6, occluders=3, classes=7)
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not HAVE_GPU, reason="no CUDA GPU here")]
 BOTH = dict.fromkeys(ENGINES, TINY)
 OPTIONS = ("--size", "5", "--pairs", "6", "--occluders", "3", "--classes", "7", "--seconds", "0.001")
 OPERATIONS = {
@@ -192,6 +193,20 @@ def test_a_failed_check_exits_with_4_and_still_tells(
     assert f"score fp32 reference cpu: {row['reason']}" in out.splitlines()
 
 
+def test_a_device_that_fails_from_then_on_is_a_row_after_those_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fails(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(kernel_cases, "CASES", (CASES[0], fails, CASES[1]))
+    assert run(monkeypatch, *OPTIONS, "--check", "--device", "cpu") == 4
+    first, last = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert (first["kernel"], first["passed"]) == ("occlude", True)
+    assert (last["available"], last["passed"]) == (False, False)
+    assert last["reason"] == "failed: RuntimeError: CUDA error: an illegal memory access was encountered"
+
+
 def test_json_is_the_last_line_and_the_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
@@ -210,13 +225,16 @@ def test_json_is_the_last_line_and_the_file(
     assert [entry.name for entry in file.parent.iterdir()] == ["kernels.json"]
 
 
-def test_a_gpu_gets_as_many_pairs_as_a_pass_has(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    assert run(monkeypatch, "--size", "5", "--occluders", "3", "--classes", "7", "--seconds", "0.001") == 0
+@pytest.mark.parametrize(("device", "pictures"), [("cpu", 64), pytest.param("cuda", 512, marks=GPU)])
+def test_a_device_gets_as_many_pairs_as_fill_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str, pictures: int
+):
+    small = ("--size", "5", "--occluders", "3", "--classes", "7", "--device", device)
+    assert run(monkeypatch, *small, "--check") == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
-    assert {(row["device"], row["pictures"]) for row in rows if row["kernel"] == "occlude"} == {
-        ("cpu", 64),
-        ("cuda", 512),
-    }
+    assert max(row["pictures"] for row in rows if row["kernel"] == "occlude") == pictures
+    assert {row["device"] for row in rows} == {device}
+    assert all(row["passed"] and row["max_error"] <= row["allowed_error"] for row in rows)
 
 
 @pytest.mark.parametrize(
