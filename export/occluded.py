@@ -18,6 +18,7 @@ from ..kernels.occlude import Normalisation, occlude
 from ..kernels.pairs import Grid, Pairs
 from .classifier import DTYPES, FrozenClassifier
 from .errors import InputError, in_short, lacks_gpu_memory
+from .gradients import QuickGradients
 from .islands import described, find_islands, is_the_machines
 
 
@@ -58,7 +59,7 @@ class OccludedClassifier(nn.Module):
         self.precision = precision
         self.model = classifier.model
         self.islands = ""
-        self._classifier = classifier
+        self._classifier, self._differentiated = classifier, False
         preprocessing = classifier.preprocessing
         self._size = preprocessing.input_size
         self.normalisation = Normalisation(preprocessing.scale, preprocessing.shift, DTYPES[precision])
@@ -90,7 +91,7 @@ class OccludedClassifier(nn.Module):
             raise ValueError("no bank: give one with the call or embed one")
         pairs = (Grid if grid else Pairs)(images, chosen, image_index, occluder_index)
         inputs = occlude(pairs, self.normalisation, impl=self.impl, validate=validate)
-        with self.naming_failure(inputs.device):
+        with self.naming_failure(inputs.device), QuickGradients() if self._differentiated else contextlib.nullcontext():
             return self.network(inputs).to(torch.float32).contiguous()  # a network may return a part of something
 
     def settled(self, device: torch.device, *, gradient: bool = False) -> Self:
@@ -104,7 +105,7 @@ class OccludedClassifier(nn.Module):
         device
             Where it is to work.
         gradient
-            Whether the network is to be differentiated there.
+            Whether the network is to be differentiated there, by `QuickGradients`.
 
         Raises
         ------
@@ -112,6 +113,7 @@ class OccludedClassifier(nn.Module):
             The network fails, and not only in parts of it; see `naming_failure`.
         """
         self.to(device)
+        self._differentiated = gradient
         try:
             self._try(device, gradient)
         except InputError:
