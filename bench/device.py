@@ -24,18 +24,20 @@ from ..engine.progress import Progress
 from ..engine.terminal import BAD_INPUT, FAILED, UNAVAILABLE
 from ..export.files import ScratchFolder
 from .environment import environment
-from .rows import NO_ENGINE, BenchRow, Facts, PairsFacts, SelfTestFacts, read_document
+from .rows import NO_ENGINE, BenchRow, Facts, KernelFacts, PairsFacts, SelfTestFacts, read_document
 
 Row: TypeAlias = BenchRow[Facts]
 
 CHECKS: Final = ("kernel-check", "memory-check", "self-test")
 """Stages whose rows say whether something is right, not how fast it is."""
 CHECKER: Final = "compute-sanitizer"
-# What the checker ends with where it has found something; the checked command's own codes are others.
+# What the checker ends with where it has found something, unless the checked command then fails by itself. Calls that
+# a library tries and that may fail are no errors.
 _FOUND: Final = 99
+_CHECK_OPTIONS: Final = (f"--error-exitcode={_FOUND}", "--report-api-errors=no")
 # PyTorch keeps freed memory and takes large pieces, in which an access beside a small tensor is no error.
 _UNCACHED: Final = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-_INVALID: Final = re.compile(r"Invalid .*|Uninitialized .*|.*ERROR SUMMARY: [1-9].*")
+_INVALID: Final = re.compile(r"Invalid .*|ERROR SUMMARY: [1-9].*")
 # Building a TensorRT plan takes minutes.
 _LIMIT_SECONDS: Final = 1200.0
 
@@ -76,7 +78,7 @@ def run_sections(sections: Sequence[Section], device: str, progress: Progress) -
     Parameters
     ----------
     device
-        `cpu` or `cuda`, for the rows; checks of other devices are left out.
+        `cpu` or `cuda`, for the rows.
     """
     found = Found()
     for section in sections:
@@ -101,8 +103,8 @@ def _run(section: Section, device: str) -> tuple[list[Row], dict[str, Any]]:
         if isinstance(ended, str):
             return [replace(blank, passed=False, reason=ended)], {}
         if ended.returncode in (0, FAILED, UNAVAILABLE):
-            if section.command == "gfo-doctor":
-                return _self_tests(ended.stdout, device), {}
+            if section.command == "gfo-doctor" and (checks := _checks(ended.stdout)):
+                return _self_tests(checks), {}
             if file.is_file():
                 return _of_file(file)
     return [_without_rows(section, blank, ended)], {}
@@ -125,23 +127,29 @@ def _of_file(file: Path) -> tuple[list[Row], dict[str, Any]]:
     return known.rows, {key: value for key, value in further.items() if key not in ("load_average", "seed", "threads")}
 
 
-def _self_tests(out: str, device: str) -> list[Row]:
-    """Return the rows of `gfo-doctor --selftest --json` on a device."""
-    checks = json.loads(_last_line(out))["selftest"]
+def _checks(out: str) -> list[dict[str, Any]]:
+    """Return what `gfo-doctor --selftest --json` has found; nothing where it did not get there."""
+    try:
+        return json.loads(_last_line(out))["selftest"]
+    except (ValueError, KeyError):
+        return []
+
+
+def _self_tests(checks: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return a row for each check."""
     return [
         BenchRow(
             stage="self-test",
             engine=check["engine"],
             precision=check["precision"],
             unit="pairs/s",
-            device=device,
+            device=check["kind"],
             available=bool(check["passed"]),
             passed=check["passed"],
             reason=check["reason"],
             facts=SelfTestFacts(**{key: _finite(check[key]) for key in ("max_error", "allowed_error", "agreement")}),
         )
         for check in checks
-        if check["kind"] == device
     ]
 
 
@@ -154,16 +162,16 @@ def _memory_checked(section: Section, blank: Row) -> Row:
     tool = shutil.which(CHECKER)
     if tool is None:
         return replace(blank, reason=f"not run here: {CHECKER} is not on the PATH")
-    ended = _ended(section, [], [tool, f"--error-exitcode={_FOUND}"], _UNCACHED)
+    ended = _ended(section, [], [tool, *_CHECK_OPTIONS], _UNCACHED)
     if isinstance(ended, str):
         return replace(blank, reason=f"{CHECKER}: {ended}")
-    if ended.returncode == 0:
-        return replace(blank, available=True, passed=True)
     lines = [
         found[0].strip() for line in (ended.stdout + ended.stderr).splitlines() if (found := _INVALID.search(line))
     ]
-    if ended.returncode == _FOUND:
+    if lines or ended.returncode == _FOUND:
         return replace(blank, passed=False, reason=next(iter(lines), f"{CHECKER} found an error"))
+    if ended.returncode == 0:
+        return replace(blank, available=True, passed=True)
     return replace(blank, reason=f"{CHECKER}: exit code {ended.returncode}, {_last_line(ended.stderr)}")
 
 
@@ -187,9 +195,8 @@ def _ended(
         except subprocess.TimeoutExpired:
             return f"took more than {_LIMIT_SECONDS:.0f} s"
         finally:
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # what it has started may go on without it
+                os.killpg(process.pid, signal.SIGKILL)
     return subprocess.CompletedProcess(line, process.returncode, out, err)
 
 
@@ -204,8 +211,12 @@ def verdict(rows: Sequence[Row]) -> Iterator[str]:
     """Yield how many checks passed, what is wrong, and how near each engine's evaluation comes to its network."""
     judged = [row for row in rows if row.stage in CHECKS and row.passed is not None]
     wrong = [row for row in rows if row.passed is False]
-    yield f"right: {sum(bool(row.passed) for row in judged)} of {len(judged)} checks; wrong: {len(wrong)} rows"
-    yield from (f"WRONG: {row.stage} {row.engine} {row.precision or ''}: {row.reason}" for row in wrong)
+    absent = sum(row.stage in CHECKS and row.passed is None for row in rows)
+    right = sum(bool(row.passed) for row in judged)
+    yield f"right: {right} of {len(judged)} checks; not run: {absent}; wrong: {len(wrong)} rows"
+    for row in wrong:
+        kernel = row.facts.kernel if isinstance(row.facts, KernelFacts) else None
+        yield f"WRONG: {' '.join(filter(None, (row.stage, kernel, row.engine, row.precision)))}: {row.reason}"
     for row in rows:
         if row.stage == "end-to-end" and row.ratio and isinstance(row.facts, PairsFacts):
             plain = row.facts.to_plain

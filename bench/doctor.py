@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.data import LOADERS
+from ..engine.devices import resolve_device
 from ..engine.engines import ENGINES
 from ..engine.engines.base import Engine
 from ..engine.engines.choice import EngineChoice, open_engine
@@ -150,10 +151,17 @@ def _broken() -> list[str]:
     return [f"{why}." for table in others for why in table.broken().values()]
 
 
-def self_test() -> Iterator[Check]:
+def self_test(engines: Collection[str] | None = None, device: str = "auto") -> Iterator[Check]:
     """Run every engine present, on every device, at every precision that it has, against float64.
 
     An engine that runs a graph has it exported from the small network of this check first.
+
+    Parameters
+    ----------
+    engines
+        Their names; None for all.
+    device
+        `cpu`, `cuda` or `cuda:N`; `auto` for every kind that there is.
 
     Yields
     ------
@@ -162,7 +170,10 @@ def self_test() -> Iterator[Check]:
     """
     classifier, pairs = _random_classifier(), _random_pairs()
     truth = _float64_logits(classifier, pairs)
+    kind = None if device == "auto" else resolve_device(device).type
     for state in engine_states():
+        if (engines is not None and state.engine not in engines) or (kind is not None and state.device != kind):
+            continue
         if not state.available:
             yield Check(state.engine, state.device, "–", passed=None, kind=state.device, reason=state.reason)
         for precision in state.precisions:

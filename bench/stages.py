@@ -3,8 +3,8 @@
     bare         the network alone, on ready tensors, in its best batch and layout
     pairs        pictures in memory (uint8) under every occluder, to verdicts
     end-to-end   picture files to a store on disk: what gfo-eval does once an engine is open
-    baseline     a plain PyTorch loop: DataLoader, Pillow, float32, one pass over the files for each occluder; on a GPU
-                 in TF32, PyTorch's default, and once more without it
+    baseline     a plain PyTorch loop: DataLoader, Pillow, one pass over the files for each occluder, in PyTorch's
+                 default float32; on a GPU that is TF32, and another row has float32 throughout
 
 All of them take turns in one process.
 """
@@ -18,7 +18,7 @@ from functools import partial
 import torch
 
 from ..engine.data.source import Block
-from ..engine.devices import CannotCapture, fitting_memory
+from ..engine.devices import fitting_memory
 from ..engine.engines.base import Engine
 from ..engine.evaluation.all_pairs import part_size, queue_part
 from ..engine.evaluation.passes import Passes, passes_to_try
@@ -137,11 +137,17 @@ def _bare(run: OpenRun) -> _Alternative:
 def _best_bare(engine: Engine) -> tuple[Call, int, str]:
     """Return the fastest call of the network alone, its pictures and its name, of all batches in both layouts."""
     batches = list(dict.fromkeys(passes.pairs for passes in passes_to_try(engine)))
-    calls = {(batch, layout): call for batch in batches for layout, call in engine.bare(batch).items()}
+    calls: dict[tuple[int, str], Call] = {}
+    for batch in batches:
+        try:
+            calls |= {(batch, layout): call for layout, call in engine.bare(batch).items()}
+        except torch.OutOfMemoryError:  # nor will larger ones fit
+            if not calls:
+                raise
+            break
     for turns in (2, 5):  # those that come near the best then get a longer look
         with fitting_memory(batches[0], engine.device):
-            left_out = (torch.OutOfMemoryError, CannotCapture)
-            taken = best_seconds(calls, engine.torch_device, turns=turns, errors=left_out)
+            taken = best_seconds(calls, engine.torch_device, turns=turns, errors=(torch.OutOfMemoryError,))
         each = {key: seconds / key[0] for key, seconds in taken.items()}
         calls = {key: calls[key] for key in each if each[key] <= _NEAR * min(each.values())}
     batch, layout = min(calls, key=each.__getitem__)

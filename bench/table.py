@@ -114,7 +114,7 @@ def _reached(row: Mapping[str, Any]) -> str:
 
 def _not_of_kernels(cell: Cell) -> Cell:
     """Return the cell, empty for kernels: they have it in `sizes`."""
-    return lambda row: "" if row["stage"] == "kernel" else cell(row)
+    return lambda row: "" if row["kernel"] else cell(row)
 
 
 _COLUMNS: Mapping[str, Cell] = {

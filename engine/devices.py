@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..export.errors import EngineUnavailable, InputError, in_short, lacks_gpu_memory
+from ..export.errors import EngineUnavailable, InputError
 from ..kernels.impl import choose_impl
 
 T = TypeVar("T")
@@ -106,31 +106,17 @@ def deterministic(device: torch.device) -> Iterator[None]:
         memory.fill_uninitialized_memory = filled
 
 
-class CannotCapture(RuntimeError):
-    """A step that cannot become a CUDA graph."""
-
-
 def captured(step: Callable[[], T], stream: torch.cuda.Stream) -> Callable[[], T]:
     """Capture a step that has run before as one CUDA graph, which replays the same work on the same memory.
 
-    Call this function with `stream` as the current stream, and the function that it returns on one stream at a time.
-    The result lies in the same memory each time.
-
-    Raises
-    ------
-    CannotCapture
-        The step does what a graph cannot hold, as waiting for a value.
+    Call this function, and the function that it returns, with `stream` as the current stream. The result lies in the
+    same memory each time.
     """
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
-    try:
-        # Other threads, such as those of a loader, may continue to allocate.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            result = step()
-    except RuntimeError as error:
-        if lacks_gpu_memory(error):
-            raise
-        raise CannotCapture(in_short(error)) from error
+    # Other threads, such as those of a loader, may continue to allocate.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        result = step()
 
     def replay() -> T:
         graph.replay()

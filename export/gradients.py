@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-_MAPS = 4  # dimensions of [P, C, H, W]
+_MAPS, _SIDES = 4, 2  # dimensions of [P, C, H, W], and of a picture
 
 
 class QuickGradients(TorchFunctionMode):
@@ -53,7 +53,7 @@ class _Call:
     ) -> None:
         self.input, self.weight, self.bias, self.groups = input, weight, bias, groups
         self.stride, self.dilation = _two(stride), _two(dilation)
-        self.padding = _two(0 if isinstance(padding, str) else padding)  # with a stride, PyTorch takes `valid` alone
+        self.padding = _two({"valid": 0}.get(padding, -1) if isinstance(padding, str) else padding)
 
     def is_slow(self) -> bool:
         """Return whether the gradient with respect to the input is slow, and alone is asked for."""
@@ -65,7 +65,8 @@ class _Call:
             and self.groups == self.input.shape[1] == len(self.weight) > 1
             and max(self.stride) > 1
             and self.dilation == [1, 1]
-            and all(pad < taps for pad, taps in zip(self.padding, self.weight.shape[-2:], strict=False))
+            and len(self.stride) == len(self.padding) == _SIDES
+            and all(0 <= pad < taps for pad, taps in zip(self.padding, self.weight.shape[-2:], strict=True))
             and torch.is_grad_enabled()
             and self.input.requires_grad
             and not any(one is not None and one.requires_grad for one in parameters)

@@ -59,7 +59,7 @@ class OccludedClassifier(nn.Module):
         self.precision = precision
         self.model = classifier.model
         self.islands = ""
-        self._classifier, self._differentiated = classifier, False
+        self._classifier, self._quick = classifier, False
         preprocessing = classifier.preprocessing
         self._size = preprocessing.input_size
         self.normalisation = Normalisation(preprocessing.scale, preprocessing.shift, DTYPES[precision])
@@ -91,7 +91,7 @@ class OccludedClassifier(nn.Module):
             raise ValueError("no bank: give one with the call or embed one")
         pairs = (Grid if grid else Pairs)(images, chosen, image_index, occluder_index)
         inputs = occlude(pairs, self.normalisation, impl=self.impl, validate=validate)
-        with self.naming_failure(inputs.device), QuickGradients() if self._differentiated else contextlib.nullcontext():
+        with self.naming_failure(inputs.device), self._gradients():
             return self.network(inputs).to(torch.float32).contiguous()  # a network may return a part of something
 
     def settled(self, device: torch.device, *, gradient: bool = False) -> Self:
@@ -105,7 +105,7 @@ class OccludedClassifier(nn.Module):
         device
             Where it is to work.
         gradient
-            Whether the network is to be differentiated there, by `QuickGradients`.
+            Whether the network is to be differentiated there; on a CPU at half precision by `QuickGradients`.
 
         Raises
         ------
@@ -113,7 +113,7 @@ class OccludedClassifier(nn.Module):
             The network fails, and not only in parts of it; see `naming_failure`.
         """
         self.to(device)
-        self._differentiated = gradient
+        self._quick = gradient and device.type == "cpu" and self.precision != "fp32"
         try:
             self._try(device, gradient)
         except InputError:
@@ -125,13 +125,17 @@ class OccludedClassifier(nn.Module):
             self.islands = described(found, self.precision, device)
         return self
 
+    def _gradients(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context of a forward pass that may be differentiated."""
+        return QuickGradients() if self._quick else contextlib.nullcontext()
+
     def _picture(self, device: torch.device) -> Tensor:
         shape = (1, 3, self._size, self._size)
         return torch.zeros(shape, device=device, dtype=DTYPES[self.precision]).to(memory_format=torch.channels_last)
 
     def _try(self, device: torch.device, gradient: bool) -> None:
         picture = self._picture(device).requires_grad_(gradient)
-        with torch.set_grad_enabled(gradient), self.naming_failure(device):
+        with torch.set_grad_enabled(gradient), self.naming_failure(device), self._gradients():
             logits = self.network(picture)
             if gradient:
                 torch.autograd.grad(logits.float().sum(), picture)

@@ -10,7 +10,10 @@ import typer
 
 from ...engine import terminal
 from ...engine.commands import options
+from ...engine.engines import ENGINES
 from ...engine.names import terminal_cell, visible
+from ...export.errors import InputError
+from ..suites.options import names
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,8 +31,18 @@ def doctor(
     selftest: Annotated[
         bool, typer.Option(help="Run every engine present against float64; exit 4 if one is wrong.")
     ] = False,
+    engine: Annotated[
+        str | None, typer.Option(help="Engines of the self-test, separated by commas; all if not given.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Device of the self-test: cpu, cuda or cuda:N; auto for every kind that there is.")
+    ] = "auto",
 ) -> None:
     """Show this machine, the versions, and which engines can run on which device."""
+    if not selftest and (engine is not None or device != "auto"):
+        given = f"--engine {engine}" if engine is not None else f"--device {device}"
+        raise InputError(f"{given}: is of the self-test; add --selftest")
+    engines = None if engine is None else names("--engine", engine, ENGINES.names)
     from ..doctor import as_json, engine_states, notes, self_test
     from ..environment import environment
 
@@ -38,7 +51,7 @@ def doctor(
         terminal.print_table(shown, table)
     for note in notes(facts["packages"]):
         shown.print(visible(f"note: {note}"), markup=False)
-    checks = list(self_test()) if selftest else None
+    checks = list(self_test(engines, device)) if selftest else None
     if checks is not None:
         terminal.print_table(shown, _selftest_table(checks))
     if json_line:
@@ -86,7 +99,6 @@ def _engine_table(states: Sequence[EngineState]) -> Table:
 
 
 def _option_tables() -> tuple[Table, Table]:
-    from ...engine.engines import ENGINES
     from ...engine.training.objectives import OBJECTIVES
 
     return _option_table("engine", ENGINES.by_name()), _option_table("objective", OBJECTIVES.by_name())

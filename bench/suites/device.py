@@ -73,15 +73,18 @@ class DeviceSuite(PairsOptions):
         """Yield the sections on a device, `cpu` or `cuda`: what is right comes before what is fast."""
         from ..device import Section
 
-        where = "auto" if self.device == "auto" else self.device
+        where = self.device
         checks = ["kernels", "--check", "--device", where]
         yield Section("kernel-check", "gfo-bench", checks)
         if kind == "cuda":
             yield Section("memory-check", "gfo-bench", checks, checked=True)
-        yield Section("self-test", "gfo-doctor", ["--selftest"])
-        for choice in self.choices():
-            if self.engine == "all" and kind not in ENGINES[choice.name].devices:
-                continue
+        choices = [one for one in self.choices() if self.engine != "all" or kind in ENGINES[one.name].devices]
+        for name in dict.fromkeys(choice.name for choice in choices):
+            only = [] if name == "auto" else ["--engine", name]
+            yield Section(
+                "self-test", "gfo-doctor", ["--selftest", "--device", kind if where == "auto" else where, *only]
+            )
+        for choice in choices:
             own = ["--engine", choice.name, "--precision", str(choice.precision), "--device", where, "--baseline"]
             yield Section("pairs", "gfo-bench", [*own, *self._words(Pairs, ("engine", "precision", "device"))])
         seconds = ["--seconds", f"{self.seconds / 10:g}"]

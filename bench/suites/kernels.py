@@ -171,7 +171,7 @@ def check_rows(device: str, sizes: Sizes) -> list[KernelRow]:
     from ..kernel_data import Sizes as Some
 
     if device == "cuda" and not torch.cuda.is_available():
-        return [_checked_row(NO_ENGINE, available=False, reason=NO_GPU)]
+        return [_checked_row(NO_ENGINE, available=False, reason=NO_GPU, device=device)]
     engines, rows = ("eager", _SHIPPED[device]), list[KernelRow]()
     try:
         for these, make in itertools.product((*(Some(*numbers) for numbers in AWKWARD), sizes), CASES):
@@ -180,7 +180,8 @@ def check_rows(device: str, sizes: Sizes) -> list[KernelRow]:
     except RuntimeError as error:  # a GPU that has failed once fails in whatever follows
         if lacks_memory(error):
             raise
-        rows.append(_checked_row("eager", available=False, passed=False, reason=f"failed: {in_short(error)}"))
+        why = f"failed: {in_short(error)}"
+        rows.append(_checked_row("eager", available=False, passed=False, reason=why, device=device))
     return rows
 
 
@@ -253,7 +254,9 @@ def checked(
             found = call()
             wrong = difference(found, wanted, case.rounding)
             error, allowed = _largest_error(found, wanted, case.rounding)
-        except Exception as failure:  # noqa: BLE001 (compilers raise any kind; the row says that it failed)
+        except Exception as failure:
+            if lacks_memory(failure):
+                raise
             wrong = f"failed: {(str(failure).strip() or type(failure).__name__).splitlines()[0]}"
         else:
             if not wrong:
@@ -303,14 +306,15 @@ def _largest_error(found: Results, wanted: Results, rounding: int) -> tuple[floa
 
     What is compared element by element is in `difference`; these two may be of different elements.
     """
-    apart, allowed = 0.0, 0.0
+    apart, allowed = [0.0], [0.0]
     for own, other in zip(found, wanted, strict=True):
         if own.shape != other.shape or own.dtype != other.dtype:
             return None, None
         if own.numel():
-            both = _apart(own, other, rounding)
-            apart, allowed = (max(so_far, float(one.max())) for so_far, one in zip((apart, allowed), both, strict=True))
-    return (apart if math.isfinite(apart) else None), allowed
+            for so_far, one in zip((apart, allowed), _apart(own, other, rounding), strict=True):
+                so_far.append(float(one.max()))
+    largest, most = (max(so_far) if all(map(math.isfinite, so_far)) else None for so_far in (apart, allowed))
+    return largest, most
 
 
 def _apart(found: Tensor, wanted: Tensor, rounding: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,11 +18,8 @@ from ...export.classifier import DTYPES, PRECISIONS, FrozenClassifier
 from ...export.occluded import OccludedClassifier
 from ...export.subject import Subject
 from ...kernels.impl import Impl
-from ..devices import captured, checked_impl, device_name, exact_float32, resolve_device
+from ..devices import checked_impl, device_name, exact_float32, resolve_device
 from .base import Engine
-
-# Calls before one is captured: the first may compile, and allocates.
-_WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class TorchEngine(Engine):
         return self._logits(images, image_index, occluder_index, grid=False)
 
     def bare(self, batch: int) -> dict[str, Callable[[], object]]:
-        """See `Engine.bare`; on a GPU as a CUDA graph, too, which raises `CannotCapture` where it cannot be one."""
+        """See `Engine.bare`."""
         size, network = self._classifier().preprocessing.input_size, self._model.network
         noise = torch.randn(batch, 3, size, size, device=self.torch_device, dtype=DTYPES[self.precision])
 
@@ -109,30 +106,10 @@ class TorchEngine(Engine):
             with torch.inference_mode():
                 return network(pictures)
 
-        calls: dict[str, Callable[[], object]] = {
+        return {
             "NHWC": partial(run, noise.contiguous(memory_format=torch.channels_last)),
             "NCHW": partial(run, noise.contiguous()),
         }
-        if self.torch_device.type == "cuda":  # without what the host takes to launch each operation
-            calls |= {f"{layout}, a CUDA graph": self._graphed(call) for layout, call in calls.items()}
-        return calls
-
-    def _graphed(self, call: Callable[[], object]) -> Callable[[], object]:
-        """Return a call that captures another one when it first runs, and replays it from then on."""
-
-        @cache
-        def graph() -> Callable[[], object]:
-            stream = torch.cuda.Stream(self.torch_device)
-            stream.wait_stream(torch.cuda.current_stream(self.torch_device))
-            with torch.cuda.stream(stream):
-                for _ in range(_WARM_UP):
-                    call()
-                return captured(call, stream)
-
-        def replay() -> object:
-            return graph()()
-
-        return replay
 
     def close(self) -> None:
         """Drop the network and the bank, and restore the float32 mode of convolutions and products."""

@@ -63,6 +63,23 @@ def test_selftest_passes_and_prints_every_precision(
     assert all(check["reason"] for check in checks if not check["passed"])
 
 
+def test_selftest_of_one_engine_on_one_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    code, out = run_doctor(monkeypatch, capsys, "--selftest", "--engine", "onnxruntime", "--device", "cpu", "--json")
+    assert code == 0
+    checks = json.loads(out.splitlines()[-1])["selftest"]
+    assert [(check["engine"], check["kind"], check["precision"]) for check in checks] == [
+        ("onnxruntime", "cpu", "fp32")
+    ]
+
+
+@pytest.mark.parametrize("options", [("--engine", "torch"), ("--device", "cpu"), ("--selftest", "--engine", "none")])
+def test_options_of_the_selftest_are_not_read_without_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+):
+    code, out = run_doctor(monkeypatch, capsys, *options)
+    assert (code, out) == (2, "")
+
+
 @pytest.fixture
 def only_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what is spoilt there: the others need not be compiled, and half precisions are slow on most CPUs."""

@@ -30,12 +30,13 @@ def own_network_in_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_right_comes_before_fast() -> None:
     suite = DeviceSuite(engine="torch,openvino", precision="fp32,bf16", seconds=2.0, device="cpu", images="DIR")
-    wanted = ["kernel-check", "self-test", "pairs", "pairs", "pairs", "pairs", "kernel", "train"]
+    wanted = ["kernel-check", *["self-test"] * 2, *["pairs"] * 4, "kernel", "train"]
     sections = list(suite.sections("cpu"))
     assert [section.name for section in sections] == wanted
-    assert [section.words[:3] for section in sections[:2]] == [["kernels", "--check", "--device"], ["--selftest"]]
+    assert sections[0].words == ["kernels", "--check", "--device", "cpu"]
+    assert sections[2].words == ["--selftest", "--device", "cpu", "--engine", "openvino"]
     engine = ["--engine", "openvino", "--precision", "bf16", "--device", "cpu", "--baseline"]
-    assert sections[5].words == [*engine, "--images", "DIR", "--seconds", "2.0"]
+    assert sections[6].words == [*engine, "--images", "DIR", "--seconds", "2.0"]
     assert sections[-1].words == ["train", "--precision", "fp32,bf16", "--seconds", "2.0", "--device", "cpu"]
     (checked,) = (section for section in suite.sections("cuda") if section.checked)
     assert checked.name == "memory-check"
@@ -62,7 +63,7 @@ def test_every_section_leaves_its_rows(
     assert all(row["passed"] and row["max_error"] <= row["allowed_error"] for row in checks)
     assert [row["stage"] for row in ended.rows if row["p50"]] == ["pairs", "end-to-end", "baseline"]
     lines = ended.out.splitlines()
-    assert "right: 40 of 40 checks; wrong: 0 rows" in lines
+    assert "right: 40 of 40 checks; not run: 0; wrong: 0 rows" in lines
     assert any(line.startswith("torch fp32: end-to-end is ") and line.endswith(" the plain loop") for line in lines)
 
 
@@ -89,6 +90,7 @@ def found(*sections: Section) -> list[BenchRow[Any]]:
         ((3, "", "gfo-bench: --engine trt: needs CUDA\n"), None, "--engine trt: needs CUDA"),
         ((2, "", "gfo-bench: --precision int8: no\n"), None, "--precision int8: no"),
         ("took more than 1200 s", False, "took more than 1200 s"),
+        ((0, "no JSON", ""), False, "exit code 0, nothing was said"),
     ],
 )
 def test_a_section_without_rows_is_a_row_and_the_next_one_runs(
@@ -114,7 +116,7 @@ def test_bad_input_is_2_before_anything_runs(
 def test_an_engine_that_returns_nan_is_wrong_and_its_row_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
     check = '{"engine": "trt", "device": "H", "kind": "KIND", "precision": "fp16", "passed": false, "reason": "NaN", '
     check += '"max_error": NaN, "allowed_error": 0.1, "agreement": 0.0}'
-    out = f'a table\n{{"selftest": [{check.replace("KIND", "cuda")}, {check.replace("KIND", "cpu")}]}}\n'
+    out = f'a table\n{{"selftest": [{check.replace("KIND", "cuda")}]}}\n'
     fake(monkeypatch, (4, out, ""))
     (row,) = found(Section("self-test", "gfo-doctor", ["--selftest"]))
     assert (row.engine, row.device, row.passed, row.reason) == ("trt", "cuda", False, "NaN")
@@ -126,6 +128,8 @@ def test_an_engine_that_returns_nan_is_wrong_and_its_row_is_json(monkeypatch: py
     [
         ("exit 0", True, ""),
         ('echo "========= Invalid __global__ read of size 4"; exit 99', False, "Invalid __global__ read of size 4"),
+        ('echo "========= Invalid __global__ read of size 4"; exit 4', False, "Invalid __global__ read of size 4"),
+        ('echo "========= ERROR SUMMARY: 0 errors"', True, ""),
         ('echo "driver too old" >&2; exit 1', None, f"{CHECKER}: exit code 1, driver too old"),
         ("sleep 60", None, f"{CHECKER}: took more than 1 s"),
         (None, None, f"not run here: {CHECKER} is not on the PATH"),

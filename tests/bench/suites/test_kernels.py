@@ -97,6 +97,9 @@ def test_the_largest_distance_is_a_rows(monkeypatch: pytest.MonkeyPatch):
     assert rows["reference"].passed
     assert rows["reference"].facts.max_error == pytest.approx(off, abs=2**-22)  # of values up to 2.6
     assert rows["eager"].facts.max_error is None
+    monkeypatch.setattr(kernel_cases, "occlude", lambda pairs, how, **options: right(pairs, how, **options) * torch.nan)
+    (wrong,) = (kernels.checked(case, "cpu", ("eager", "reference"))[1]["reference"],)
+    assert (wrong.passed, wrong.facts.max_error) == (False, None)  # not 0, and JSON has no number for it
 
 
 def test_difference_wants_the_same_integers_shapes_and_dtypes():
