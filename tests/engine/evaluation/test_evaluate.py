@@ -317,7 +317,7 @@ def test_a_device_that_runs_ahead_is_waited_for_once_a_part_with_the_next_part_q
     whole, late = (RunStore.open(tmp_path / out) for out in ("whole", "ahead"))
     for name in ("prediction", "rank", "margin"):
         one, other = (np.asarray(zarr.open_array(store.path / name, mode="r")[:]) for store in (whole, late))
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(one, other, atol=1e-5)  # passes of another length may round otherwise
     assert [entry.path for entry in late.quarantined()] == [entry.path for entry in whole.quarantined()]
     assert "".join(event[0] for event in ahead.events) == events.replace(" ", "")
 
@@ -409,10 +409,10 @@ def test_blocks_that_are_read_in_parts_are_the_same(
         np.asarray(zarr.open_array(tmp_path / out / "predictions.zarr" / "margin", mode="r")[:])
         for out in ("whole", "parts", "broken parts")
     )
-    np.testing.assert_array_equal(parts, whole)
+    np.testing.assert_allclose(parts, whole, atol=1e-5)  # passes of another length may round otherwise
     place = RunStore.open(tmp_path / "whole").paths.index("val/bee/03.png")
     assert np.isnan(rest[place]).all()
-    np.testing.assert_array_equal(np.delete(rest, place, 0), np.delete(whole, place, 0))
+    np.testing.assert_allclose(np.delete(rest, place, 0), np.delete(whole, place, 0), atol=1e-5)
 
 
 @pytest.mark.parametrize("shards", [2, 3, 5])
