@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 FLOORS := kernels export engine bench
+PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-lower-bounds faults check docs format clean
 
@@ -12,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/gfo-demo --out runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python $(PYTEST)
 
 # Thousands of kills and damaged files; the suite tries a few. About half an hour.
 faults: $(STAMP)
@@ -26,7 +27,7 @@ test-lower-bounds: $(STAMP)
 	$(BIN)/python tests/lower_bounds.py > build/lower-bounds.txt
 	$(PYTHON) -m venv build/lower-bounds
 	build/lower-bounds/bin/python -m pip install --quiet -c build/lower-bounds.txt -e '.[test]'
-	build/lower-bounds/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	build/lower-bounds/bin/python $(PYTEST)
 
 check: $(STAMP) $(FLOORS:%=.typing/gfo/%)
 	$(BIN)/ruff format --check .

@@ -22,8 +22,8 @@ from typing import Any, Final, TypeAlias
 
 from ..engine.progress import Progress
 from ..engine.terminal import BAD_INPUT, FAILED, UNAVAILABLE
+from ..export.errors import last_line
 from ..export.files import ScratchFolder
-from .environment import environment
 from .rows import NO_ENGINE, BenchRow, Facts, KernelFacts, PairsFacts, SelfTestFacts, read_document
 
 Row: TypeAlias = BenchRow[Facts]
@@ -112,7 +112,7 @@ def _run(section: Section, device: str) -> tuple[list[Row], dict[str, Any]]:
 
 def _without_rows(section: Section, blank: Row, ended: subprocess.CompletedProcess[str]) -> Row:
     """Return the row of a section that ended without any."""
-    said = _last_line(ended.stderr).removeprefix(f"{section.command}: ")
+    said = last_line(ended.stderr).removeprefix(f"{section.command}: ") or "nothing was said"
     if ended.returncode in (BAD_INPUT, UNAVAILABLE):  # as a precision or a device that the engine lacks
         return replace(blank, reason=said)
     code = ended.returncode
@@ -121,16 +121,15 @@ def _without_rows(section: Section, blank: Row, ended: subprocess.CompletedProce
 
 
 def _of_file(file: Path) -> tuple[list[Row], dict[str, Any]]:
+    """Return the rows of a document, and its environment without what is of one command alone."""
     known = read_document(file)
-    own = environment()
-    further = {key: value for key, value in known.environment.items() if key not in own}
-    return known.rows, {key: value for key, value in further.items() if key not in ("load_average", "seed", "threads")}
+    return known.rows, {key: value for key, value in known.environment.items() if key not in ("load_average", "seed")}
 
 
 def _checks(out: str) -> list[dict[str, Any]]:
     """Return what `gfo-doctor --selftest --json` has found; nothing where it did not get there."""
     try:
-        return json.loads(_last_line(out))["selftest"]
+        return json.loads(last_line(out))["selftest"]
     except (ValueError, KeyError):
         return []
 
@@ -172,7 +171,7 @@ def _memory_checked(section: Section, blank: Row) -> Row:
         return replace(blank, passed=False, reason=next(iter(lines), f"{CHECKER} found an error"))
     if ended.returncode == 0:
         return replace(blank, available=True, passed=True)
-    return replace(blank, reason=f"{CHECKER}: exit code {ended.returncode}, {_last_line(ended.stderr)}")
+    return replace(blank, reason=f"{CHECKER}: exit code {ended.returncode}, {last_line(ended.stderr)}")
 
 
 def _ended(
@@ -198,10 +197,6 @@ def _ended(
             with contextlib.suppress(ProcessLookupError):  # what it has started may go on without it
                 os.killpg(process.pid, signal.SIGKILL)
     return subprocess.CompletedProcess(line, process.returncode, out, err)
-
-
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing was said")
 
 
 # ---- what it comes to

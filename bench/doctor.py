@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -174,8 +175,9 @@ def self_test(engines: Collection[str] | None = None, device: str = "auto") -> I
     for state in engine_states():
         if (engines is not None and state.engine not in engines) or (kind is not None and state.device != kind):
             continue
+        without = partial(Check, state.engine, state.device, kind=state.device)
         if not state.available:
-            yield Check(state.engine, state.device, "–", passed=None, kind=state.device, reason=state.reason)
+            yield without("–", passed=None, reason=state.reason)
         for precision in state.precisions:
             own = _own_logits(classifier, precision, pairs)
             choice = EngineChoice(state.engine, precision, state.device)
@@ -183,14 +185,12 @@ def self_test(engines: Collection[str] | None = None, device: str = "auto") -> I
                 with open_engine(choice, classifier) as engine:
                     yield _checked(engine, pairs, truth, own)
             except EngineUnavailable as error:  # a provider or a driver that is installed, but does not start
-                yield Check(state.engine, state.device, precision, passed=None, kind=state.device, reason=str(error))
+                yield without(precision, passed=None, reason=str(error))
             except (
                 RuntimeError,
                 InputError,
             ) as error:  # an operation that the device lacks, or a bad graph
-                yield Check(
-                    state.engine, state.device, precision, passed=False, kind=state.device, reason=in_short(error)
-                )
+                yield without(precision, passed=False, reason=in_short(error))
 
 
 def _checked(engine: Engine, pairs: _Pairs, truth: Tensor, own: Tensor) -> Check:

@@ -11,6 +11,7 @@ import subprocess
 from dataclasses import replace
 
 from ..engine.engines.base import OwnBenchmark
+from ..export.errors import last_line
 from .rows import BenchRow, PairsFacts
 
 _THROUGHPUT = re.compile(r"Throughput: ([0-9.]+(?:e[+-]?[0-9]+)?) qps")
@@ -43,6 +44,6 @@ def own_row(own: OwnBenchmark, blank: BenchRow[PairsFacts], seconds: float) -> B
         return replace(row, available=False, reason=f"{tool}: {type(error).__name__}: {error}".splitlines()[0])
     found = _THROUGHPUT.search(done.stdout)
     if done.returncode or found is None:
-        said = next((line for line in reversed((done.stdout + done.stderr).splitlines()) if line.strip()), "")
-        return replace(row, available=False, reason=f"{tool}: exit code {done.returncode}, {said.strip()}")
+        said = last_line(done.stdout + done.stderr)
+        return replace(row, available=False, reason=f"{tool}: exit code {done.returncode}, {said}")
     return replace(row, p50=float(found[1]) * own.pairs, rounds=1)

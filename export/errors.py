@@ -32,6 +32,11 @@ def in_short(error: BaseException) -> str:
     return ": ".join([type(error).__name__, *[line for line in lines if line][:1]])
 
 
+def last_line(text: str) -> str:
+    """Return the last line that another program has printed, as the end of a message; empty where there is none."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
 def lacks_gpu_memory(error: BaseException | str) -> bool:
     """Return whether an error of a library says that a GPU has not enough memory."""
     return re.search(NO_GPU_MEMORY, str(error), re.IGNORECASE) is not None

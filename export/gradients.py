@@ -9,7 +9,7 @@ a stride, with the kernel turned around, over the gradient of the output with ze
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,48 +32,52 @@ class QuickGradients(TorchFunctionMode):
     ) -> Any:
         """Call a function of PyTorch, or what stands for it."""
         if func is F.conv2d:
-            called = _Call(*args, **(kwargs or {}))
-            if called.is_slow():
-                return _Depthwise.apply(called.input, called)
+            images, call = _called(*args, **(kwargs or {}))
+            if call.is_slow(images):
+                return _Depthwise.apply(images, call)
         return func(*args, **(kwargs or {}))
 
 
-class _Call:
-    """The arguments of `conv2d`."""
+class _Call(NamedTuple):
+    """The arguments of `conv2d`, without the pictures."""
 
-    def __init__(
-        self,
-        input: Tensor,  # noqa: A002 (PyTorch's name, by which it may be given)
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: int | Sequence[int] = 1,
-        padding: str | int | Sequence[int] = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-    ) -> None:
-        self.input, self.weight, self.bias, self.groups = input, weight, bias, groups
-        self.stride, self.dilation = _two(stride), _two(dilation)
-        self.padding = _two({"valid": 0}.get(padding, -1) if isinstance(padding, str) else padding)
+    weight: Tensor
+    bias: Tensor | None
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
 
-    def is_slow(self) -> bool:
-        """Return whether the gradient with respect to the input is slow, and alone is asked for."""
+    def is_slow(self, images: Tensor) -> bool:
+        """Return whether the gradient with respect to the pictures is slow, and alone is asked for."""
         parameters = (self.weight, self.bias)
         return (
-            self.input.device.type == "cpu"
-            and self.input.dtype in (torch.bfloat16, torch.float16)
-            and self.input.dim() == _MAPS
-            and self.groups == self.input.shape[1] == len(self.weight) > 1
+            images.device.type == "cpu"
+            and images.dtype in (torch.bfloat16, torch.float16)
+            and images.dim() == _MAPS
+            and self.groups == images.shape[1] == len(self.weight) > 1
             and max(self.stride) > 1
             and self.dilation == [1, 1]
             and len(self.stride) == len(self.padding) == _SIDES
             and all(0 <= pad < taps for pad, taps in zip(self.padding, self.weight.shape[-2:], strict=True))
             and torch.is_grad_enabled()
-            and self.input.requires_grad
+            and images.requires_grad
             and not any(one is not None and one.requires_grad for one in parameters)
         )
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return F.conv2d(images, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+def _called(
+    input: Tensor,  # noqa: A002 (PyTorch's name, by which it may be given)
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> tuple[Tensor, _Call]:
+    """Return the pictures of a call of `conv2d`, and its other arguments."""
+    sides = {"valid": 0}.get(padding, -1) if isinstance(padding, str) else padding
+    return input, _Call(weight, bias, _two(stride), _two(sides), _two(dilation), groups)
 
 
 def _two(value: int | Sequence[int]) -> list[int]:
@@ -86,8 +90,7 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, call: _Call) -> Tensor:
         ctx.call, ctx.shape = call, images.shape
-        call.input = images.new_empty(0)  # otherwise the graph would keep it, which the gradient does not need
-        return call(images)
+        return F.conv2d(images, *call)
 
     @staticmethod
     @once_differentiable

@@ -12,8 +12,8 @@ from ._triton import jit, tl
 from .pairs import Pairs
 
 # The references process pairs in pieces of about this many elements, so that the peak memory is the output plus one
-# piece. On the CPU a piece (1 MiB of float32) stays in cache, and a pair of `_ALONE` elements is one by itself, which
-# saves copies (1.1 times as fast at 160²); elsewhere small pieces would be bound by their launches.
+# piece. On the CPU a piece (1 MiB of float32) stays in cache, and a pair of `_ALONE` elements or more is one by itself,
+# which saves copies; elsewhere small pieces would be bound by their launches.
 _PIECE_ELEMENTS_CPU, _ALONE = 1 << 18, 1 << 16
 _PIECE_ELEMENTS = 1 << 26
 
@@ -29,10 +29,11 @@ def pieces(pairs: Pairs) -> Iterator[slice]:
     count, images = pairs.image_index.shape[0], pairs.images
     if torch.compiler.is_compiling():
         return iter([slice(0, count)])
-    on_cpu, pair = images.device.type == "cpu", max(1, math.prod(images.shape[1:]))
-    step = max(1, (_PIECE_ELEMENTS_CPU if on_cpu else _PIECE_ELEMENTS) // pair)
-    if on_cpu and pair >= _ALONE:
-        step = 1
+    pair = max(1, math.prod(images.shape[1:]))
+    if images.device.type != "cpu":
+        step = max(1, _PIECE_ELEMENTS // pair)
+    else:
+        step = 1 if pair >= _ALONE else _PIECE_ELEMENTS_CPU // pair
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 

@@ -20,7 +20,8 @@ from ...engine import terminal
 from ...engine.engines import ENGINES
 from ..rows import BenchRow, Facts, KernelFacts, SelfTestFacts
 from ..table import print_environment, print_rows
-from .base import ENGINE, MEASUREMENT, Measured, Suite, print_lines
+from .base import MEASUREMENT, Measured, Suite, print_lines
+from .options import Engines, Precisions
 from .pairs import Pairs, PairsOptions
 from .train import Train
 
@@ -38,15 +39,8 @@ class DeviceSuite(PairsOptions):
     title: ClassVar[str] = "Is it fast? Median rates; ratios are of medians, with a 95% interval over rounds"
     facts: ClassVar[Mapping[str, type[Facts]]] = {"kernel-check": KernelFacts, "self-test": SelfTestFacts}
 
-    engine: Annotated[
-        str,
-        typer.Option(
-            help=f"all, auto, or some of {', '.join(ENGINES.names)}, separated by commas.", rich_help_panel=ENGINE
-        ),
-    ] = "all"
-    precision: Annotated[
-        str, typer.Option(help="fp32, bf16, fp16, or several separated by commas.", rich_help_panel=ENGINE)
-    ] = "bf16"
+    engine: Engines = "all"
+    precision: Precisions = "bf16"
     seconds: Annotated[
         float,
         typer.Option(
@@ -73,7 +67,7 @@ class DeviceSuite(PairsOptions):
         """Yield the sections on a device, `cpu` or `cuda`: what is right comes before what is fast."""
         from ..device import Section
 
-        where = self.device
+        where = kind if self.device == "auto" else self.device
         checks = ["kernels", "--check", "--device", where]
         yield Section("kernel-check", "gfo-bench", checks)
         if kind == "cuda":
@@ -81,9 +75,7 @@ class DeviceSuite(PairsOptions):
         choices = [one for one in self.choices() if self.engine != "all" or kind in ENGINES[one.name].devices]
         for name in dict.fromkeys(choice.name for choice in choices):
             only = [] if name == "auto" else ["--engine", name]
-            yield Section(
-                "self-test", "gfo-doctor", ["--selftest", "--device", kind if where == "auto" else where, *only]
-            )
+            yield Section("self-test", "gfo-doctor", ["--selftest", "--device", where, *only])
         for choice in choices:
             own = ["--engine", choice.name, "--precision", str(choice.precision), "--device", where, "--baseline"]
             yield Section("pairs", "gfo-bench", [*own, *self._words(Pairs, ("engine", "precision", "device"))])

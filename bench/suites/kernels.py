@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, TypeAlias
 
 import typer
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 KernelRow: TypeAlias = BenchRow[KernelFacts]
 
 NO_GPU = "not run here: no CUDA GPU"
-# What is compared on a device; the others are compared with the formula, `eager`.
+# What is compared on a device: the formula, `eager`, first, and what the project ships last.
 ENGINES: Mapping[str, tuple[str, ...]] = {"cpu": ("eager", "reference"), "cuda": ("eager", "compile", "triton")}
 # Pairs of a call; fewer would not fill a large GPU.
 PAIRS: Mapping[str, int] = {"cpu": 64, "cuda": 512}
@@ -39,7 +39,6 @@ PAIRS: Mapping[str, int] = {"cpu": 64, "cuda": 512}
 # blocks of a kernel hold.
 AWKWARD = ((1, 1, 1, 2), (7, 3, 2, 5), (33, 13, 5, 1001))
 
-_SHIPPED = {"cpu": "reference", "cuda": "triton"}
 _CHECK = "kernel-check"
 # Keys of the document's environment: bytes that a large copy moves, by device.
 _CEILING = "copy_bytes_per_second_"
@@ -95,10 +94,9 @@ class Kernels(TimedSuite):
         # As in gfo-train: otherwise the formula, which takes more memory, would mostly wait for fresh pages.
         keep_freed_memory()
         kinds = list(ENGINES) if self.device is None else [resolve_device(self.device).type]
-        there = {kind: kind if kind == "cpu" or torch.cuda.is_available() else "cpu" for kind in kinds}
-        sizes = {
-            kind: Sizes(self.size, self.pairs or PAIRS[there[kind]], self.occluders, self.classes) for kind in kinds
-        }
+        # Rows of a GPU that is not here are made on the CPU, where its number of pairs might not fit.
+        default = PAIRS if torch.cuda.is_available() else dict.fromkeys(PAIRS, PAIRS["cpu"])
+        sizes = {kind: Sizes(self.size, self.pairs or default[kind], self.occluders, self.classes) for kind in kinds}
         try:
             if self.check_only:
                 return Measured([row for kind in kinds for row in check_rows(kind, sizes[kind])], seed=0)
@@ -168,15 +166,15 @@ def check_rows(device: str, sizes: Sizes) -> list[KernelRow]:
     import torch
 
     from ..kernel_cases import CASES
-    from ..kernel_data import Sizes as Some
+    from ..kernel_data import Sizes
 
     if device == "cuda" and not torch.cuda.is_available():
         return [_checked_row(NO_ENGINE, available=False, reason=NO_GPU, device=device)]
-    engines, rows = ("eager", _SHIPPED[device]), list[KernelRow]()
+    rows, shipped = list[KernelRow](), ENGINES[device][-1]
     try:
-        for these, make in itertools.product((*(Some(*numbers) for numbers in AWKWARD), sizes), CASES):
-            _, found = checked(make(these, device), device, engines)
-            rows.append(replace(found[engines[1]], stage=_CHECK))
+        for these, make in itertools.product((*(Sizes(*numbers) for numbers in AWKWARD), sizes), CASES):
+            _, found = checked(make(these, device), device, ("eager", shipped))
+            rows.append(replace(found[shipped], stage=_CHECK))
     except RuntimeError as error:  # a GPU that has failed once fails in whatever follows
         if lacks_memory(error):
             raise
@@ -248,21 +246,19 @@ def checked(
         if reason:
             rows[name] = _row(case, name, device, available=False, reason=reason)
             continue
-        error = allowed = None
         try:
             call = makers[name]()
-            found = call()
-            wrong = difference(found, wanted, case.rounding)
-            error, allowed = _largest_error(found, wanted, case.rounding)
+            apart = distance(call(), wanted, case.rounding)
         except Exception as failure:
             if lacks_memory(failure):
                 raise
-            wrong = f"failed: {(str(failure).strip() or type(failure).__name__).splitlines()[0]}"
+            apart = Distance(f"failed: {(str(failure).strip() or type(failure).__name__).splitlines()[0]}")
         else:
-            if not wrong:
+            if not apart.wrong:
                 calls[name] = call
-        facts = KernelFacts(kernel=case.kernel, max_error=error, allowed_error=allowed)
-        rows[name] = replace(_row(case, name, device, available=not wrong, passed=not wrong, reason=wrong), facts=facts)
+        right = not apart.wrong
+        facts = KernelFacts(kernel=case.kernel, max_error=apart.largest, allowed_error=apart.allowed)
+        rows[name] = replace(_row(case, name, device, available=right, passed=right, reason=apart.wrong), facts=facts)
     return calls, rows
 
 
@@ -281,8 +277,19 @@ def _cannot_run(engine: str, device: str) -> str:
     return "" if how == "CUDA" else f"not run here: {how}"
 
 
-def difference(found: Results, wanted: Results, rounding: int) -> str:
-    """Return how results differ beyond rounding, or an empty string.
+class Distance(NamedTuple):
+    """How far results are from those that are wanted."""
+
+    wrong: str
+    """How they differ beyond rounding; empty where they do not."""
+    largest: float | None = None
+    """The largest distance of an element; None where shapes or dtypes differ, or a value is not finite."""
+    allowed: float | None = None
+    """The largest that is allowed of any element, with the same exceptions."""
+
+
+def distance(found: Results, wanted: Results, rounding: int) -> Distance:
+    """Compare results with those that are wanted.
 
     Parameters
     ----------
@@ -292,29 +299,23 @@ def difference(found: Results, wanted: Results, rounding: int) -> str:
         How far floats may be apart, in units of 2⁻²³ of the largest wanted value; half precisions may further differ by
         one rounding of each value.
     """
+    wrong, largest, most = "", [0.0], [0.0]
     for own, other in zip(found, wanted, strict=True):
         if own.shape != other.shape or own.dtype != other.dtype:
-            return f"differs from the formula: {own.dtype} {[*own.shape]} for {other.dtype} {[*other.shape]}"
+            return Distance(f"differs from the formula: {own.dtype} {[*own.shape]} for {other.dtype} {[*other.shape]}")
+        if not own.numel():
+            continue
         apart, allowed = _apart(own, other, rounding)
-        if not bool((apart <= allowed).all()):  # false for NaN, too
-            return f"differs from the formula by up to {float(apart.max()):.2g}, {float(allowed.max()):.2g} is rounding"
-    return ""
+        largest.append(float(apart.max()))
+        most.append(float(allowed.max()))
+        if not wrong and not bool((apart <= allowed).all()):  # false for NaN, too
+            wrong = f"differs from the formula by up to {largest[-1]:.2g}, {most[-1]:.2g} is rounding"
+    return Distance(wrong, _most(largest), _most(most))
 
 
-def _largest_error(found: Results, wanted: Results, rounding: int) -> tuple[float | None, float | None]:
-    """Return the largest distance, and the largest that is allowed; None where results cannot be compared.
-
-    What is compared element by element is in `difference`; these two may be of different elements.
-    """
-    apart, allowed = [0.0], [0.0]
-    for own, other in zip(found, wanted, strict=True):
-        if own.shape != other.shape or own.dtype != other.dtype:
-            return None, None
-        if own.numel():
-            for so_far, one in zip((apart, allowed), _apart(own, other, rounding), strict=True):
-                so_far.append(float(one.max()))
-    largest, most = (max(so_far) if all(map(math.isfinite, so_far)) else None for so_far in (apart, allowed))
-    return largest, most
+def _most(values: Sequence[float]) -> float | None:
+    """Return the largest; None where one is not finite, for which JSON has no number."""
+    return max(values) if all(map(math.isfinite, values)) else None
 
 
 def _apart(found: Tensor, wanted: Tensor, rounding: int) -> tuple[Tensor, Tensor]:

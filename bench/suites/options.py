@@ -21,6 +21,18 @@ if TYPE_CHECKING:
     from ...export.classifier import FrozenClassifier
 
 
+Precisions = Annotated[
+    str, typer.Option(help="fp32, bf16, fp16, or several separated by commas.", rich_help_panel=ENGINE)
+]
+Engines = Annotated[
+    str,
+    typer.Option(
+        help=f"auto (as gfo-eval chooses), all, or some of {', '.join(ENGINES.names)}, separated by commas.",
+        rich_help_panel=ENGINE,
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(options.ModelOptions):
     """Options that name a network; speed does not ask for trained weights."""
@@ -65,7 +77,7 @@ class DeviceOptions:
 class PrecisionOptions(DeviceOptions):
     """Options that say at what precisions, and where."""
 
-    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, or several separated by commas.")] = "fp32"
+    precision: Precisions = "fp32"
 
     @property
     def precisions(self) -> list[str]:
@@ -79,12 +91,7 @@ class PrecisionOptions(DeviceOptions):
 class EngineOptions(PrecisionOptions):
     """Options that choose engines."""
 
-    engine: Annotated[
-        str,
-        typer.Option(
-            help=f"auto (as gfo-eval chooses), all, or some of {', '.join(ENGINES.names)}, separated by commas.",
-        ),
-    ] = "auto"
+    engine: Engines = "auto"
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Pairs in a pass through the network; measured if not given."),

@@ -14,7 +14,7 @@ from gfo.bench.commands.bench import main
 from gfo.bench.kernel_cases import CASES
 from gfo.bench.kernel_data import Sizes
 from gfo.bench.suites import kernels
-from gfo.bench.suites.kernels import ENGINES, NO_GPU, difference, kernel_rows
+from gfo.bench.suites.kernels import ENGINES, NO_GPU, distance, kernel_rows
 from gfo.kernels.score import Score, score
 
 HAVE_GPU = torch.cuda.is_available()
@@ -56,8 +56,8 @@ def test_every_reference_equals_its_formula(make: Any, sizes: Sizes):
     case = make(sizes, "cpu")
     formula, operation = case.formula(lambda function: function), case.operation("reference")
     wanted = formula()
-    assert difference(operation(), wanted, case.rounding) == ""
-    assert difference(formula(), wanted, 0) == ""  # the formula leaves its inputs as they are
+    assert distance(operation(), wanted, case.rounding).wrong == ""
+    assert distance(formula(), wanted, 0).wrong == ""  # the formula leaves its inputs as they are
     assert case.minimum > 0
 
 
@@ -81,12 +81,12 @@ def test_minimum_counts_every_input_and_result_once():
 def test_difference_allows_rounding_and_no_more():
     wanted = torch.tensor([1.0, -4.0, 0.0])
     unit = 4 * 2.0**-23
-    assert difference((wanted + 2 * unit,), (wanted,), 2) == ""
-    assert "rounding" in difference((wanted + 3 * unit,), (wanted,), 2)
-    assert "rounding" in difference((torch.tensor([1.0, -4.0, float("nan")]),), (wanted,), 2)
+    assert distance((wanted + 2 * unit,), (wanted,), 2).wrong == ""
+    assert "rounding" in distance((wanted + 3 * unit,), (wanted,), 2).wrong
+    assert "rounding" in distance((torch.tensor([1.0, -4.0, float("nan")]),), (wanted,), 2).wrong
     half = torch.tensor([1.0], dtype=torch.bfloat16)
-    assert difference((half + 2**-7,), (half,), 2) == ""  # its neighbour
-    assert difference((half + 2**-6,), (half,), 2)
+    assert distance((half + 2**-7,), (half,), 2).wrong == ""  # its neighbour
+    assert distance((half + 2**-6,), (half,), 2).wrong
 
 
 def test_the_largest_distance_is_a_rows(monkeypatch: pytest.MonkeyPatch):
@@ -104,12 +104,12 @@ def test_the_largest_distance_is_a_rows(monkeypatch: pytest.MonkeyPatch):
 
 def test_difference_wants_the_same_integers_shapes_and_dtypes():
     wanted = torch.tensor([3, 4])
-    assert difference((wanted,), (wanted,), 9) == ""
-    assert difference((torch.tensor([3, 5]),), (wanted,), 9)
-    assert difference((torch.tensor([3]),), (wanted,), 9)
-    assert difference((wanted.float(),), (wanted,), 9)
+    assert distance((wanted,), (wanted,), 9).wrong == ""
+    assert distance((torch.tensor([3, 5]),), (wanted,), 9).wrong
+    assert distance((torch.tensor([3]),), (wanted,), 9).wrong
+    assert distance((wanted.float(),), (wanted,), 9).wrong
     empty = torch.zeros(0)
-    assert difference((empty,), (empty,), 9) == ""
+    assert distance((empty,), (empty,), 9).wrong == ""
 
 
 def test_rows_are_complete():
