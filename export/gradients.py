@@ -1,9 +1,9 @@
 """Gradients of operations that PyTorch computes slowly on a CPU, the same numbers by another way.
 
 Training asks for the gradient with respect to the pictures alone, which few other programs do. At half precision oneDNN
-has no fast kernel for that of a depthwise convolution with a stride: on a CPU with AMX it takes 66 to 143 ms where the
-forward pass takes 0.5 to 1.6 (EfficientNet-Lite0's four such layers, 32 pictures of 160²). It is a convolution without
-a stride, with the kernel turned around, over the gradient of the output with zeros between its elements: 1 to 7 ms.
+has no fast kernel for that of a depthwise convolution with a stride: on a CPU with AMX the four such layers of
+EfficientNet-Lite0 took half of a training step (docs/explanation/performance.md). It is a convolution without a stride,
+with the kernel turned around, over the gradient of the output with zeros between its elements.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def doctor(
     """Show this machine, the versions, and which engines can run on which device."""
     if not selftest and (engine is not None or device != "auto"):
         given = f"--engine {engine}" if engine is not None else f"--device {device}"
-        raise InputError(f"{given}: is of the self-test; add --selftest")
+        raise InputError(f"{given}: is read by the self-test only; add --selftest")
     engines = None if engine is None else names("--engine", engine, ENGINES.names)
     from ..doctor import as_json, engine_states, notes, self_test
     from ..environment import environment

@@ -21,6 +21,7 @@ from ...engine.engines import ENGINES
 from ..rows import BenchRow, Facts, KernelFacts, SelfTestFacts
 from ..table import print_environment, print_rows
 from .base import MEASUREMENT, Measured, Suite, print_lines
+from .kernels import Kernels
 from .options import Engines, Precisions
 from .pairs import Pairs, PairsOptions
 from .train import Train
@@ -31,12 +32,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSuite(PairsOptions):
-    """Check everything on a device, and then time it. Two tables, a verdict, and one line of JSON to keep.
+    """Check everything on a device, and then time it. Tables, a verdict, and one line of JSON to keep.
 
     Every section is a command of its own, which is said as it begins: run it again to look closer.
     """
 
-    title: ClassVar[str] = "Is it fast? Median rates; ratios are of medians, with a 95% interval over rounds"
     facts: ClassVar[Mapping[str, type[Facts]]] = {"kernel-check": KernelFacts, "self-test": SelfTestFacts}
 
     engine: Engines = "all"
@@ -101,6 +101,11 @@ class DeviceSuite(PairsOptions):
 
         shown = terminal.console()
         print_environment(environment, shown)
-        for title, wanted in (("Is it right?", True), (self.title, False)):
-            print_rows([row for row in measured.rows if (row.stage in CHECKS) is wanted], title, shown)
+        titles = {**dict.fromkeys(CHECKS, "Is it right?"), "kernel": Kernels.title}
+        tables: dict[str, list[BenchRow[Facts]]] = {}
+        for row in measured.rows:  # those of pairs and those of training have few columns in common
+            title = titles.get(row.stage, f"{'Training' if row.stage.startswith('train') else 'Pairs'}. {self.title}")
+            tables.setdefault(title, []).append(row)
+        for title, rows in tables.items():
+            print_rows(rows, title, shown)
         print_lines(verdict(measured.rows), shown)

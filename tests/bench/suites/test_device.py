@@ -63,6 +63,8 @@ def test_every_section_leaves_its_rows(
     assert all(row["passed"] and row["max_error"] <= row["allowed_error"] for row in checks)
     assert [row["stage"] for row in ended.rows if row["p50"]] == ["pairs", "end-to-end", "baseline"]
     lines = ended.out.splitlines()
+    titles = [line.split(".")[0].strip() for line in lines if line.startswith(("Is it right?", "Pairs."))]
+    assert titles == ["Is it right?", "Pairs"]
     assert "right: 40 of 40 checks; not run: 0; wrong: 0 rows" in lines
     assert any(line.startswith("torch fp32: end-to-end is ") and line.endswith(" the plain loop") for line in lines)
 

@@ -37,8 +37,8 @@ from gfo.export.preprocessing import Preprocessing
 from gfo.kernels.score import Score
 
 SIZE, EPSILON = 12, 30.0
-# Of each picture: clean, three occluders and noise. Passes of as many pairs are the same however parts are cut, and give
-# the same bits.
+# Of each picture: clean, three occluders and noise. Passes of as many pairs are the same however parts are cut, and
+# give the same bits.
 ROWS = 5
 IDS = {"ant": 0, "bee": 3, "cat": 1, "dog": 2}
 PREPROCESSING = Preprocessing(SIZE, SIZE, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
