@@ -112,13 +112,15 @@ class GroupTraining(Training):
         self._network, self._config, self._place, self._share = network, config, place, batches.share
         self._descent = Descent(network, config, torch.zeros(len(work), *work[0].images.shape[1:], device=place))
         self._batches = _endless(batches, work, config.seed)
-        self._stopped = torch.zeros(0, dtype=torch.int64)  # as pairs name them, from 1 on
+        self._stopped = self._descent.stopped[:0]  # as pairs name them, from 1 on
 
     def _step(self) -> int:
         config, precision, done = self._config, self._network.precision, self._steps - self._ahead
         batch = _without(next(self._batches), self._stopped)
         with exact_float32(precision, self._place), deterministic(self._place):
-            self._descent(batch.to(self._place), config.step_size(done / self._steps), done + 1)
+            self._descent(batch, config.step_size(done / self._steps), done + 1)
+            if done + 1 == self._steps:
+                self._descent.finish()
         self.image_steps += len(batch.images)
         return self._share
 
@@ -129,7 +131,7 @@ class GroupTraining(Training):
     def stop(self, row: int) -> None:
         """See `Training.stop`."""
         self._descent.stopped[row] = 1
-        self._stopped = self._descent.stopped.nonzero().squeeze(1).cpu() + 1
+        self._stopped = self._descent.stopped.nonzero().squeeze(1) + 1
 
 
 def _endless(batches: Batches, work: Sequence[Fitted], seed: int) -> Iterator[Batch]:
@@ -148,19 +150,19 @@ def _without(batch: Batch, stopped: Tensor) -> Batch:
 
 
 class PlainClass(Training):
-    """The plain loop's, of one class: seeded passes over its pictures, [n, 3, S, S] in memory."""
+    """The plain loop's, of one class: seeded passes over its pictures, [n, 3, S, S] in memory on the device."""
 
-    def __init__(self, plain: PlainTraining, work: Fitted, epochs: int, seed: int, place: torch.device) -> None:
+    def __init__(self, plain: PlainTraining, work: Fitted, epochs: int, seed: int) -> None:
         self._images, self._labels = work.images.permute(0, 3, 1, 2).contiguous(), work.labels
         orders = [work.order(epoch, len(work.images), seed) for epoch in range(epochs)]
         self._places = [part for order in orders for part in order.split(_PLAIN_BATCH)]
         super().__init__(len(self._places))
-        self._plain, self._place = plain, place
+        self._plain = plain
         plain.restart()
 
     def _step(self) -> int:
         places = self._places[-self._ahead]
-        self._plain.step(self._images[places].to(self._place), self._labels[places].to(self._place))
+        self._plain.step(self._images[places], self._labels[places])
         self.image_steps += len(places)
         return len(places)
 

@@ -129,7 +129,7 @@ class Contest:
             for number, group in enumerate(groups):
                 work = [read_class(f, self._splits[f.class_id][0], self._source) for f in group]
                 self.pictures += sum(len(one.images) for one in work)
-                fitted = [Fitted([one], row) for row, one in enumerate(work, start=1)]
+                fitted = [Fitted([one], row, self._place) for row, one in enumerate(work, start=1)]
                 if not number:
                     self._warm_up(fitted)
                 for name in courses:
@@ -149,7 +149,7 @@ class Contest:
 
     def _alone(self, one: Fitted) -> Training:
         config = self._config
-        return PlainClass(self._plain, one, config.plain_epochs, config.train.seed, self._place)
+        return PlainClass(self._plain, one, config.plain_epochs, config.train.seed)
 
     def _course(self, name: str, fitted: Sequence[Fitted]) -> Course:
         judged = [self._judged[one.class_id] for one in fitted]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from ..export.errors import EngineUnavailable, InputError
 from ..kernels.impl import choose_impl
@@ -123,6 +124,25 @@ def captured(step: Callable[[], T], stream: torch.cuda.Stream) -> Callable[[], T
         return result
 
     return replay
+
+
+def arriving(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor to the CPU, behind the work that is queued by now; return what waits for the copy.
+
+    On a CPU there is nothing to copy, and to wait for.
+    """
+    if tensor.device.type != "cuda":
+        return lambda: tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(tensor.device))
+
+    def wait() -> Tensor:
+        copied.synchronize()
+        return host
+
+    return wait
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from ...export.options import NoOptions
 from ...export.subject import Subject
 from ...kernels.pairs import as_grid, check_pair_list
 from ...kernels.score import Score, check_labels, score
+from ..devices import arriving
 from . import ENGINES
 
 
@@ -377,16 +378,11 @@ class Engine(ABC):
         if not self.runs_ahead:
             found = Score(*(part.cpu() for part in parts))
             return lambda: found
-        packed = torch.cat([part.contiguous().view(torch.uint8) for part in parts])
-        host = torch.empty(packed.shape, dtype=torch.uint8, pin_memory=True)
-        host.copy_(packed, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record(torch.cuda.current_stream(self.torch_device))
+        arrived = arriving(torch.cat([part.contiguous().view(torch.uint8) for part in parts]))
 
         def wait() -> Score:
-            copied.synchronize()
-            sizes = [part.nbytes for part in parts]
-            return Score(*(raw.view(part.dtype) for raw, part in zip(host.split(sizes), parts, strict=True)))
+            packed = arrived().split([part.nbytes for part in parts])
+            return Score(*(raw.view(part.dtype) for raw, part in zip(packed, parts, strict=True)))
 
         return wait
 

@@ -34,8 +34,8 @@ def logits_of(
         for part in images.split(pass_size):
             index = torch.arange(len(part), device=device)
             occluders = torch.full_like(index, len(bank))  # 0 is clean, 1 the only one
-            found.append(network(part.to(device), index, occluders, bank).float().cpu())
-    logits = torch.cat(found)
+            found.append(network(part.to(device), index, occluders, bank, validate=False))
+    logits = torch.cat(found).cpu()  # once: a copy waits for the passes before it
     if not bool(logits.isfinite().all()):
         raise InputError(f"--precision {network.precision}: logits are not finite; {finite_fix(network.precision)}")
     return logits
@@ -46,4 +46,4 @@ def accuracy_left(
 ) -> float:
     """Return the top-1 accuracy on pictures; parameters and errors are those of `logits_of`."""
     logits = logits_of(network, pictures.images, device, pass_size, occluder)
-    return int((logits.argmax(dim=1) == pictures.labels).sum()) / len(pictures.labels)
+    return int((logits.argmax(dim=1) == pictures.labels.cpu()).sum()) / len(pictures.labels)

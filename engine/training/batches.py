@@ -18,6 +18,7 @@ from ..data.source import PictureSource
 from .augment import augmented
 
 _READ_BLOCK = 256
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -91,20 +92,25 @@ class Fitted:
     class_id
         The class, or the first of them; it seeds the order of the pictures.
     images, labels
-        uint8 [n, S, S, 3], and their classes, int64 [n].
+        uint8 [n, S, S, 3], and their classes, int64 [n], on the device where batches are to be.
     """
 
-    def __init__(self, classes: Sequence[ClassPictures], index: int = 1) -> None:
+    def __init__(self, classes: Sequence[ClassPictures], index: int = 1, device: torch.device = _CPU) -> None:
         self.index = index
         self.class_id = classes[0].folder.class_id
-        self.images = classes[0].images if len(classes) == 1 else torch.cat([c.images for c in classes])
-        self.labels = torch.cat([torch.full((len(c.images),), c.folder.class_id) for c in classes])
+        images = classes[0].images if len(classes) == 1 else torch.cat([c.images for c in classes])
+        self.images = images.to(device)
+        self.labels = torch.cat([torch.full((len(c.images),), c.folder.class_id) for c in classes]).to(device)
 
     def order(self, epoch: int, pictures: int, seed: int) -> Tensor:
-        """Return the places that an epoch takes, int64 [pictures]: as many seeded permutations as that needs."""
+        """Return the places that an epoch takes, int64 [pictures] where the pictures are.
+
+        They are as many seeded permutations as that needs.
+        """
         generator = torch.Generator().manual_seed(seed * 1_000_003 + self.class_id * 1009 + epoch)
         rounds = math.ceil(pictures / len(self.images))
-        return torch.cat([torch.randperm(len(self.images), generator=generator) for _ in range(rounds)])[:pictures]
+        orders = [torch.randperm(len(self.images), generator=generator) for _ in range(rounds)]
+        return torch.cat(orders)[:pictures].to(self.images.device)
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,8 @@ class Pool:
         int64 [M], the classes of their folders.
     clean
         float32 [M, C], what the network answers without an occluder.
+
+    All are on the device where batches are to be.
     """
 
     images: Tensor
@@ -169,9 +177,10 @@ class Batches:
         """Yield the batches of an epoch.
 
         The preserved pictures of an occluder go on from epoch to epoch through seeded permutations of all it may meet.
+        What a batch is made of is where the pictures are from the first on: a GPU is not waited for between two.
         """
         orders = [w.order(epoch, self.rounds * self.share, seed) for w in work]
-        own = torch.tensor([w.index for w in work]).repeat_interleave(self.share)
+        own = _repeated(work, self.share)
         keeps = self._keeps(work, epoch, seed, pool)
         for count in range(self.rounds):
             places = slice(count * self.share, (count + 1) * self.share)
@@ -195,14 +204,20 @@ class Batches:
         if pool is None:
             return
         steps = self.rounds // self.every if self.every else self.rounds
-        orders: list[Tensor] = []
+        device, orders = pool.images.device, list[Tensor]()
         for w in work:
             places = pool.for_class(w.class_id)
-            orders.append(places[_drawn(len(places), epoch * steps * self.kept, steps * self.kept, [seed, w.class_id])])
-        index = torch.tensor([w.index for w in work]).repeat_interleave(self.kept)
+            drawn = _drawn(len(places), epoch * steps * self.kept, steps * self.kept, [seed, w.class_id])
+            orders.append(places[drawn.to(device)])
+        index, none = _repeated(work, self.kept), torch.zeros(0, dtype=torch.int64, device=device)
         for start in range(0, steps * self.kept, self.kept):
             places = torch.cat([order[start : start + self.kept] for order in orders])
-            yield Batch(pool.images[places], index, torch.zeros(0, dtype=torch.int64), pool.clean[places])
+            yield Batch(pool.images[places], index, none, pool.clean[places])
+
+
+def _repeated(work: Sequence[Fitted], times: int) -> Tensor:
+    """Return the index of each occluder in work `times` times, int64 where the pictures are."""
+    return torch.tensor([w.index for w in work]).repeat_interleave(times).to(work[0].images.device)
 
 
 def _drawn(size: int, start: int, count: int, seed: list[int]) -> Tensor:

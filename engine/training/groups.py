@@ -20,7 +20,7 @@ from .answers import logits_of
 from .batches import Batch, Batches, ClassPictures, Fitted, Pool, read_class
 from .checkpoint import Checkpoint, EpochState, Splits
 from .config import TrainConfig, split_pictures
-from .descent import Descent, described_as_not_finite, not_finite
+from .descent import Descent, Taken, described_as_not_finite, not_finite
 from .memory import Need, gradient_bytes
 from .preserve import Preserved, read_pool
 from .target import Judge
@@ -73,8 +73,8 @@ class Run:
     def occluders_of(self, work: Sequence[ClassPictures]) -> list[Fitted]:
         """Return the pictures of each occluder in work: of one class, or of all where they share it."""
         if self.config.make_objective().shared:
-            return [Fitted(work)]
-        return [Fitted([pictures], index) for index, pictures in enumerate(work, start=1)]
+            return [Fitted(work, device=self.device)]
+        return [Fitted([pictures], index, self.device) for index, pictures in enumerate(work, start=1)]
 
     def need(self, groups: Sequence[Sequence[ClassFolder]]) -> Need:
         """Return what training these groups, one at a time, takes of memory."""
@@ -210,20 +210,24 @@ def _epoch(run: Run, step: Descent, batches: Iterator[Batch], pace: _Pace) -> No
     """
     config = run.config
     fooled = pictures = 0
-    for done, batch in enumerate(batches, start=pace.epoch * pace.steps):
-        size = config.step_size(done / (pace.steps * config.epochs))
-        wrong = step(batch.to(run.device), size, done + 1)
-        if wrong is None:
-            run.say(f"{described_as_not_finite(run.network.precision)}; step {done + 1} is skipped")
+    for taken in _steps(config, step, batches, pace):
+        if taken.wrong is None:
+            run.say(f"{described_as_not_finite(run.network.precision)}; step {taken.count} is skipped")
             pace.advance("")
             continue
-        if done == 0:  # the occluders were zeros
-            run.first_answers.add(1 - wrong / len(batch.labels), min(len(batch.labels), pace.pictures))
-        fooled += wrong
-        pictures += len(batch.labels)
+        if taken.count == 1:  # the occluders were zeros
+            run.first_answers.add(1 - taken.wrong / taken.own, min(taken.own, pace.pictures))
+        fooled += taken.wrong
+        pictures += taken.own
         pace.advance(f"fooling rate {fooled / pictures:.2f}" if pictures else "")
     if not pictures:
         raise not_finite(run.network.precision)
+
+
+def _steps(config: TrainConfig, step: Descent, batches: Iterator[Batch], pace: _Pace) -> Iterator[Taken]:
+    for done, batch in enumerate(batches, start=pace.epoch * pace.steps):
+        yield from step(batch, config.step_size(done / (pace.steps * config.epochs)), done + 1)
+    yield from step.finish()
 
 
 def _save(run: Run, work: Sequence[ClassPictures], step: Descent, judge: Judge | None) -> None:

@@ -26,7 +26,7 @@ class Need:
     pass_size
         Maximum number of pictures in a pass.
     pictures
-        For all pictures in memory at a time, on the host.
+        For all pictures in memory at a time, on the host and on the device.
     """
 
     each: int
@@ -40,15 +40,14 @@ class Need:
             f"memory: about {passes / _MIB:,.0f} MiB for a pass of {self.pass_size} pictures and its gradient, "
             f"{self.pictures / _MIB:,.0f} MiB for pictures in memory"
         )
-        if device.type == "cpu":
-            free, where, last = available() - self.pictures, "beside these", "lower --classes-together"
-        else:
-            free, where, last = _free_on_gpu(device), "on the GPU", "use another --device"
+        on_cpu = device.type == "cpu"
+        free = (available() if on_cpu else _free_on_gpu(device)) - self.pictures
         if passes <= free:
             return line
         fitting = int(free / self.each)
-        fix = f"use --pass-size {fitting}" if fitting > 0 else last
-        return f"{line}; only {max(free, 0.0) / _MIB:,.0f} MiB are free {where}: {fix}"
+        fix = f"use --pass-size {fitting}" if fitting > 0 else "lower --classes-together or --per-class"
+        where = "" if on_cpu else " on the GPU"
+        return f"{line}; only {max(free, 0.0) / _MIB:,.0f} MiB are free beside these{where}: {fix}"
 
 
 def _free_on_gpu(device: torch.device) -> float:

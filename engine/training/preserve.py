@@ -247,7 +247,7 @@ def read_pool(
             "the class map, or keep its wrong answers with --preserve-wrong"
         )
     of_right = f"the network gets {int(right.sum())} of {len(right)} right"
-    pool = Pool(images[kept], labels[kept], clean[kept])
+    pool = Pool(*(tensor[kept].to(device) for tensor in (images, labels, clean)))
     say(f"preserving {len(pool.labels)} pictures of {len(pool.labels.unique())} classes; {of_right}")
     lonely = [class_id for class_id in own if not len(pool.for_class(class_id))]
     if lonely:

@@ -53,7 +53,8 @@ def train(
     model
         The network to explain: a specification to load, or a frozen classifier.
     data
-        The pictures; `split` is not read, `classes` of None means all. Each class is read once, into memory (uint8).
+        The pictures; `split` is not read, `classes` of None means all. Each class is read once, into memory (uint8),
+        and from there copied to the device.
     out
         The bank's file. If it already holds the result of the same call, it is read and nothing is trained.
     config

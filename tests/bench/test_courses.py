@@ -114,7 +114,7 @@ def test_the_plain_loop_takes_each_picture_once_in_a_pass(tiny_classifier: Froze
     plain, met = PlainTraining(tiny_classifier, CPU, 8, 1), list[torch.Tensor]()
     plain.step = lambda images, labels: met.append(images)
     work = fitted(3, 40)
-    training = PlainClass(plain, work, 2, 0, CPU)
+    training = PlainClass(plain, work, 2, 0)
     training.advance(33)
     assert [len(images) for images in met] == [32, 8]
     training.advance(10**9)

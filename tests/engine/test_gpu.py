@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,16 @@ from torch import nn
 
 from gfo.engine import EngineChoice, EvaluationConfig, evaluate
 from gfo.engine.data import LOADERS
+from gfo.engine.data.folders import ClassFolder
 from gfo.engine.data.spec import DataSpec
+from gfo.engine.devices import deterministic
 from gfo.engine.engines import ENGINES
 from gfo.engine.engines.torch import TorchEngine
 from gfo.engine.evaluation.store import RunStore
+from gfo.engine.training.batches import Batches, ClassPictures, Fitted, Pool
 from gfo.engine.training.config import TrainConfig
+from gfo.engine.training.descent import first_descent
+from gfo.engine.training.preserve import PreserveConfig
 from gfo.engine.training.train import train
 from gfo.export.bank import OccluderBank
 from gfo.export.bank_header import BankHeader
@@ -115,3 +121,35 @@ def test_training_runs_and_repeats_on_cuda(tmp_path: Path) -> None:
     assert torch.equal(first, second)
     same = torch.isclose(cpu, first, rtol=0, atol=1e-3)
     assert same.float().mean() > 0.95  # sign steps turn rounding into whole steps where the momentum is next to 0
+
+
+@pytest.fixture
+def waits_are_errors() -> Iterator[Callable[[], None]]:
+    """Yield what makes PyTorch raise for a call that waits for the GPU, until the test is over."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("objective", ["pure", "specific"])
+def test_an_epoch_waits_for_nothing(objective: str, waits_are_errors: Callable[[], None]) -> None:
+    """From the second batch on; how the steps went is read in the end."""
+    device = torch.device("cuda")
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 12, SIZE, SIZE, 3), dtype=torch.uint8, generator=g)
+    work = [
+        Fitted([ClassPictures(ClassFolder(f"f{i}", i, ()), pictures)], i + 1, device)
+        for i, pictures in enumerate(images)
+    ]
+    preserve = PreserveConfig(("classes",)) if objective == "specific" else None
+    config = TrainConfig(
+        8.0, precision="bf16", batch_size=8, classes_together=2, objective=objective, preserve=preserve, pass_size=3
+    )
+    pool = Pool(images[0].to(device), torch.full((12,), 5, device=device), torch.randn(12, 10, device=device))
+    batches = Batches(2, 6, 2) if preserve else Batches(4, 3)
+    step = first_descent(classifier(), config, device, 2)
+    step.behind = 100
+    with deterministic(device):
+        for count, batch in enumerate(batches.of(work, 0, 0, pool if preserve else None), start=1):
+            step(batch, 0.1, count)
+            waits_are_errors()
+    assert all(taken.wrong is not None for taken in step.finish())

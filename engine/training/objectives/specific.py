@@ -26,4 +26,4 @@ class Specific(Preserving):
         kappa: Any = self._options.kappa
         if self._options.detach_rival:
             return margin(logits, labels, detach_rival=True).clamp(min=-kappa)
-        return margin_loss(logits, labels, kappa, impl=impl)
+        return margin_loss(logits, labels, kappa, impl=impl, validate=False)

@@ -68,7 +68,7 @@ def test_what_autograd_keeps_is_counted() -> None:
             "memory: about 2,048 MiB for a pass of 32 pictures and its gradient, 1,536 MiB for pictures in memory",
         ),
         (2.5 * GIB, "only 1,024 MiB are free beside these: use --pass-size 16"),
-        (1 * GIB, "only 0 MiB are free beside these: lower --classes-together"),
+        (1 * GIB, "only 0 MiB are free beside these: lower --classes-together or --per-class"),
     ],
 )
 def test_what_is_not_free_is_said(monkeypatch: pytest.MonkeyPatch, free: float, said: str) -> None:
@@ -80,9 +80,9 @@ def test_what_is_not_free_is_said(monkeypatch: pytest.MonkeyPatch, free: float, 
 @pytest.mark.parametrize(
     ("free", "said"),
     [
-        (1.0, "1,536 MiB for pictures in memory"),
-        (0.25, "only 1,280 MiB are free on the GPU: use --pass-size 20"),
-        (-1.0, "only 0 MiB are free on the GPU: use another --device"),
+        (2.5, "1,536 MiB for pictures in memory"),
+        (1.75, "only 1,280 MiB are free beside these on the GPU: use --pass-size 20"),
+        (0.5, "only 0 MiB are free beside these on the GPU: lower --classes-together or --per-class"),
     ],
 )
 def test_what_pytorch_keeps_on_a_gpu_is_free(monkeypatch: pytest.MonkeyPatch, free: float, said: str) -> None:

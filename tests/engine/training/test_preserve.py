@@ -287,7 +287,7 @@ def test_only_pictures_that_the_network_gets_right(
 
     met, original = list[Batch](), training.Descent.__call__
 
-    def watch(step: Any, batch: Batch, size: float, count: int) -> int | None:
+    def watch(step: Any, batch: Batch, size: float, count: int) -> Any:
         met.append(batch)
         return original(step, batch, size, count)
 
