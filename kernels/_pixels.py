@@ -57,7 +57,7 @@ def occluded_piece(pairs: Pairs, piece: slice) -> Tensor:
     return occluded
 
 
-@jit
+@jit()
 def of_channel(channel: tl.tensor, red: tl.tensor, green: tl.tensor, blue: tl.tensor) -> tl.tensor:
     """Select the channel's number, inside a kernel."""
     return tl.where(channel == 0, red, tl.where(channel == 1, green, blue))

@@ -36,9 +36,13 @@ SHORT_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp
 """Triton's names of the dtypes that networks run in."""
 
 
-def jit(function: Callable[..., Any]) -> Any:
-    """Apply `triton.jit`; without Triton return the function, which is then never called."""
-    return triton.jit(function) if HAVE_TRITON else function
+def jit(*counts: str) -> Callable[[Callable[..., Any]], Any]:
+    """Apply `triton.jit`; without Triton return the function, which is then never called.
+
+    `counts` names parameters that differ from call to call: one compiled form serves all their values. By default
+    Triton compiles anew for 1 and for multiples of 16, in the middle of a run.
+    """
+    return triton.jit(do_not_specialize=counts) if HAVE_TRITON else lambda function: function
 
 
 def power_of_two(size: int) -> int:

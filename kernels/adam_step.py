@@ -59,7 +59,7 @@ def _reference(occluders: Tensor, first: Tensor, second: Tensor, gradient: Tenso
 # ---- kernels
 
 
-@jit
+@jit()
 def _adam_kernel(
     occluders: tl.tensor,
     first: tl.tensor,
@@ -94,7 +94,7 @@ def _adam_kernel(
     tl.store(occluders + start + at, d, mask=mask)
 
 
-@jit
+@jit()
 def _shrink_kernel(
     occluders: tl.tensor,
     sums: tl.tensor,

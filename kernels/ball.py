@@ -53,7 +53,7 @@ def project(occluders: Tensor, epsilon: float, norm: Norm) -> None:
 # ---- parts of kernels
 
 
-@jit
+@jit()
 def locate(elements: tl.tensor, BLOCK: tl.constexpr) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """Return the program's occluder, its block, the offset of the occluder, and the elements of the block."""
     blocks = tl.cdiv(elements, BLOCK)
@@ -61,20 +61,20 @@ def locate(elements: tl.tensor, BLOCK: tl.constexpr) -> tuple[tl.tensor, tl.tens
     return row, block, row.to(tl.int64) * elements, block * BLOCK + tl.arange(0, BLOCK)
 
 
-@jit
+@jit()
 def add_up(partial: tl.tensor, row: tl.tensor, blocks: tl.tensor, PARTS: tl.constexpr) -> tl.tensor:
     """Add up the parts of the sum over an occluder."""
     part = tl.arange(0, PARTS)
     return tl.sum(tl.load(partial + row * blocks + part, mask=part < blocks, other=0.0), axis=0)
 
 
-@jit
+@jit()
 def long_enough(squares: tl.tensor, shortest: tl.tensor) -> tl.tensor:
     """Compute the length to divide by from the sum of squares."""
     return tl.maximum(tl.sqrt(squares), shortest, propagate_nan=tl.PropagateNan.ALL)
 
 
-@jit
+@jit()
 def kept_share(squares: tl.tensor, epsilon: tl.tensor, shortest: tl.tensor) -> tl.tensor:
     """Compute the factor of the projection onto the l2 ball from the sum of squares."""
     return tl.minimum(epsilon / long_enough(squares, shortest), 1.0, propagate_nan=tl.PropagateNan.ALL)

@@ -39,7 +39,7 @@ def _reference(logits: Tensor, labels: Tensor, weight: Tensor | None, kappa: flo
 # ---- kernels, one program per row
 
 
-@jit
+@jit()
 def _margin_kernel(
     logits: tl.tensor,
     labels: tl.tensor,
@@ -73,7 +73,7 @@ def _margin_kernel(
     tl.store(rival + row, tl.where(margin > -kappa, at, -1).to(tl.int64))
 
 
-@jit
+@jit()
 def _margin_gradient_kernel(
     grad: tl.tensor,
     labels: tl.tensor,

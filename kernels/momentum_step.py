@@ -59,14 +59,14 @@ def _reference(occluders: Tensor, momentum: Tensor, gradient: Tensor, how: _Numb
 # ---- kernels
 
 
-@jit
+@jit()
 def _abs_sum_kernel(gradient: tl.tensor, partial: tl.tensor, elements: tl.tensor, BLOCK: tl.constexpr) -> None:
     _, _, start, at = locate(elements, BLOCK)
     g = tl.load(gradient + start + at, mask=at < elements, other=0.0)
     tl.store(partial + tl.program_id(0), tl.sum(tl.abs(g), axis=0))
 
 
-@jit
+@jit()
 def _momentum_kernel(
     occluders: tl.tensor,
     momentum: tl.tensor,
@@ -102,7 +102,7 @@ def _momentum_kernel(
         tl.store(sums + 2 * programs + tl.program_id(0), tl.sum(d * d, axis=0))
 
 
-@jit
+@jit()
 def _move_l2_kernel(
     occluders: tl.tensor,
     momentum: tl.tensor,

@@ -58,7 +58,7 @@ def _reference(pairs: Pairs, how: Normalisation, out: Tensor) -> None:
 # ---- kernels
 
 
-@jit
+@jit()
 def _normalised(
     occluded: tl.tensor,
     channel: tl.tensor,
@@ -74,7 +74,7 @@ def _normalised(
     return clamped * of_channel(channel, s0, s1, s2) + of_channel(channel, h0, h1, h2)
 
 
-@jit
+@jit("pairs")
 def _occlude_kernel(
     images: tl.tensor,
     bank: tl.tensor,
@@ -102,7 +102,7 @@ def _occlude_kernel(
     tl.store(out + pair * elements + element, y.to(out.dtype.element_ty), mask=there)
 
 
-@jit
+@jit("pictures", "occluders")
 def _occlude_grid_kernel(
     images: tl.tensor,
     bank: tl.tensor,

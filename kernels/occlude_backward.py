@@ -43,7 +43,7 @@ def _reference(grad: Tensor, pairs: Pairs, scale: Sequence[float]) -> Tensor:
 # ---- kernel
 
 
-@jit
+@jit("occluders")
 def _bank_gradient_kernel(
     grad: tl.tensor,
     images: tl.tensor,

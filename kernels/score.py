@@ -54,7 +54,7 @@ def _reference(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 # ---- kernel, one program per row
 
 
-@jit
+@jit()
 def _score_kernel(
     logits: tl.tensor,
     labels: tl.tensor,

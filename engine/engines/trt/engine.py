@@ -105,8 +105,11 @@ class TrtEngine(Engine):
     def _load_bank(self, occluders: Tensor) -> None:
         rows = self._composition.bank(occluders)
         with self._on_stream():
-            self._bank = rows.to(self.torch_device).contiguous()
-        self._step = None  # the captured step has the address of the previous bank
+            if self._bank is not None and self._bank.shape == rows.shape:
+                self._bank.copy_(rows)  # where the captured step reads it
+                return
+            self._bank = rows.to(self.torch_device, copy=True).contiguous()
+        self._step = None
 
     @contextlib.contextmanager
     def _on_stream(self) -> Iterator[None]:

@@ -351,6 +351,25 @@ def test_a_classifier_runs_around_a_plan_of_its_network(
     assert stand.builds == 1
 
 
+def test_a_bank_of_equal_shape_takes_the_place_of_the_last_one(
+    stand: Stand, tiny_classifier: FrozenClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A captured step reads it there; whoever gave the last one keeps it as it was."""
+    captures, capture = list[int](), TrtEngine._captured
+    monkeypatch.setattr(TrtEngine, "_captured", lambda engine: captures.append(1) or capture(engine))
+    images, lists = pictures(9, 16), pair_list(10, 9, 3)
+    with TrtEngine(tiny_classifier, "fp32", pairs=PAIRS) as engine:
+        for seed, rows, count in ((0, 3, 1), (1, 3, 1), (2, 4, 2), (3, 4, 2), (4, 3, 3)):
+            bank = occluders(16, seed, rows)
+            given = bank.clone()
+            engine.load_bank(given)
+            wanted = truth(tiny_classifier, bank, images, lists)
+            torch.testing.assert_close(engine.infer(images, *lists), wanted, rtol=1e-5, atol=1e-5)
+            assert len(captures) == count
+            engine.load_bank(torch.zeros_like(bank))
+            assert torch.equal(given, bank)
+
+
 def test_a_verdict_is_that_of_the_torch_engine(stand: Stand, tiny_classifier: FrozenClassifier) -> None:
     images, bank, labels, lists = pictures(9, 16), occluders(16), torch.arange(9) % 5, pair_list(13, 9)
     verdicts = []
@@ -545,7 +564,7 @@ def test_gpu_another_bank_is_not_the_captured_one(digits: FrozenClassifier) -> N
     size = digits.preprocessing.input_size
     images = pictures(9, size)
     with TrtEngine(digits, "fp32", pairs=PAIRS) as engine:
-        for seed, rows in enumerate((3, 5, 3)):
+        for seed, rows in enumerate((3, 3, 5, 3)):
             bank, lists = occluders(size, seed, rows), pair_list(10, 9, rows)
             engine.load_bank(bank)
             found = engine.infer(images, *lists).cpu()
