@@ -179,6 +179,23 @@ class LoopFacts(Facts):
     waits: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoreFacts(Facts):
+    """Facts of the suite `store`.
+
+    Attributes
+    ----------
+    seconds
+        Time that the step took.
+    files, bytes_per_pair
+        Files of the store after the step, and their bytes for each pair.
+    """
+
+    seconds: float | None = None
+    files: int | None = None
+    bytes_per_pair: float | None = None
+
+
 F_co = TypeVar("F_co", bound=Facts, covariant=True)
 
 
@@ -190,11 +207,11 @@ class BenchRow(Generic[F_co]):
     ----------
     stage
         `bare`, `pairs`, `end-to-end`, `baseline`, `loader`, `train`, `train-forward`, `train-baseline`, `train-reach`,
-        `train-reach-baseline`, `kernel`, `kernel-check`, `loop`, `loop-waiting`; of the suite `device` also
-        `memory-check` and `self-test`.
+        `train-reach-baseline`, `kernel`, `kernel-check`, `loop`, `loop-waiting`, `store-create`, `store-write`,
+        `store-pending`, `store-read`, `store-summary`; of the suite `device` also `memory-check` and `self-test`.
     engine
         What did the work; for a kernel `reference`, `triton`, or the straightforward formula in `eager` PyTorch or
-        through torch's `compile`; for a loop `simulated`.
+        through torch's `compile`; for a loop `simulated`, for a store `zarr`.
     precision, model, weights
         `fp32`, `bf16`, …; the model's name; the source of its weights, `random` among them.
     pictures, occluders
@@ -252,6 +269,7 @@ KEYS: Final = (
     *("workers", "cores", "max_difference", "mean_difference"),
     *("target", "reached", "clean_accuracy", "accuracy", "image_steps", "seconds"),
     *("waits", "max_error", "allowed_error", "agreement"),
+    *("files", "bytes_per_pair"),
 )
 """Keys of every row in JSON, in order; those of facts that another package's suite adds follow."""
 

@@ -151,9 +151,11 @@ _COLUMNS: Mapping[str, Cell] = {
     "left": _number("accuracy", ".3f"),
     "image-steps": _number("image_steps", ",d"),
     "seconds": _number("seconds", ",.1f"),
+    "files": _number("files", ",d"),
+    "bytes a pair": _number("bytes_per_pair", ".2f"),
 }
 _NUMBERS = (
     *("pictures", "K", "cores", "p20", "p50", "p80"),
     *("of ceiling", "of copy", "MiB a call", "max error", "allowed", "agreement", "max diff", "mean diff"),
-    *("clean", "target", "reached", "left", "image-steps", "seconds"),
+    *("clean", "target", "reached", "left", "image-steps", "seconds", "files", "bytes a pair"),
 )

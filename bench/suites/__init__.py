@@ -25,6 +25,7 @@ SUITES: Table[Suite[Any]] = Table(
         "kernels": ".kernels:Kernels",
         "compile": ".compile:Compile",
         "loop": ".loop:Loop",
+        "store": ".store:Store",
         "device": ".device:DeviceSuite",
         "sweep": ".sweep:SweepSuite",
     },

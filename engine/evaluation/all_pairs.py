@@ -20,7 +20,7 @@ from torch import Tensor
 from ...export.errors import InputError
 from ...kernels.score import Score
 from ..data.files import PictureFiles
-from ..data.source import Block, PictureSource, shard_starts
+from ..data.source import Block, PictureSource
 from ..devices import finite_fix, fitting_memory
 from ..engines.base import Engine
 from ..progress import Progress, no_progress
@@ -51,11 +51,11 @@ class ToDo:
 
 
 def to_do(store: RunStore, shard: tuple[int, int] | None = None, files: PictureFiles | None = None) -> ToDo:
-    """Look through the blocks of a run, or every n-th from the i-th for a shard (i, n), and through their pictures.
+    """Look through the blocks of a run, or those of worker i of n for a `shard` (i, n), and through their pictures.
 
     Another worker's blocks are left to it: it may see other times of the same files.
     """
-    own = shard_starts(len(store), store.block, *(shard or (0, 1)))
+    own = store.starts(*(shard or (0, 1)))
     pending = set(store.pending(own))
     changed: dict[int, int] = {}
     if files is not None:
@@ -114,7 +114,7 @@ def all_pairs(
     started, pairs = time.perf_counter(), 0
     with (
         progress.task("all pairs", work.pairs, work.pairs - work.pairs_left) as bar,
-        Writer(work.write, stamps) as writer,
+        Writer(work.write, stamps, work.file) as writer,
     ):
 
         def scored(count: int) -> None:
@@ -127,7 +127,7 @@ def all_pairs(
             found = verdicts()
             bar.advance(len(part.quarantined) * len(blocks.occluders))
             for block in blocks.take(part, found):
-                writer.write(block)
+                writer.write(block, first.end(block.start) - block.start)
                 reasons = ((first.paths[block.start + i], why) for i, why in block.quarantined.items())
                 set_aside.update({path: Quarantined(path, why) for path, why in reasons})
                 refuse_quarantined(first, set_aside.values(), max_quarantined)
@@ -221,8 +221,13 @@ class _Work:
             found |= {entry.path: entry for entry in store.quarantined(finished)}
         return found
 
+    def file(self, start: int) -> tuple[int, Sequence[int]] | None:
+        """Return what blocks that are written together have in common: their shard, and the stores that lack them."""
+        which = self.pending.get(start)
+        return None if which is None else (start // self._stores[0].shard, which)
+
     def write(self, start: int, scores: Score, quarantined: Mapping[int, str], stamps: Sequence[int] | None) -> None:
-        """Write a block into each store that lacks it: scores of [n] pictures × `occluders`, picture by picture."""
+        """Write blocks of one `file` into each store that lacks them: scores of [n] pictures × `occluders`."""
         which = self.pending[start]
         tables = [part.view(-1, 1 + self._own * len(which)) for part in scores]
         for place, i in enumerate(which):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +16,8 @@ from torch import Tensor
 from ...kernels.score import Score
 from ..data.source import Block
 from .store import RunStore
+
+_HELD_SECONDS = 30.0  # the most that an end without notice may cost, beside the block in work
 
 
 class ScoredBlock(NamedTuple):
@@ -72,30 +76,60 @@ class Blocks:
 
 
 Write: TypeAlias = Callable[[int, Score, Mapping[int, str], Sequence[int] | None], None]
-"""Writes a `ScoredBlock` with the stamps of its pictures, None for none."""
+"""Writes a `ScoredBlock`, or several side by side, with the stamps of the pictures, None for none."""
 
 
 class Writer:
-    """Writes blocks on a thread of its own, one at a time, while the next one is evaluated.
+    """Writes blocks on a thread of its own, while the next ones are evaluated.
 
-    At its end the last block is written, or what its writing raised is raised.
+    Those that lie side by side and share a file are written together, when no more of them are to come, and every half
+    minute: to write a block is to write the file anew. At its end all are written, or what a write raised is raised.
+
+    Parameters
+    ----------
+    stamps
+        Of the pictures of each block; empty for none.
+    file
+        Names by the start of a block the file that it is to be written to, None where it is not to be written.
     """
 
-    def __init__(self, write: Write, stamps: Mapping[int, Sequence[int]]) -> None:
-        self._write, self._stamps = write, stamps
+    def __init__(self, write: Write, stamps: Mapping[int, Sequence[int]], file: Callable[[int], object]) -> None:
+        self._write, self._stamps, self._file = write, stamps, file
+        self._held: list[ScoredBlock] = []
+        self._ends, self._since = 0, 0.0
         self._last: Future[None] | None = None
 
     def __enter__(self) -> Self:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="gfo-write")
         return self
 
-    def write(self, block: ScoredBlock) -> None:
-        """Begin to write a block when the last one is written; raise what that one raised."""
+    def write(self, block: ScoredBlock, pictures: int) -> None:
+        """Take a block of so many pictures; raise what an earlier write raised."""
+        file = self._file(block.start)
+        if self._held and (self._ends, self._file(self._held[0].start)) != (block.start, file):
+            self._flush()
+        if not self._held:
+            self._since = time.monotonic()
+        self._held.append(block)
+        self._ends = block.start + pictures
+        if self._file(self._ends) != file or time.monotonic() - self._since >= _HELD_SECONDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Begin to write the blocks that are held when the last ones are written."""
         if self._last is not None:
             self._last.result()
-        self._last = self._pool.submit(self._write, *block, self._stamps.get(block.start))
+        held, self._held = self._held, []
+        start = held[0].start
+        scores = Score(*(torch.cat(parts) for parts in zip(*(block.scores for block in held), strict=True)))
+        reasons = {block.start - start + i: why for block in held for i, why in block.quarantined.items()}
+        stamps = [stamp for block in held for stamp in self._stamps.get(block.start, ())]
+        self._last = self._pool.submit(self._write, start, scores, reasons, stamps or None)
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        with contextlib.suppress(Exception):  # it is raised below
+            if self._held:
+                self._flush()
         self._pool.shutdown()
         failed = None if self._last is None else self._last.exception()
         if failed is not None and failed is not error:

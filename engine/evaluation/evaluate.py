@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..engines.base import Engine
 from ..engines.choice import open_engine
 from ..machine import peak_rss_mb
 from ..progress import Progress, no_progress
-from .all_pairs import all_pairs, refuse_quarantined, to_do
+from .all_pairs import ToDo, all_pairs, refuse_quarantined, to_do
 from .config import EvaluationConfig, run_folders
 from .metrics import summarize, summarize_strengths
 from .passes import choose_passes
@@ -37,6 +37,8 @@ from .strengths import check_out, check_strengths, load_rows, scaled_rows
 from .summary import SCHEMA, STORE, SUMMARY_FILE, Fit, Run, Speed, Summary, plain, read_summary
 
 Bank: TypeAlias = OccluderBank | EmbeddedBank
+
+_MENDINGS = 2
 
 
 def evaluate(
@@ -133,18 +135,15 @@ def evaluate_strengths(
         every, left = 1 + (len(columns) - 1) * len(stores), {start for one in todo for start in one.pending}
         passes, why = choose_passes(engine, every, stores[0].count(left), config.batch_size)
         progress.say(f"{passes}: {why}")
-        seconds, pairs = all_pairs(
-            engine,
-            stores,
-            source,
-            passes,
-            todo=todo,
-            max_quarantined=config.max_quarantined,
-            files=data.files,
-            progress=progress,
-        )
-    worked = zip(places.values(), todo, strict=True)
-    speeds = [_speed(place, seconds, pairs if one.pending else 0) for place, one in worked]
+
+        def fill(todo: Sequence[ToDo]) -> tuple[float, int]:
+            how = {"max_quarantined": config.max_quarantined, "files": data.files, "progress": progress}
+            return all_pairs(engine, stores, source, passes, todo=todo, **how)
+
+        worked = [fill(todo), *_mend(stores, fill, progress)]
+    seconds, pairs = map(sum, zip(*worked, strict=True))
+    touched = [bool(one.pending) or len(worked) > 1 for one in todo]
+    speeds = [_speed(place, seconds, pairs * some) for place, some in zip(places.values(), touched, strict=True)]
     summaries = _summaries(stores, speeds)
     first = summaries[0]
     if all(summary.complete for summary in summaries):  # otherwise other workers' shards are not done
@@ -247,7 +246,7 @@ def _open_stores(
         opened[strength] = _open_store(place, own, pictures, rows)
     stores = [opened[strength] for strength in places]
     for store in stores:
-        if store.block != stores[0].block:
+        if (store.block, store.shard) != (stores[0].block, stores[0].shard):
             raise InputError(f"{store.path}: has other blocks than {stores[0].path}; remove it")
     return stores
 
@@ -274,6 +273,31 @@ def _open_store(out: Path, run: Run, pictures: Sequence[Picture], rows: Sequence
         raise InputError(f"{out}: holds a run over other pictures, labels or classes; use another --out or remove it")
     store.update_run(replace(run, gfo_version=store.run.gfo_version))
     return store
+
+
+def _mend(
+    stores: Sequence[RunStore], fill: Callable[[Sequence[ToDo]], tuple[float, int]], progress: Progress
+) -> list[tuple[float, int]]:
+    """Read every answer of runs that are complete, and evaluate again the blocks that are damaged.
+
+    `fill` evaluates blocks and returns seconds and pairs, which are returned.
+
+    Raises
+    ------
+    InputError
+        What is written is damaged again.
+    """
+    mended: list[tuple[float, int]] = []
+    while not any(store.pending() for store in stores):
+        todo = [ToDo(store.starts(), store.damaged()) for store in stores]
+        count = max(store.count(one.pending) for store, one in zip(stores, todo, strict=True))
+        if not count:
+            break
+        if len(mended) == _MENDINGS:
+            raise InputError(f"{stores[0].path}: answers that were just written are damaged; check the disk")
+        progress.say(f"evaluating again the blocks whose answers are damaged ({count} pictures)")
+        mended.append(fill(todo))
+    return mended
 
 
 def _summaries(stores: Sequence[RunStore], speeds: Sequence[Speed]) -> list[Summary]:

@@ -1,20 +1,26 @@
-"""The labelled results of one run: a zarr group that `xarray.open_zarr` opens, written a block at a time.
+"""The labelled results of one run: a zarr group that `xarray.open_zarr` opens, written whole blocks at a time.
 
 Dimensions `image` and `occluder`; arrays `prediction`, `rank`, `margin`. A chunk is a block of pictures under every
-occluder, checksummed, and written whole or not at all. Fill value −1 = not done, −2 = quarantined. The group's
-`zarr.json`, which describes the arrays and the run, has its checksum among its attributes.
+occluder, checksummed. A file is a shard, one block or more: a large run has hundreds of files, not hundreds of
+thousands. It is written whole or not at all. Fill value −1 = not done, −2 = quarantined. The group's `zarr.json`, which
+describes the arrays and the run, has its checksum among its attributes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+from filelock import FileLock
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
@@ -22,9 +28,10 @@ from ...export.errors import InputError
 from ...export.files import atomic_folder, atomic_path, naming, remove_abandoned, remove_old_partials
 from ...export.records import checksum
 from ...kernels.score import Score
+from ..data.source import shard_starts
 from .summary import STORE, Quarantined, Run, plain, read_run_record
 
-_FACTS, _CHECKSUM = "zarr.json", "sha256"
+_FACTS, _CHECKSUM, _LOCK = "zarr.json", "sha256", ".lock"
 _ATTRIBUTES = ("run", "data_root", "coordinates")
 CLEAN, NOISE = -1, -2
 NOT_DONE, QUARANTINED = -1, -2
@@ -37,11 +44,20 @@ FIT_UNSEEN, FIT_FITTED, FIT_HELD_OUT, FIT_PRESERVED = 0, 1, 2, 3
 # these numbers of pictures: few enough to hold in memory, and enough to keep the files of a large run few.
 _BLOCK_PAIRS = 4096
 READ_TOGETHER, _MOST = 32, 256
+_SHARDS = 320
+"""Most files of an array."""
+# A shard's index is at its end: offset and length of each chunk, or all ones, and a checksum of 4 bytes.
+_ENTRY, _NO_CHUNK, _INDEX_SUM = np.dtype("<u8"), 2**64 - 1, 4
 
 
 def block_size(rows: int) -> int:
     """Return the pictures in a block (and a chunk) for a number of occluder rows: a multiple of `READ_TOGETHER`."""
     return min(_MOST, max(1, _BLOCK_PAIRS // rows // READ_TOGETHER) * READ_TOGETHER)
+
+
+def shard_size(pictures: int, block: int) -> int:
+    """Return the pictures in a shard, which is what one worker writes: as few blocks as keep the files few."""
+    return block * max(1, math.ceil(pictures / block / _SHARDS))
 
 
 class RunStore:
@@ -56,6 +72,8 @@ class RunStore:
         1 fitted, 2 held out, 3 preserved).
     occluders
         int32 [K+2]: −1 clean, the bank's class ids in row order, −2 noise; without noise [K+1].
+    block, shard
+        Pictures in a chunk, and in a file, a multiple of it.
     """
 
     def __init__(self, group: zarr.Group, path: Path) -> None:
@@ -67,7 +85,10 @@ class RunStore:
         self.labels: NDArray[np.int32] = np.asarray(self._array("label")[:])
         self.fit: NDArray[np.int8] = np.asarray(self._array("fit")[:])
         self.occluders: NDArray[np.int32] = np.asarray(self._array("occluder")[:])
-        self.block = self._array("prediction").chunks[0]
+        prediction = self._array("prediction")
+        self.block = prediction.chunks[0]
+        self.shard = (prediction.shards or prediction.chunks)[0]  # in an older store a file is a block
+        self._stamps = _NO_STAMPS  # the shard that `changed` has read last
         # A chunk that is missing reads as the fill value.
         if "" in self.paths or bool((self.labels < 0).any() | (self.fit < 0).any() | (self.occluders < NOISE).any()):
             raise ValueError("a chunk of path, label, fit or occluder is missing")
@@ -109,17 +130,25 @@ class RunStore:
         group = zarr.open_group(path, mode="w", zarr_format=3)
         shape = (len(paths), len(occluders))
         chunks = (block_size(shape[1]), shape[1])
+        shards = (shard_size(shape[0], chunks[0]), shape[1])
         for name, dtype, fill in (("prediction", "int32", -1), ("rank", "int32", -1), ("margin", "float32", np.nan)):
             group.create_array(
                 name,
                 shape=shape,
                 chunks=chunks,
+                shards=shards,
                 dtype=dtype,
                 fill_value=fill,
                 dimension_names=("image", "occluder"),
                 compressors=_CODECS,
+                chunk_key_encoding=_KEYS,
             )
-        image = {"shape": shape[:1], "dimension_names": ("image",), "compressors": _CODECS}
+        image = {
+            "shape": shape[:1],
+            "dimension_names": ("image",),
+            "compressors": _CODECS,
+            "chunk_key_encoding": _KEYS,
+        }
         coordinates = {
             "path": np.array(list(paths), dtype=object),
             "label": np.array(labels, dtype=np.int32),
@@ -129,8 +158,8 @@ class RunStore:
             dtype = str if name == "path" else values.dtype
             fill = "" if name == "path" else -1
             group.create_array(name, dtype=dtype, fill_value=fill, chunks=shape[:1], **image)[:] = values
-        group.create_array("stamp", dtype="int64", fill_value=UNKNOWN, chunks=chunks[:1], **image)
-        group.create_array("reason", dtype=str, fill_value="", chunks=chunks[:1], **image)
+        for name, dtype, fill in (("stamp", "int64", UNKNOWN), ("reason", str, "")):
+            group.create_array(name, dtype=dtype, fill_value=fill, chunks=chunks[:1], shards=shards[:1], **image)
         occluder = group.create_array(
             "occluder",
             shape=shape[1:],
@@ -138,6 +167,7 @@ class RunStore:
             fill_value=-3,
             dimension_names=("occluder",),
             compressors=_CODECS,
+            chunk_key_encoding=_KEYS,
         )
         occluder[:] = np.array(occluders, dtype=np.int32)
         group.attrs.update({"coordinates": "path label fit stamp reason occluder"})
@@ -205,13 +235,56 @@ class RunStore:
         """Return how many pictures are in the blocks that start here."""
         return sum(self.end(start) - start for start in starts)
 
-    def pending(self, starts: Sequence[int] | None = None) -> list[int]:
-        """Return which blocks, of all or of those that start here, are not done, or whose parts do not go together."""
-        starts = range(0, len(self), self.block) if starts is None else starts
-        return [start for start in starts if not self._done(start)]
+    def starts(self, worker: int = 0, workers: int = 1) -> list[int]:
+        """Return where the blocks of every n-th shard start, from the i-th, for worker i of n."""
+        shards = shard_starts(len(self), self.shard, worker, workers)
+        return [start for shard in shards for start in range(shard, min(shard + self.shard, len(self)), self.block)]
 
-    def _done(self, start: int) -> bool:
-        stop = self.end(start)
+    def pending(self, starts: Sequence[int] | None = None) -> list[int]:
+        """Return which blocks, of all or of those that start here, have no predictions yet.
+
+        The indices of the shards tell; what is in the blocks is not read. `damaged` does so.
+        """
+        starts = self.starts() if starts is None else starts
+        found: list[int] = []
+        for shard, own in groupby(starts, key=lambda start: start // self.shard):
+            written = self._written(shard)
+            found += [start for start in own if not written[start // self.block % len(written)]]
+        return found
+
+    def _written(self, shard: int) -> NDArray[np.bool_]:
+        """Return which blocks of a shard have a chunk of predictions, bool [blocks of a shard]."""
+        path, blocks = self._file("prediction", shard), self.shard // self.block
+        if self._array("prediction").shards is None:
+            return np.array([path.is_file()])
+        index = blocks * 2 * _ENTRY.itemsize
+        try:
+            with path.open("rb") as file:
+                file.seek(-index - _INDEX_SUM, os.SEEK_END)
+                offsets = np.frombuffer(file.read(index), _ENTRY)[::2]
+        except OSError:  # it is not there, or too short
+            return np.zeros(blocks, dtype=bool)
+        return offsets != _NO_CHUNK
+
+    def _file(self, name: str, shard: int) -> Path:
+        array = self._array(name)
+        return self.path / name / array.metadata.encode_chunk_key((shard, 0)[: array.ndim])
+
+    def damaged(self, starts: Sequence[int] | None = None) -> list[int]:
+        """Read blocks, all or those that start here, and return which of them are not whole.
+
+        Some part of such a block fails its checksum, is missing, or does not go with the others.
+        """
+        starts = self.starts() if starts is None else starts
+        found: list[int] = []
+        for _, own in groupby(starts, key=lambda start: start // self.shard):
+            blocks = list(own)
+            together = blocks[-1] - blocks[0] == (len(blocks) - 1) * self.block
+            if not (together and self._whole(blocks[0], self.end(blocks[-1]))):
+                found += [start for start in blocks if not self._whole(start, self.end(start))]
+        return found
+
+    def _whole(self, start: int, stop: int) -> bool:
         try:
             rank, margin, reason = (np.asarray(self._array(n)[start:stop]) for n in ("rank", "margin", "reason"))
             prediction = self.predictions(start, stop)
@@ -228,56 +301,79 @@ class RunStore:
         """Return how many pictures of a block have another stamp than they had when it was written."""
         if "stamp" not in self._group:
             return 0
-        now = np.array(stamps, dtype=np.int64)
-        try:
-            then = np.asarray(self._array("stamp")[start : start + len(now)])
-        except (ValueError, RuntimeError):  # its checksum does not hold
-            return len(now)
+        now, shard = np.array(stamps, dtype=np.int64), start // self.shard * self.shard
+        if self._stamps[0] != shard:
+            try:
+                self._stamps = shard, np.asarray(self._array("stamp")[shard : shard + self.shard])
+            except (ValueError, RuntimeError):  # a checksum does not hold
+                return len(now)
+        then = self._stamps[1][start - shard : start - shard + len(now)]
         return int(((now != UNKNOWN) & (then != now)).sum())
 
     def write(
         self, start: int, scores: Score, quarantined: Mapping[int, str], stamps: Sequence[int] | None = None
     ) -> None:
-        """Write a whole block: scores of [n, K+2] pairs, row by row. Raises `OSError` where it cannot be written.
+        """Write whole blocks of a shard: scores of [n, K+2] pairs, row by row. Raises `OSError` if that fails.
 
-        `prediction` comes last, and what there was goes first: it says that the block is done. `stamps` are what
+        `prediction` comes last, and what there was goes first: it says that a block is done. `stamps` are what
         `changed` compares.
         """
-        stop = self.end(start)
-        shape = (stop - start, len(self.occluders))
+        shape = (len(scores.rank) // len(self.occluders), len(self.occluders))
+        stop = start + shape[0]
         prediction, rank, margin = (part.reshape(shape).numpy().copy() for part in scores)
         reasons = np.full(shape[0], "", dtype=object)
+        self._stamps = _NO_STAMPS
         if quarantined:
             rows = list(quarantined)
             prediction[rows], rank[rows], margin[rows] = QUARANTINED, QUARANTINED, np.nan
             reasons[rows] = list(quarantined.values())
-        with naming(self.path):
-            self._array("prediction")[start:stop] = NOT_DONE
-            self._array("reason")[start:stop] = reasons  # all empty: removes what an earlier attempt left
+        with naming(self.path), self._alone():
+            if len(self.pending(range(start, stop, self.block))) < math.ceil(shape[0] / self.block):
+                self._put("prediction", start, np.full(shape, NOT_DONE, np.int32))
+            self._put("reason", start, reasons)  # all empty: removes what an earlier attempt left
             if stamps is not None and "stamp" in self._group:
-                self._array("stamp")[start:stop] = np.array(stamps, dtype=np.int64)
-            self._array("rank")[start:stop] = rank.astype(np.int32)
-            self._array("margin")[start:stop] = margin
-            self._array("prediction")[start:stop] = prediction.astype(np.int32)
+                self._put("stamp", start, np.array(stamps, dtype=np.int64))
+            self._put("rank", start, rank.astype(np.int32))
+            self._put("margin", start, margin)
+            self._put("prediction", start, prediction.astype(np.int32))
 
-    def _reasons(self, start: int, stop: int) -> list[str]:
+    def _alone(self) -> contextlib.AbstractContextManager[object]:
+        """Keep other processes from writing: a shard is read and written anew, and what they add would be lost."""
+        return FileLock(self.path / _LOCK) if self.shard > self.block else contextlib.nullcontext()
+
+    def _put(self, name: str, start: int, values: NDArray[Any]) -> None:
+        """Write whole blocks of an array. A shard that cannot be read goes, with all that was in it."""
+        array, part = self._array(name), slice(start, start + len(values))
         try:
-            return [str(reason) for reason in self._array("reason")[start:stop]]  # type: ignore[union-attr]
+            array[part] = values
+        except (ValueError, RuntimeError):
+            self._file(name, start // self.shard).unlink(missing_ok=True)
+            array[part] = values
+
+    def _reasons(self, start: int, stop: int) -> NDArray[Any]:
+        try:
+            return np.asarray(self._array("reason")[start:stop])
         except (ValueError, RuntimeError) as error:
             raise InputError(f"{self.path}: reasons are damaged ({error}); run the same gfo-eval again") from error
 
     def readable(self) -> NDArray[np.bool_]:
         """Return which pictures are not quarantined, bool [N]."""
-        return np.array([not reason for reason in self._reasons(0, len(self))], dtype=bool)
+        return self._reasons(0, len(self)) == ""
 
-    def quarantined(self, starts: Sequence[int] | None = None) -> list[Quarantined]:
-        """Return the pictures that are no pictures, of all blocks or of those that start here."""
+    def quarantined(self, starts: Iterable[int] | None = None) -> list[Quarantined]:
+        """Return the pictures that are no pictures, of all blocks, or of those that start here and are not damaged."""
+        if starts is None:
+            return self._set_aside(0, self._reasons(0, len(self)))
         found: list[Quarantined] = []
-        for start in [0] if starts is None else starts:
-            stop = len(self) if starts is None else self.end(start)
-            reasons = zip(self.paths[start:stop], self._reasons(start, stop), strict=True)
-            found += [Quarantined(path, why) for path, why in reasons if why]
+        for shard, own in groupby(starts, key=lambda start: start // self.shard * self.shard):
+            with contextlib.suppress(InputError):
+                reasons = self._reasons(shard, min(shard + self.shard, len(self)))
+                for start in own:
+                    found += self._set_aside(start, reasons[start - shard : self.end(start) - shard])
         return found
+
+    def _set_aside(self, start: int, reasons: NDArray[Any]) -> list[Quarantined]:
+        return [Quarantined(self.paths[start + i], str(reasons[i])) for i in np.flatnonzero(reasons != "")]
 
 
 def _describe(path: Path, run: Run) -> None:
@@ -304,3 +400,5 @@ def _check_facts(path: Path) -> None:
 
 
 _CODECS = [ZstdCodec(level=1), Crc32cCodec()]
+_KEYS: Any = {"name": "default", "separator": "."}  # a file beside the others, not in a folder of its own
+_NO_STAMPS: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, dtype=np.int64))

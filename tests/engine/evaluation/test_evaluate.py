@@ -346,7 +346,7 @@ def test_several_strengths_on_a_device_that_runs_ahead(
     evaluate_strengths(classifier, bank, DataSpec(pictures), tmp_path / "whole", config)
     evaluate_strengths(classifier, bank, DataSpec(pictures), tmp_path / "ahead", replace(config, strengths=(0.5, 2.0)))
     shutil.rmtree(tmp_path / "ahead" / "2")
-    (tmp_path / "ahead" / "0.5" / "predictions.zarr" / "prediction" / "c" / "1" / "0").unlink()
+    (tmp_path / "ahead" / "0.5" / "predictions.zarr" / "prediction" / "c.1.0").unlink()
     _Ahead(monkeypatch)
     # One block of both, three of the second alone.
     evaluate_strengths(
@@ -395,7 +395,7 @@ def test_shards_and_resumed_runs_share_a_folder_of_decoded_pictures(
     data = DataSpec(pictures, decoded_cache=True)
     for shard in ((0, 2), (1, 2)):
         evaluate_pairs(classifier, bank, data, tmp_path / "run", replace(IN_TORCH, shard=shard))
-    (tmp_path / "run" / "predictions.zarr" / "rank" / "c" / "2" / "0").unlink()
+    (tmp_path / "run" / "predictions.zarr" / "rank" / "c.2.0").unlink()
     evaluate_pairs(classifier, bank, data, tmp_path / "run", IN_TORCH)
     assert len(list((tmp_path / "cache" / "pictures").iterdir())) == 1
 
@@ -475,7 +475,7 @@ def test_a_store_that_lost_a_coordinate_is_refused(
 ) -> None:
     """A chunk that is gone reads as its fill value: without a look the summary would be of other classes."""
     before = evaluate(classifier, bank, pictures, tmp_path / "run")
-    (chunk,) = (p for p in (tmp_path / "run" / "predictions.zarr" / array / "c").rglob("*") if p.is_file())
+    (chunk,) = (tmp_path / "run" / "predictions.zarr" / array).glob("c*")
     chunk.unlink()
     with pytest.raises(InputError, match="a chunk of path, label, fit or occluder is missing"):
         evaluate(classifier, bank, pictures, tmp_path / "run")

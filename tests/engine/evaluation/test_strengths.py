@@ -163,10 +163,10 @@ def test_a_stopped_pass_resumes_whatever_is_missing(
     assert {summary.pairs for summary in resumed.values()} == {8 * 5 + 2 * 9}
     # One of them gone, one damaged, and a strength that is new.
     shutil.rmtree(run / "0.5")
-    chunk = run / "4/predictions.zarr/prediction/c/1/0"
+    chunk = run / "4/predictions.zarr/prediction/c.1.0"
     chunk.write_bytes(chunk.read_bytes()[:-1])
     again = evaluated(run, 0.25, *STRENGTHS)
-    assert again[4.0].pairs == 8 * (1 + 3 * 4) + 10 * (1 + 2 * 4)
+    assert again[4.0].pairs == 18 * (1 + 2 * 4) + 8 * (1 + 4)
     assert again[4.0].frontier == again[0.25].frontier != resumed[4.0].frontier == summaries[4.0].frontier
     for name in ("0.5", "4"):
         assert_same_answers(run / name, whole / name)
