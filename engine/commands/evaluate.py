@@ -69,6 +69,13 @@ class RunOptions(options.Group):
     shard: Annotated[
         str | None, typer.Option(help="I/N: this is worker I (from 0) of N that fill one --out together.")
     ] = None
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local:N|local|ADDRESS",
+            help="Dask cluster: N processes here, one for each GPU here, or a scheduler's tcp://host:8786.",
+        ),
+    ] = None
     max_quarantined: Annotated[
         float, typer.Option(help="Maximum share of files that are not pictures, 0 to 1; a run with more is refused.")
     ] = 0.05
@@ -95,6 +102,7 @@ def evaluate(subject: SubjectOptions, data: SelectionOptions, engine: options.En
         max_quarantined=run.max_quarantined,
         seed=run.seed,
         strengths=_strengths(run.strength),
+        cluster=run.cluster,
     )
     summaries = evaluate_strengths(
         subject.subject(run.seed), subject.occluders, data.spec(data.split), run.out, config, TerminalProgress()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...export.errors import InputError
+from ..cluster import check_cluster
 from ..engines.choice import EngineChoice
 
 PICTURES = ("all", "fitted", "held-out", "preserved", "unseen")
@@ -38,6 +39,8 @@ class EvaluationConfig:
         Seed of the noise row, the permutation, the draws and the bootstrap.
     strengths
         Factors on the occluders, above 0; each has a RUN of its own, and the pictures are read once.
+    cluster
+        Dask cluster whose workers evaluate: `local:N`, `local` or a scheduler's address; None means this process.
 
     Raises
     ------
@@ -53,10 +56,15 @@ class EvaluationConfig:
     max_quarantined: float = 0.05
     seed: int = 0
     strengths: tuple[float, ...] = (1.0,)
+    cluster: str | None = None
 
     def __post_init__(self) -> None:
         if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
             raise InputError(f"--shard {self.shard[0]}/{self.shard[1]}: expected I/N with I from 0 to N - 1")
+        if self.cluster is not None:
+            if self.shard is not None:
+                raise InputError(f"--cluster {self.cluster}: shares the run out itself; leave --shard out")
+            check_cluster(self.cluster)
         if self.pictures not in PICTURES:
             raise InputError(f"--pictures {self.pictures}: expected one of {', '.join(PICTURES)}")
         if not 0 <= self.max_quarantined <= 1:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...export.artefact import Artefact
 from ...export.bank import OccluderBank
@@ -23,6 +24,9 @@ from .results import PENDING, Results
 from .station import Job, Station, open_station
 from .store import FIT_FITTED, FIT_HELD_OUT, FIT_PRESERVED, FIT_UNSEEN, RunStore
 from .summary import SCHEMA, SUMMARY_FILE, Fit, Speed, Summary, read_summary
+
+if TYPE_CHECKING:
+    from .distributed import Remote
 
 _MENDINGS = 2
 
@@ -87,7 +91,8 @@ def evaluate_strengths(
     Several strengths have a RUN each, in `out/0.5` for 0.5, and a frontier in their summaries. Parameters and errors
     are those of `evaluate`; a summary is written once all strengths are done.
     """
-    with open_station(Job(model, bank, data, out, config), progress) as station:
+    job = Job(model, bank, data, out, config)
+    with (open_station if config.cluster is None else _open_remote)(job, progress) as station:
         todo = station.to_do(config.shard)
         if changed := max(one.changed for one in todo):
             progress.say(f"evaluating again the blocks of pictures that have changed since ({changed})")
@@ -110,7 +115,14 @@ def evaluate_strengths(
     return dict(zip(config.strengths, summaries, strict=True))
 
 
-def _mend(station: Station, progress: Progress) -> list[tuple[float, int]]:
+def _open_remote(job: Job, progress: Progress) -> contextlib.AbstractContextManager[Remote]:
+    """Return what evaluates on a cluster; Dask is not imported otherwise."""
+    from .distributed import open_remote
+
+    return open_remote(job, progress)
+
+
+def _mend(station: Station | Remote, progress: Progress) -> list[tuple[float, int]]:
     """Read every answer of runs that are complete, and evaluate again the blocks that are damaged.
 
     Returns what `Station.fill` does, of each time.

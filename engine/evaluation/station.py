@@ -26,7 +26,7 @@ from ..engines.choice import open_engine
 from ..progress import Progress
 from .all_pairs import ToDo, all_pairs, to_do
 from .config import EvaluationConfig, run_folders
-from .passes import choose_passes
+from .passes import Passes, choose_passes
 from .selection import Picture, bank_folders, select_pictures
 from .store import CLEAN, NOISE, RunStore
 from .strengths import check_out, check_strengths, load_rows, scaled_rows
@@ -76,13 +76,18 @@ class Station:
         """Return what is to be done of each store, by this worker of several."""
         return [to_do(store, shard, self.job.data.files) for store in self.stores]
 
-    def fill(self, todo: Sequence[ToDo]) -> tuple[float, int]:
+    def passes(self, pictures: int) -> Passes:
+        """Return the passes for a run over so many pictures, and say why; see `choose_passes`."""
+        rows = 1 + (len(self.stores[0].occluders) - 1) * len(self.stores)
+        passes, why = choose_passes(self.engine, rows, pictures, self.job.config.batch_size)
+        self.progress.say(f"{passes}: {why}")
+        return passes
+
+    def fill(self, todo: Sequence[ToDo], passes: Passes | None = None) -> tuple[float, int]:
         """Evaluate blocks of each store; return seconds and pairs. Errors are those of `all_pairs`."""
         config, stores = self.job.config, self.stores
-        rows = 1 + (len(stores[0].occluders) - 1) * len(stores)
-        pictures = stores[0].count({start for one in todo for start in one.pending})
-        passes, why = choose_passes(self.engine, rows, pictures, config.batch_size)
-        self.progress.say(f"{passes}: {why}")
+        if passes is None:
+            passes = self.passes(stores[0].count({start for one in todo for start in one.pending}))
         return all_pairs(
             self.engine,
             stores,

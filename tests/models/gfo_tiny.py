@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class TinyCnn(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self._passes += 1
         _hold(self._passes)
+        _die(x)
         return self.head(self.features(x).flatten(1))
 
 
@@ -45,6 +47,16 @@ def _hold(passes: int) -> None:
     if passes == int(os.environ.get("GFO_TINY_HOLD_AT", "0")):
         Path(os.environ["GFO_TINY_HELD"]).touch()
         time.sleep(60)
+
+
+def _die(x: Tensor) -> None:
+    """Kill this process at a picture of one bright colour, as often as the file GFO_TINY_DEATHS says."""
+    left = Path(os.environ.get("GFO_TINY_DEATHS", os.devnull))
+    if left.is_file() and bool(((x > 0) & (x == x[..., :1, :1])).flatten(1).all(dim=1).any()):
+        count = int(left.read_text())
+        if count > 0:
+            left.write_text(str(count - 1))
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def network() -> nn.Module:
