@@ -70,17 +70,26 @@ class Filled:
     quarantined: Mapping[str, str]
 
 
+class _Stopped(Exception):
+    """The driver has no use for this task any more."""
+
+
 class _Lines:
-    """Progress of a worker: lines are kept, and told where anybody asks."""
+    """Progress of a worker: lines are kept, for the driver to say; the work ends at the next pass once it is `stopped`.
+
+    What is finished by then is written, as after Ctrl-C.
+    """
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.stopped = False
 
     def say(self, line: str) -> None:
         self.said.append(line)
 
     def advance(self, amount: float, note: str = "") -> None:
-        pass
+        if self.stopped:
+            raise _Stopped
 
     @contextlib.contextmanager
     def task(self, title: str, total: float, done: float = 0) -> Iterator[_Lines]:
@@ -89,9 +98,10 @@ class _Lines:
 
 @dataclass(frozen=True)
 class _Place:
-    """An open station in a worker, the passes that it takes, and what closes it."""
+    """An open station in a worker, its progress, the passes that it takes, and what closes it."""
 
     station: Station
+    lines: _Lines
     passes: Passes
     opened: Opened
     stack: contextlib.ExitStack
@@ -108,14 +118,14 @@ def _place(shared: Shared) -> _Place:
     with contextlib.ExitStack() as stack:
         lines = _Lines()
         station = stack.enter_context(open_station(shared.job, lines))
-        versions = _versions(("gfo", "torch", *station.engine.packages))
+        versions = _versions(("gfo", "distributed", "torch", *station.engine.packages))
         if shared.versions and versions != shared.versions:
             (name, own), *_ = versions.items() ^ shared.versions.items()
             other = shared.versions.get(name, "none")
             raise InputError(f"--cluster: a worker has {name} {versions.get(name, own)}, another {other}; install one")
         passes = station.passes(len(station.stores[0]))
         opened = Opened(versions, lines.said, station.accuracy)
-        _places[shared.key] = _Place(station, passes, opened, stack.pop_all())
+        _places[shared.key] = _Place(station, lines, passes, opened, stack.pop_all())
     return _places[shared.key]
 
 
@@ -144,7 +154,9 @@ def fill_here(shared: Shared, todo: Sequence[ToDo]) -> Filled:
 
 
 def close_here(key: str) -> None:
-    """Close the station in this worker, if it has one."""
+    """Close the station in this worker, if it has one; a task that runs ends soon."""
+    if place := _places.get(key):
+        place.lines.stopped = True
     with _one_at_a_time:
         if place := _places.pop(key, None):
             place.stack.close()
