@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from ..export.errors import EngineUnavailable, InputError
+from ..export.errors import EngineUnavailable, InputError, in_short
 from ..export.optional import optional
 from ..export.options import whole_number
 from .machine import worker_count
@@ -58,11 +59,7 @@ def open_cluster(spec: str, progress: Progress) -> Iterator[Any]:
     import dask
 
     with dask.config.set(_DASK), contextlib.ExitStack() as stack:
-        if spec.startswith("local"):
-            cluster = stack.enter_context(_local(distributed, spec))
-            client = stack.enter_context(distributed.Client(cluster))
-        else:
-            client = stack.enter_context(_connected(distributed, spec))
+        client = stack.enter_context((_local if spec.startswith("local") else _connected)(distributed, spec))
         progress.say(f"cluster {spec}: {len(client.nthreads())} workers; {client.dashboard_link}")
         yield client
 
@@ -73,29 +70,33 @@ def _local(distributed: Any, spec: str) -> Iterator[Any]:
     if spec == "local" and not gpus:
         raise InputError("--cluster local: starts a worker for each GPU, and there is none; give local:N")
     workers = gpus or int(spec.partition(":")[2])
-    with (
-        TemporaryDirectory(prefix="gfo-dask-") as scratch,
-        distributed.LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            memory_limit=0,  # otherwise Dask stops workers that it thinks too large
-            local_directory=scratch,
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        client.register_plugin(_share(distributed, workers, bool(gpus)))
-        yield cluster
+    with contextlib.ExitStack() as stack:
+        how = {
+            "n_workers": workers,
+            "threads_per_worker": 1,
+            "host": "127.0.0.1",
+            "dashboard_address": "127.0.0.1:0",
+            "memory_limit": 0,  # otherwise Dask stops workers that it thinks too large
+            "local_directory": stack.enter_context(TemporaryDirectory(prefix="gfo-dask-")),
+            "silence_logs": logging.CRITICAL,
+        }
+        try:
+            cluster = stack.enter_context(distributed.LocalCluster(**how))
+        except RuntimeError as error:
+            raise EngineUnavailable(f"--cluster {spec}: a worker does not start ({in_short(error)})") from error
+        client = stack.enter_context(distributed.Client(cluster))
+        client.register_plugin(_share(distributed, workers, _visible_gpus(gpus)))
+        yield client
 
 
 @contextlib.contextmanager
 def _connected(distributed: Any, spec: str) -> Iterator[Any]:
     try:
         client = distributed.Client(spec, timeout=_CONNECT_SECONDS)
-    except (OSError, ValueError) as error:
-        raise EngineUnavailable(f"--cluster {spec}: no scheduler answers; start one with dask scheduler") from error
+    except (OSError, ValueError, TypeError) as error:  # the latter for tls without certificates
+        raise EngineUnavailable(
+            f"--cluster {spec}: no scheduler answers ({in_short(error)}); start one with dask scheduler"
+        ) from error
     with client:
         try:
             client.wait_for_workers(1, timeout=_JOIN_SECONDS)
@@ -107,7 +108,13 @@ def _connected(distributed: Any, spec: str) -> Iterator[Any]:
         yield client
 
 
-def _share(distributed: Any, workers: int, gpus: bool) -> Any:
+def _visible_gpus(count: int) -> list[str]:
+    """Return the names of the GPUs that PyTorch sees here, as `CUDA_VISIBLE_DEVICES` has them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
+
+
+def _share(distributed: Any, workers: int, gpus: list[str]) -> Any:
     """Return a plugin that gives each worker its share of this machine's cores, or a GPU; also restarted ones."""
 
     class Share(distributed.WorkerPlugin):
@@ -120,6 +127,7 @@ def _share(distributed: Any, workers: int, gpus: bool) -> Any:
                 cores = sorted(os.sched_getaffinity(0))
                 os.sched_setaffinity(0, cores[number % len(cores) :: workers])
             if gpus:
-                os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
+                os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends the tasks
 
     return Share()

@@ -166,6 +166,23 @@ def _locked(create: Callable[[], str]) -> tuple[Path, int]:
             os.close(claim)
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait for other processes that are in such a block with the same folder, and keep them out until it ends.
+
+    The folder itself is locked, and no file is left. Systems and file systems without locks keep nobody out.
+    """
+    claim = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if claim is not None and fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(claim, fcntl.LOCK_EX)
+        yield
+    finally:
+        if claim is not None:
+            os.close(claim)
+
+
 def remove_abandoned(path: Path) -> None:
     """Remove what writers of `path` that were killed have left beside it, if there is anything."""
     if path.parent.is_dir():

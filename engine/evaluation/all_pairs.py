@@ -50,12 +50,19 @@ class ToDo:
     changed: int = 0
 
 
-def to_do(store: RunStore, shard: tuple[int, int] | None = None, files: PictureFiles | None = None) -> ToDo:
-    """Look through the blocks of a run, or those of worker i of n for a `shard` (i, n), and through their pictures.
+def to_do(
+    store: RunStore,
+    shard: tuple[int, int] | None = None,
+    files: PictureFiles | None = None,
+    starts: Sequence[int] | None = None,
+) -> ToDo:
+    """Look through the blocks of a run and through their pictures.
+
+    The blocks are those that start in `starts`, those of worker i of n for a `shard` (i, n), or all.
 
     Another worker's blocks are left to it: it may see other times of the same files.
     """
-    own = store.starts(*(shard or (0, 1)))
+    own = store.starts(*(shard or (0, 1))) if starts is None else starts
     pending = set(store.pending(own))
     changed: dict[int, int] = {}
     if files is not None:

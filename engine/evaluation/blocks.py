@@ -101,6 +101,7 @@ class Writer:
 
     def __enter__(self) -> Self:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="gfo-write")
+        self._since = time.monotonic()
         return self
 
     def write(self, block: ScoredBlock, pictures: int) -> None:
@@ -108,8 +109,6 @@ class Writer:
         file = self._file(block.start)
         if self._held and (self._ends, self._file(self._held[0].start)) != (block.start, file):
             self._flush()
-        if not self._held:
-            self._since = time.monotonic()
         self._held.append(block)
         self._ends = block.start + pictures
         if self._file(self._ends) != file or time.monotonic() - self._since >= _HELD_SECONDS:
@@ -119,7 +118,7 @@ class Writer:
         """Begin to write the blocks that are held when the last ones are written."""
         if self._last is not None:
             self._last.result()
-        held, self._held = self._held, []
+        held, self._held, self._since = self._held, [], time.monotonic()
         start = held[0].start
         scores = Score(*(torch.cat(parts) for parts in zip(*(block.scores for block in held), strict=True)))
         reasons = {block.start - start + i: why for block in held for i, why in block.quarantined.items()}

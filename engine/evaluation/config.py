@@ -31,7 +31,7 @@ class EvaluationConfig:
         Maximum number of pairs in a pass through the network; None measures what is fastest where the run is long
         enough, and remembers it (`passes`).
     shard
-        (i, n) evaluates every n-th block from the i-th (0 … n − 1), for n workers that fill one RUN together.
+        (i, n) evaluates every n-th file of the RUN from the i-th (0 … n − 1), for n workers that fill it together.
     max_quarantined
         Share of the run's pictures, 0 … 1, that may be quarantined. A larger share ends the run: it is probably over
         the wrong folder.

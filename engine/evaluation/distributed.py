@@ -6,6 +6,7 @@ same pictures and runs the same versions. A task is blocks that share a file of 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -13,16 +14,17 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ...export.artefact import Artefact
 from ...export.classifier import FrozenClassifier
-from ...export.errors import InputError, Unreachable
+from ...export.errors import InputError, Unreachable, in_short
 from ...export.models.spec import ModelSpec
-from ..cluster import DEATHS, open_cluster
+from ..cluster import open_cluster
 from ..machine import worker_count
 from ..progress import Progress
 from .all_pairs import ToDo, refuse_quarantined, to_do
@@ -31,6 +33,10 @@ from .passes import Passes
 from .station import Job, Station, open_station
 from .store import RunStore
 from .summary import Quarantined
+
+_LOOK_SECONDS = 2.0  # after which the driver looks for workers that have joined
+_ALONE_SECONDS = 60  # without a worker, after which it ends
+_CLOSE_SECONDS = 30
 
 # ---- on a worker
 
@@ -43,20 +49,23 @@ class Shared:
     ----------
     key
         Names this evaluation in a worker, which may have had others.
-    versions
-        Of the packages that answers depend on, as the first worker has them; empty for that one.
+    versions, passes
+        Of the packages that answers depend on, as the first worker has them, and the passes that it has chosen; empty
+        and None for that one.
     """
 
     key: str
     job: Job
     versions: Mapping[str, str] = field(default_factory=dict)
+    passes: Passes | None = None
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What the first worker tells: its versions, what it has to say, and see `Station.accuracy`."""
+    """What the first worker tells: its versions and passes, what it has to say, and see `Station.accuracy`."""
 
     versions: Mapping[str, str]
+    passes: Passes
     said: Sequence[str]
     accuracy: float | None
 
@@ -70,25 +79,33 @@ class Filled:
     quarantined: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Died:
+    """So many workers have died over a task, which is given up."""
+
+    workers: int
+
+
 class _Stopped(Exception):
     """The driver has no use for this task any more."""
 
 
 class _Lines:
-    """Progress of a worker: lines are kept, for the driver to say; the work ends at the next pass once it is `stopped`.
+    """Progress of a worker: lines are kept, for the driver to say; where its key is in `_stopped`, the work ends.
 
     What is finished by then is written, as after Ctrl-C.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, key: str) -> None:
         self.said: list[str] = []
-        self.stopped = False
+        self._key = key
 
     def say(self, line: str) -> None:
         self.said.append(line)
+        self.advance(0)
 
     def advance(self, amount: float, note: str = "") -> None:
-        if self.stopped:
+        if self._key in _stopped:
             raise _Stopped
 
     @contextlib.contextmanager
@@ -98,16 +115,15 @@ class _Lines:
 
 @dataclass(frozen=True)
 class _Place:
-    """An open station in a worker, its progress, the passes that it takes, and what closes it."""
+    """An open station in a worker, and what closes it."""
 
     station: Station
-    lines: _Lines
-    passes: Passes
     opened: Opened
     stack: contextlib.ExitStack
 
 
 _places: dict[str, _Place] = {}
+_stopped: set[str] = set()
 _one_at_a_time = threading.Lock()  # a worker that was started with several threads still has one engine
 
 
@@ -116,16 +132,16 @@ def _place(shared: Shared) -> _Place:
         return _places[shared.key]
     torch.set_num_threads(worker_count())  # Dask starts its workers with one
     with contextlib.ExitStack() as stack:
-        lines = _Lines()
+        lines = _Lines(shared.key)
         station = stack.enter_context(open_station(shared.job, lines))
         versions = _versions(("gfo", "distributed", "torch", *station.engine.packages))
         if shared.versions and versions != shared.versions:
-            (name, own), *_ = versions.items() ^ shared.versions.items()
-            other = shared.versions.get(name, "none")
-            raise InputError(f"--cluster: a worker has {name} {versions.get(name, own)}, another {other}; install one")
-        passes = station.passes(len(station.stores[0]))
-        opened = Opened(versions, lines.said, station.accuracy)
-        _places[shared.key] = _Place(station, lines, passes, opened, stack.pop_all())
+            name = min(name for name, _ in versions.items() ^ shared.versions.items())
+            own, other = (found.get(name, "none") for found in (versions, shared.versions))
+            raise InputError(f"--cluster: a worker has {name} {own}, another {other}; install one version")
+        passes = shared.passes or station.passes(len(station.stores[0]))
+        opened = Opened(versions, passes, lines.said, station.accuracy)
+        _places[shared.key] = _Place(station, opened, stack.pop_all())
     return _places[shared.key]
 
 
@@ -144,22 +160,27 @@ def open_here(shared: Shared) -> Opened:
 
 
 def fill_here(shared: Shared, todo: Sequence[ToDo]) -> Filled:
-    """Evaluate blocks in this worker."""
+    """Evaluate blocks in this worker, but for those that a worker has written that died over this task."""
     with _one_at_a_time:
         place = _place(shared)
-        seconds, pairs = place.station.fill(todo, place.passes)
+        left = [replace(one, pending=place.station.not_done(i, one.pending)) for i, one in enumerate(todo)]
+        seconds, pairs = place.station.fill(left, place.opened.passes)
         own = {start for one in todo for start in one.pending}
         found = [entry for store in place.station.stores for entry in store.quarantined(sorted(own))]
         return Filled(seconds, pairs, {entry.path: entry.reason for entry in found})
 
 
-def close_here(key: str) -> None:
-    """Close the station in this worker, if it has one; a task that runs ends soon."""
-    if place := _places.get(key):
-        place.lines.stopped = True
-    with _one_at_a_time:
-        if place := _places.pop(key, None):
-            place.stack.close()
+async def close_here(key: str) -> None:
+    """Close the station in this worker, if it has one; a task that runs ends at its next pass, and is waited for."""
+    _stopped.add(key)
+
+    def close() -> None:
+        with _one_at_a_time:
+            if place := _places.pop(key, None):
+                place.stack.close()
+
+    with contextlib.suppress(TimeoutError):  # an engine that is being opened may take minutes
+        await asyncio.wait_for(asyncio.to_thread(close), _CLOSE_SECONDS)
 
 
 # ---- in the driver
@@ -188,16 +209,19 @@ class Remote:
         Unreachable
             The scheduler does not answer any more, or blocks were given up, since workers died over them.
         """
-        units, given_up = self._units(todo), list[int]()
+        units, given_up, deaths = self._units(todo), list[int](), 0
         rows = len(self.stores[0].occluders) - 1
         pairs = sum(self._count(unit, rows) for unit in units)
         every = self.stores[0].count(todo[0].own) * (1 + rows * len(self.stores))
-        quarantined: dict[str, Quarantined] = {}
+        kept = zip(self.stores, todo, strict=True)
+        entries = (entry for store, one in kept for entry in store.quarantined(sorted(set(one.own) - set(one.pending))))
+        quarantined = {entry.path: entry for entry in entries}
         start, done = time.perf_counter(), 0
         with self._progress.task("all pairs", every, every - pairs) as bar:
             for unit, found in self._results(units):
-                if found is None:
-                    given_up += [min(one.pending) for one in unit if one.pending][:1]
+                if isinstance(found, Died):
+                    given_up.append(unit[0].own[0])
+                    deaths = found.workers
                     continue
                 quarantined |= {path: Quarantined(path, why) for path, why in found.quarantined.items()}
                 refuse_quarantined(self.stores[0], quarantined.values(), self._shared.job.config.max_quarantined)
@@ -206,8 +230,8 @@ class Remote:
         if given_up:
             first = self.stores[0].paths[given_up[0]]
             raise Unreachable(
-                f"--cluster {self._spec}: {DEATHS} workers have died over each of {len(given_up)} parts of the run, "
-                f"the first begins with {first}"
+                f"--cluster {self._spec}: {deaths} workers have died over each of {len(given_up)} files of the run, "
+                f"the first from {first} on"
             )
         return time.perf_counter() - start, done
 
@@ -226,48 +250,57 @@ class Remote:
         store = self.stores[0]
         return store.count(unit[0].own) + sum(rows * store.count(one.pending) for one in unit)
 
-    def _results(self, units: Sequence[list[ToDo]]) -> Iterator[tuple[list[ToDo], Filled | None]]:
-        """Yield units as they are done, None for what they did where too many workers died over one.
+    def _results(self, units: Sequence[list[ToDo]]) -> Iterator[tuple[list[ToDo], Filled | Died]]:
+        """Yield units as they are done, with what they did.
 
-        Each worker has one unit: another one that waits there would be blamed for its death, too.
+        There are as many as workers at a time: one that waits on a worker would be blamed for its death, too.
         """
         import distributed
-        from distributed.scheduler import KilledWorker
 
         left, active = iter(units), dict[Any, list[ToDo]]()
-        finished = distributed.as_completed(with_results=False)
+        seen = time.monotonic()  # when there was a worker
         try:
-            self._hand_out(left, active, finished)
-            while active:
-                future = next(finished)
-                unit = active.pop(future)
-                if future.status == "finished":
-                    yield unit, future.result()
-                elif future.status != "error":
-                    raise self._lost()
-                elif isinstance(error := future.exception(), KilledWorker):
-                    yield unit, None
-                else:
-                    raise error
-                self._hand_out(left, active, finished)
-        except (OSError, distributed.CancelledError, TimeoutError) as error:
-            raise self._lost() from error
+            while True:
+                with _reached(self._spec):
+                    workers = len(self._client.nthreads())
+                    seen = time.monotonic() if workers else seen
+                    for unit in islice(left, max(0, workers - len(active))):  # workers may have joined
+                        active[self._client.submit(fill_here, self._shared, unit, pure=False)] = unit
+                    with contextlib.suppress(TimeoutError):
+                        distributed.wait(list(active), timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED")
+                for future in [future for future in active if future.done()]:
+                    yield active.pop(future), _result(future, self._spec)
+                if not active and workers:
+                    return
+                if time.monotonic() - seen > _ALONE_SECONDS:
+                    raise Unreachable(f"--cluster {self._spec}: has had no worker for {_ALONE_SECONDS} s")
         finally:
             with contextlib.suppress(Exception):
                 self._client.cancel(list(active))
 
-    def _hand_out(self, left: Iterator[list[ToDo]], active: dict[Any, list[ToDo]], finished: Any) -> None:
-        """Give each worker that has none a unit; workers may have joined."""
-        for _ in range(max(1, len(self._client.nthreads())) - len(active)):
-            unit = next(left, None)
-            if unit is None:
-                return
-            future = self._client.submit(fill_here, self._shared, unit, pure=False)
-            active[future] = unit
-            finished.add(future)
 
-    def _lost(self) -> Unreachable:
-        return Unreachable(f"--cluster {self._spec}: the scheduler does not answer any more")
+@contextlib.contextmanager
+def _reached(spec: str) -> Iterator[None]:
+    """Turn what Dask raises where its scheduler is lost, or cannot take a task, into `Unreachable`."""
+    import distributed
+
+    try:
+        yield
+    except (OSError, distributed.CancelledError, TimeoutError, RuntimeError) as error:
+        raise Unreachable(f"--cluster {spec}: the scheduler is lost ({in_short(error)})") from error
+
+
+def _result(future: Any, spec: str) -> Any:
+    """Return what a task has returned, `Died` where too many workers have died over it; raise what it has raised."""
+    from distributed.scheduler import KilledWorker
+
+    with _reached(spec):
+        error = future.exception()  # waits; None where it has returned
+        if error is None:
+            return future.result()
+    if isinstance(error, KilledWorker):
+        return Died(error.allowed_failures + 1)
+    raise error
 
 
 @contextlib.contextmanager
@@ -285,10 +318,12 @@ def open_remote(job: Job, progress: Progress) -> Iterator[Remote]:
     shared = Shared(uuid.uuid4().hex, _for_others(job))
     with open_cluster(spec, progress) as client:
         try:
-            opened: Opened = client.submit(open_here, shared, pure=False).result()
+            opened: Opened | Died = _result(client.submit(open_here, shared, pure=False), spec)
+            if isinstance(opened, Died):
+                raise Unreachable(f"--cluster {spec}: {opened.workers} workers have died over opening the engine")
             for line in opened.said:
                 progress.say(line)
-            shared = replace(shared, versions=opened.versions)
+            shared = replace(shared, versions=opened.versions, passes=opened.passes)
             yield Remote(client, spec, shared, opened, progress)
         finally:
             with contextlib.suppress(Exception):
@@ -302,6 +337,8 @@ def _for_others(job: Job) -> Job:
     model, data = job.model, job.data
     if isinstance(model, ModelSpec) and Path(model.weights).is_file():
         model = replace(model, weights=str(Path(model.weights).resolve()))
+    if isinstance(model, Artefact):
+        model = replace(model, folder=model.folder.resolve())
     class_map = data.class_map and data.class_map.resolve()
     bank = job.bank.resolve() if job.bank is not None and job.bank.exists() else job.bank
     data = replace(data, root=data.root.resolve(), class_map=class_map)

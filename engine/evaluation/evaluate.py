@@ -98,11 +98,12 @@ def evaluate_strengths(
             progress.say(f"evaluating again the blocks of pictures that have changed since ({changed})")
             for place in station.places:
                 (place / SUMMARY_FILE).unlink(missing_ok=True)
-        worked = [station.fill(todo), *_mend(station, progress)]
+        worked = [station.fill(todo), *_mend(station, config.shard or (0, 1), progress)]
     seconds, pairs = map(sum, zip(*worked, strict=True))
     touched = [bool(one.pending) or len(worked) > 1 for one in todo]
     stores, places = station.stores, station.places
-    speeds = [_speed(place, seconds, pairs * some) for place, some in zip(places, touched, strict=True)]
+    peak = peak_rss_mb() if config.cluster is None else None  # of workers nothing is known
+    speeds = [_speed(place, seconds, pairs * some, peak) for place, some in zip(places, touched, strict=True)]
     summaries = _summaries(stores, speeds)
     first = summaries[0]
     if all(summary.complete for summary in summaries):  # otherwise other workers' shards are not done
@@ -122,8 +123,8 @@ def _open_remote(job: Job, progress: Progress) -> contextlib.AbstractContextMana
     return open_remote(job, progress)
 
 
-def _mend(station: Station | Remote, progress: Progress) -> list[tuple[float, int]]:
-    """Read every answer of runs that are complete, and evaluate again the blocks that are damaged.
+def _mend(station: Station | Remote, shard: tuple[int, int], progress: Progress) -> list[tuple[float, int]]:
+    """Read every answer once no other worker has blocks left, and evaluate again those that are damaged or missing.
 
     Returns what `Station.fill` does, of each time.
 
@@ -133,7 +134,9 @@ def _mend(station: Station | Remote, progress: Progress) -> list[tuple[float, in
         What is written is damaged again.
     """
     stores, mended = station.stores, list[tuple[float, int]]()
-    while not any(store.pending() for store in stores):
+    own = set(stores[0].starts(*shard))
+    others = [start for start in stores[0].starts() if start not in own]
+    while not any(store.pending(others) for store in stores):
         todo = [ToDo(store.starts(), store.damaged()) for store in stores]
         count = max(store.count(one.pending) for store, one in zip(stores, todo, strict=True))
         if not count:
@@ -156,7 +159,7 @@ def _summaries(stores: Sequence[RunStore], speeds: Sequence[Speed]) -> list[Summ
 
 
 def _summary(store: RunStore, speed: Speed, remaining: int, results: Results) -> Summary:
-    quarantined = tuple(store.quarantined())
+    quarantined = tuple(store.quarantined(store.starts() if remaining else None))  # what is damaged is mended later
     codes = {"unseen": FIT_UNSEEN, "fitted": FIT_FITTED, "held_out": FIT_HELD_OUT, "preserved": FIT_PRESERVED}
     return Summary(
         schema=SCHEMA,
@@ -171,11 +174,11 @@ def _summary(store: RunStore, speed: Speed, remaining: int, results: Results) ->
     )
 
 
-def _speed(out: Path, seconds: float, pairs: int) -> Speed:
+def _speed(out: Path, seconds: float, pairs: int, peak: float | None) -> Speed:
     """Return the speed of this call, or of the last one that did something where this one had nothing left to do."""
     if not pairs and (out / SUMMARY_FILE).is_file():
         with contextlib.suppress(InputError):  # damaged: it is written anew, without a speed
             before = read_summary(out / SUMMARY_FILE)
             return Speed(**{field.name: getattr(before, field.name) for field in fields(Speed)})
     rate = pairs / seconds if pairs else None
-    return Speed(pairs=pairs, seconds=seconds, pairs_per_second=rate, peak_rss_mb=peak_rss_mb())
+    return Speed(pairs=pairs, seconds=seconds, pairs_per_second=rate, peak_rss_mb=peak)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ...export.artefact import Artefact
 from ...export.bank import OccluderBank
@@ -75,6 +75,12 @@ class Station:
     def to_do(self, shard: tuple[int, int] | None = None) -> list[ToDo]:
         """Return what is to be done of each store, by this worker of several."""
         return [to_do(store, shard, self.job.data.files) for store in self.stores]
+
+    def not_done(self, which: int, starts: Sequence[int]) -> list[int]:
+        """Return which of some blocks of store number `which` are not there, not whole, or of changed pictures."""
+        store = self.stores[which]
+        todo = to_do(store, None, self.job.data.files, starts)
+        return sorted({*todo.pending, *store.damaged([start for start in starts if start not in todo.pending])})
 
     def passes(self, pictures: int) -> Passes:
         """Return the passes for a run over so many pictures, and say why; see `choose_passes`."""
@@ -221,7 +227,9 @@ def _open_stores(
     opened: dict[float, RunStore] = {}
     for strength, place in sorted(places.items(), key=lambda item: not (item[1] / STORE).exists()):
         own = replace(run, strength=strength, epsilon=strength * run.epsilon)
-        opened[strength] = _open_store(place, own, pictures, rows)
+        first = next(iter(opened.values()), None)
+        sizes = None if first is None else (first.block, first.shard)
+        opened[strength] = _open_store(place, own, pictures, rows, sizes)
     stores = [opened[strength] for strength in places]
     for store in stores:
         if (store.block, store.shard) != (stores[0].block, stores[0].shard):
@@ -229,12 +237,18 @@ def _open_stores(
     return stores
 
 
-def _open_store(out: Path, run: Run, pictures: Sequence[Picture], rows: Sequence[int]) -> RunStore:
-    """Create the run's store, or open it to resume; raise `InputError` if it holds another run."""
+def _open_store(
+    out: Path, run: Run, pictures: Sequence[Picture], rows: Sequence[int], sizes: tuple[int, int] | None
+) -> RunStore:
+    """Create the run's store, or open it to resume; raise `InputError` if it holds another run.
+
+    `sizes` as of `RunStore.create`.
+    """
     paths, labels, fit = ([picture[i] for picture in pictures] for i in range(3))
     if not (out / STORE).exists():
         try:
-            return RunStore.create(out, run, paths=paths, labels=labels, fit=fit, occluders=rows)  # type: ignore[arg-type]
+            given: Any = {"paths": paths, "labels": labels, "fit": fit, "occluders": rows, "sizes": sizes}
+            return RunStore.create(out, run, **given)
         except OSError:
             if not (out / STORE).exists():  # otherwise another worker was faster
                 raise

@@ -20,18 +20,17 @@ from typing import Any
 
 import numpy as np
 import zarr
-from filelock import FileLock
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ...export.errors import InputError
-from ...export.files import atomic_folder, atomic_path, naming, remove_abandoned, remove_old_partials
+from ...export.files import alone, atomic_folder, atomic_path, naming, remove_abandoned, remove_old_partials
 from ...export.records import checksum
 from ...kernels.score import Score
 from ..data.source import shard_starts
 from .summary import STORE, Quarantined, Run, plain, read_run_record
 
-_FACTS, _CHECKSUM, _LOCK = "zarr.json", "sha256", ".lock"
+_FACTS, _CHECKSUM = "zarr.json", "sha256"
 _ATTRIBUTES = ("run", "data_root", "coordinates")
 CLEAN, NOISE = -1, -2
 NOT_DONE, QUARANTINED = -1, -2
@@ -109,13 +108,15 @@ class RunStore:
         labels: Sequence[int],
         fit: Sequence[int],
         occluders: Sequence[int],
+        sizes: tuple[int, int] | None = None,
     ) -> RunStore:
         """Create an empty store, whole or not at all, with `occluders` for its columns.
 
-        Raises `OSError` where it cannot be written.
+        `sizes` are block and shard, if they are to be those of another store. Raises `OSError` where it cannot be
+        written.
         """
         with atomic_folder(run_dir / STORE) as partial:
-            cls._create(partial, run, paths, labels, fit, occluders)
+            cls._create(partial, run, paths, labels, fit, occluders, sizes)
         return cls.open(run_dir, writable=True)
 
     @staticmethod
@@ -126,11 +127,13 @@ class RunStore:
         labels: Sequence[int],
         fit: Sequence[int],
         occluders: Sequence[int],
+        sizes: tuple[int, int] | None,
     ) -> None:
         group = zarr.open_group(path, mode="w", zarr_format=3)
         shape = (len(paths), len(occluders))
-        chunks = (block_size(shape[1]), shape[1])
-        shards = (shard_size(shape[0], chunks[0]), shape[1])
+        block = block_size(shape[1])
+        block, shard = sizes or (block, shard_size(shape[0], block))
+        chunks, shards = (block, shape[1]), (shard, shape[1])
         for name, dtype, fill in (("prediction", "int32", -1), ("rank", "int32", -1), ("margin", "float32", np.nan)):
             group.create_array(
                 name,
@@ -301,13 +304,17 @@ class RunStore:
         """Return how many pictures of a block have another stamp than they had when it was written."""
         if "stamp" not in self._group:
             return 0
-        now, shard = np.array(stamps, dtype=np.int64), start // self.shard * self.shard
-        if self._stamps[0] != shard:
-            try:
-                self._stamps = shard, np.asarray(self._array("stamp")[shard : shard + self.shard])
-            except (ValueError, RuntimeError):  # a checksum does not hold
-                return len(now)
-        then = self._stamps[1][start - shard : start - shard + len(now)]
+        now, first, array = np.array(stamps, dtype=np.int64), start // self.shard * self.shard, self._array("stamp")
+        try:
+            if self._stamps[0] != first:
+                with contextlib.suppress(ValueError, RuntimeError):
+                    self._stamps = first, np.asarray(array[first : first + self.shard])
+            if self._stamps[0] == first:
+                then = self._stamps[1][start - first : start - first + len(now)]
+            else:
+                then = np.asarray(array[start : start + len(now)])
+        except (ValueError, RuntimeError):  # a checksum does not hold
+            return len(now)
         return int(((now != UNKNOWN) & (then != now)).sum())
 
     def write(
@@ -337,17 +344,26 @@ class RunStore:
             self._put("margin", start, margin)
             self._put("prediction", start, prediction.astype(np.int32))
 
-    def _alone(self) -> contextlib.AbstractContextManager[object]:
-        """Keep other processes from writing: a shard is read and written anew, and what they add would be lost."""
-        return FileLock(self.path / _LOCK) if self.shard > self.block else contextlib.nullcontext()
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes from writing: a shard is read and written anew, and what they add would be lost.
+
+        Where the file system has no locks, it is for the workers of a run to have files of their own, as they do.
+        """
+        return alone(self.path) if self.shard > self.block else contextlib.nullcontext()
 
     def _put(self, name: str, start: int, values: NDArray[Any]) -> None:
-        """Write whole blocks of an array. A shard that cannot be read goes, with all that was in it."""
+        """Write whole blocks of an array. What cannot be read of their shard is not kept."""
         array, part = self._array(name), slice(start, start + len(values))
         try:
             array[part] = values
         except (ValueError, RuntimeError):
+            first, kept = start // self.shard * self.shard, dict[int, Any]()
+            for block in range(first, min(first + self.shard, len(self)), self.block):
+                with contextlib.suppress(ValueError, RuntimeError):
+                    kept[block] = np.asarray(array[block : self.end(block)])
             self._file(name, start // self.shard).unlink(missing_ok=True)
+            for block, found in kept.items():
+                array[block : self.end(block)] = found
             array[part] = values
 
     def _reasons(self, start: int, stop: int) -> NDArray[Any]:

@@ -83,9 +83,9 @@ class Run:
         counts = {class_id: len(fit) + judged * len(held_out) for class_id, (fit, held_out) in self.splits.items()}
         preserved = len(self.preserved.paths) if self.preserved else 0
         # Preserved pictures are read first: by class, then as one tensor, of which some are kept.
-        pictures = max(3 * preserved, preserved + max(sum(counts[f.class_id] for f in group) for group in groups))
-        each = gradient_bytes(self.network, size, self.device)
-        return Need(each, self.pass_size, pictures * 3 * size**2)
+        placed = preserved + max(sum(counts[f.class_id] for f in group) for group in groups)
+        each, picture = gradient_bytes(self.network, size, self.device), 3 * size**2
+        return Need(each, self.pass_size, max(3 * preserved, placed) * picture, placed * picture)
 
     def pool(self, folders: Sequence[ClassFolder]) -> Pool | None:
         """Read the pictures to preserve, if any."""

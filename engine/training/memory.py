@@ -25,13 +25,14 @@ class Need:
         For each picture of a pass, on the device.
     pass_size
         Maximum number of pictures in a pass.
-    pictures
-        For all pictures in memory at a time, on the host and on the device.
+    pictures, placed
+        For all pictures in memory at a time, on the host, and on the device where that is another.
     """
 
     each: int
     pass_size: int
     pictures: int
+    placed: int
 
     def described(self, device: torch.device) -> str:
         """Return one line, which says what to do where that much is not free."""
@@ -41,7 +42,7 @@ class Need:
             f"{self.pictures / _MIB:,.0f} MiB for pictures in memory"
         )
         on_cpu = device.type == "cpu"
-        free = (available() if on_cpu else _free_on_gpu(device)) - self.pictures
+        free = available() - self.pictures if on_cpu else _free_on_gpu(device) - self.placed
         if passes <= free:
             return line
         fitting = int(free / self.each)

@@ -165,7 +165,9 @@ def _choose_precision(
 
         def run() -> None:
             with exact_float32(precision, device):
-                step()(batch, config.step_size(0.0), 1)
+                descent = step()
+                descent(batch, config.step_size(0.0), 1)
+                descent.finish()  # raises where three are not finite
 
         return run
 

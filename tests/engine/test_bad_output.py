@@ -222,10 +222,10 @@ def test_damaged_blocks_are_computed_again(
     (own_data / "val" / "ant" / "0.jpg").write_bytes(b"")
     assert run(*evaluate(own_data, tiny_bank, tmp_path / "run", "--max-quarantined", 0.1))[0] == 0
     before = summary_of(tmp_path / "run")
-    (chunk,) = (path for path in (tmp_path / "run" / "predictions.zarr" / name / "c").rglob("*") if path.is_file())
+    (chunk,) = (tmp_path / "run" / "predictions.zarr" / name).glob("c.*")
     content = chunk.read_bytes()
     chunk.write_bytes(content[: len(content) // 2])
-    assert RunStore.open(tmp_path / "run").pending() == [0]
+    assert RunStore.open(tmp_path / "run").damaged() == [0]
     assert run(*evaluate(own_data, tiny_bank, tmp_path / "run", "--max-quarantined", 0.1))[0] == 0
     assert chunk.read_bytes() == content
     after = summary_of(tmp_path / "run")

@@ -111,7 +111,7 @@ def _write_store(world: World, folder: Path) -> None:
 
 def _read_store(world: World, folder: Path) -> Any:
     store = RunStore.open(folder)
-    if store.pending():
+    if store.pending() or store.damaged():
         raise NotDone("not done")
     group = zarr.open_group(store.path, mode="r")
     arrays = {name: repr(array[:].tolist()) for name, array in group.arrays() if name != "stamp"}  # type: ignore[union-attr]

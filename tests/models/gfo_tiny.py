@@ -51,7 +51,9 @@ def _hold(passes: int) -> None:
 
 def _die(x: Tensor) -> None:
     """Kill this process at a picture of one bright colour, as often as the file GFO_TINY_DEATHS says."""
-    left = Path(os.environ.get("GFO_TINY_DEATHS", os.devnull))
+    if "GFO_TINY_DEATHS" not in os.environ:
+        return
+    left = Path(os.environ["GFO_TINY_DEATHS"])
     if left.is_file() and bool(((x > 0) & (x == x[..., :1, :1])).flatten(1).all(dim=1).any()):
         count = int(left.read_text())
         if count > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,9 @@ from gfo.engine import EngineChoice, EvaluationConfig, evaluate_strengths
 from gfo.engine import cluster as cluster_module
 from gfo.engine.data.spec import DataSpec
 from gfo.engine.evaluation import distributed as module
-from gfo.engine.evaluation.distributed import Remote, Shared, open_here
+from gfo.engine.evaluation.all_pairs import ToDo
+from gfo.engine.evaluation.distributed import Remote, Shared, fill_here, open_here
+from gfo.engine.evaluation.passes import Passes
 from gfo.engine.evaluation.station import Job, open_station
 from gfo.engine.evaluation.store import RunStore
 from gfo.engine.evaluation.summary import Summary
@@ -26,6 +29,7 @@ from gfo.engine.progress import TerminalProgress, no_progress
 from gfo.export.classifier import FrozenClassifier
 from gfo.export.errors import EngineUnavailable, InputError, Unreachable
 from gfo.export.models.spec import ModelSpec
+from gfo.kernels.score import Score
 
 distributed = pytest.importorskip("distributed")
 
@@ -122,7 +126,7 @@ def test_what_kills_every_worker_is_given_up_and_all_else_is_there(
         distributed.LocalCluster(1, threads_per_worker=1, dashboard_address=None, silence_logs=50) as running,
     ):
         config = replace(CONFIG, cluster=running.scheduler_address)
-        said = r"3 workers have died over each of 1 parts of the run, the first begins with val/bee/"
+        said = r"3 workers have died over each of 1 files of the run, the first from val/bee/"
         with pytest.raises(Unreachable, match=said):
             evaluate_strengths(MODEL, tiny_bank, spoiled, run, config)
     assert deaths() == 97
@@ -133,6 +137,27 @@ def test_what_kills_every_worker_is_given_up_and_all_else_is_there(
     assert answers(run) == answers(tmp_path / "alone")
 
 
+def test_what_a_dead_worker_has_written_is_not_evaluated_again(
+    tiny_data: Path, tiny_bank: Path, tmp_path: Path
+) -> None:
+    job = Job(MODEL, tiny_bank, DataSpec(tiny_data), tmp_path / "run", CONFIG)
+    with open_station(job, no_progress) as station:
+        station.fill([ToDo([0, 2, 4, 6], [0, 2, 4, 6])])
+    shared = Shared("again", job)
+    store = RunStore.open(tmp_path / "run", writable=True)
+    store.write(2, Score(*(torch.zeros(10, dtype=t) for t in (torch.int64, torch.int64, torch.float32))), {}, [1, 1])
+    (tmp_path / "run" / "predictions.zarr" / "rank" / "c.2.0").unlink()
+    # Of changed pictures, not whole, not there: 2 pictures of 5 rows each.
+    assert fill_here(shared, [ToDo([0, 2, 4, 6, 8], [0, 2, 4, 6, 8])]).pairs == 3 * 10
+    assert fill_here(shared, [ToDo([0, 2, 4, 6, 8], [0, 2, 4, 6, 8])]).pairs == 0
+    module._stopped.add("again")
+    with pytest.raises(module._Stopped):
+        fill_here(shared, [ToDo([10, 12], [10, 12])])
+    assert RunStore.open(tmp_path / "run").pending() == [10, 12, 14, 16]
+    asyncio.run(module.close_here("again"))
+    assert not module._places
+
+
 def test_a_units_blocks_share_a_file(
     tiny_data: Path, tiny_bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,7 +166,7 @@ def test_a_units_blocks_share_a_file(
     config = replace(CONFIG, strengths=(0.5, 1.0))
     run = created(tmp_path / "run", tiny_bank, DataSpec(tiny_data), config)
     shared = Shared("", Job(MODEL, tiny_bank, DataSpec(tiny_data), run, config))
-    remote = Remote(None, "", shared, module.Opened({}, [], None), no_progress)
+    remote = Remote(None, "", shared, module.Opened({}, Passes(8, False), [], None), no_progress)
     todo = remote.to_do()
     todo[0] = replace(todo[0], pending=[2, 4, 16])
     todo[1] = replace(todo[1], pending=[4, 8])
@@ -181,7 +206,7 @@ def test_a_scheduler_that_does_not_answer(
 ) -> None:
     monkeypatch.setattr(cluster_module, "_CONNECT_SECONDS", 1)
     config = replace(CONFIG, cluster="tcp://127.0.0.1:1")
-    with pytest.raises(EngineUnavailable, match=r"--cluster tcp://127\.0\.0\.1:1: no scheduler answers; start one"):
+    with pytest.raises(EngineUnavailable, match=r"--cluster tcp://127\.0\.0\.1:1: no scheduler answers .*; start one"):
         evaluate_strengths(MODEL, tiny_bank, DataSpec(tiny_data), tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 
@@ -202,7 +227,7 @@ def test_a_worker_with_other_versions_is_named(tiny_data: Path, tiny_bank: Path,
         InputError, match=f"--cluster: a worker has torch {opened.versions['torch']}, another 1.0; install one"
     ):
         open_here(Shared("second", job, {**opened.versions, "torch": "1.0"}))
-    module.close_here("first")
+    asyncio.run(module.close_here("first"))
     assert not module._places
 
 

@@ -354,3 +354,31 @@ def test_a_store_of_an_older_version_has_a_file_for_each_block(tmp_path: Path, r
     assert (tmp_path / "predictions.zarr" / "prediction" / "c" / "1" / "0").is_file()
     (tmp_path / "predictions.zarr" / "rank" / "c" / "1" / "0").unlink()
     assert store.damaged([8]) == [8]
+
+
+@pytest.mark.parametrize("part", [*PARTS, "stamp", "reason"])
+def test_the_last_block_may_be_short_and_damage_to_it_is_its_own(
+    tmp_path: Path, run_record: Run, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of 3, shards of 12: zarr reads what there is of a block that the end of the array cuts."""
+    for name, value in (("READ_TOGETHER", 3), ("_MOST", 3), ("_SHARDS", 2)):
+        monkeypatch.setattr(f"gfo.engine.evaluation.store.{name}", value)
+    store = make(tmp_path, run_record)
+    assert (store.block, store.shard) == (3, 12)
+    for start in store.starts():
+        count = store.end(start) - start
+        store.write(start, scores(start, count), {0: "OSError: broken"}, [start] * count)
+    folder = tmp_path / "predictions.zarr" / part
+    file = folder / ("c.1" if part in ("stamp", "reason") else "c.1.0")
+    raw = bytearray(file.read_bytes())
+    # The chunk that lies last, before an index of 4 entries of 16 bytes and its checksum of 4.
+    raw[-(4 * 16 + 4) - 6] ^= 1
+    file.write_bytes(raw)
+    store = RunStore.open(tmp_path, writable=True)
+    assert store.damaged() == ([] if part == "stamp" else [18])
+    assert store.changed(18, [18, 18]) == (2 if part == "stamp" else 0)
+    assert [store.changed(start, [start] * 3) for start in (12, 15)] == [0, 0]
+    store.write(18, scores(18, 2), {0: "OSError: broken"}, [18] * 2)
+    store = RunStore.open(tmp_path)
+    assert store.pending() == store.damaged() == []
+    assert [store.changed(start, [start] * (store.end(start) - start)) for start in store.starts()] == [0] * 7

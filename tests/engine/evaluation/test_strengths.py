@@ -300,3 +300,16 @@ def test_evaluate_takes_one(
         evaluate_one(
             tiny_classifier, tiny_bank, DataSpec(tiny_data), tmp_path / "run", EvaluationConfig(strengths=(0.5, 1.0))
         )
+
+
+def test_a_strength_that_is_added_has_the_blocks_of_the_others(
+    evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a new run would have others."""
+    first = evaluated(tmp_path / "run", *STRENGTHS)
+    monkeypatch.setattr("gfo.engine.evaluation.store._MOST", 4)
+    monkeypatch.setattr("gfo.engine.evaluation.store._SHARDS", 2)
+    again = evaluated(tmp_path / "run", 0.25, *STRENGTHS)
+    stores = [RunStore.open(tmp_path / "run" / name) for name in ("0.25", "0.5", "4")]
+    assert {(store.block, store.shard) for store in stores} == {(8, 8)}
+    assert again[4.0].matched == first[4.0].matched

@@ -73,14 +73,14 @@ def test_what_autograd_keeps_is_counted() -> None:
 )
 def test_what_is_not_free_is_said(monkeypatch: pytest.MonkeyPatch, free: float, said: str) -> None:
     monkeypatch.setattr(memory, "available", lambda: free)
-    line = Need(GIB // 16, 32, GIB * 3 // 2).described(CPU)
+    line = Need(GIB // 16, 32, GIB * 3 // 2, 0).described(CPU)
     assert line.endswith(said)
 
 
 @pytest.mark.parametrize(
     ("free", "said"),
     [
-        (2.5, "1,536 MiB for pictures in memory"),
+        (2.5, "5,120 MiB for pictures in memory"),
         (1.75, "only 1,280 MiB are free beside these on the GPU: use --pass-size 20"),
         (0.5, "only 0 MiB are free beside these on the GPU: lower --classes-together or --per-class"),
     ],
@@ -89,7 +89,7 @@ def test_what_pytorch_keeps_on_a_gpu_is_free(monkeypatch: pytest.MonkeyPatch, fr
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free * GIB), 80 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 4 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 3 * GIB)
-    assert Need(GIB // 16, 32, GIB * 3 // 2).described(torch.device("cuda")).endswith(said)
+    assert Need(GIB // 16, 32, 5 * GIB, GIB * 3 // 2).described(torch.device("cuda")).endswith(said)
 
 
 @pytest.mark.parametrize(
@@ -129,4 +129,4 @@ def test_pictures_of_the_largest_group_are_counted(
 
 def test_a_system_that_does_not_say_has_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available", lambda: float("inf"))
-    assert "free" not in Need(GIB, 1000, GIB).described(CPU)
+    assert "free" not in Need(GIB, 1000, GIB, GIB).described(CPU)
