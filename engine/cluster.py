@@ -58,6 +58,9 @@ def open_cluster(spec: str, progress: Progress) -> Iterator[Any]:
     distributed = optional("distributed", f"--cluster {spec}", "cluster")
     import dask
 
+    # It logs tracebacks where connections end; whatever is to be said here is said in a line.
+    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with dask.config.set(_DASK), contextlib.ExitStack() as stack:
         client = stack.enter_context((_local if spec.startswith("local") else _connected)(distributed, spec))
         progress.say(f"cluster {spec}: {len(client.nthreads())} workers; {client.dashboard_link}")
