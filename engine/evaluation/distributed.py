@@ -11,10 +11,11 @@ import contextlib
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -257,21 +258,22 @@ class Remote:
         """
         import distributed
 
-        left, active = iter(units), dict[Any, list[ToDo]]()
+        left, active = deque(units), dict[Any, list[ToDo]]()
         seen = time.monotonic()  # when there was a worker
         try:
-            while True:
+            while left or active:
                 with _reached(self._spec):
                     workers = len(self._client.nthreads())
                     seen = time.monotonic() if workers else seen
-                    for unit in islice(left, max(0, workers - len(active))):  # workers may have joined
+                    while left and len(active) < workers:  # workers may have joined
+                        unit = left.popleft()
                         active[self._client.submit(fill_here, self._shared, unit, pure=False)] = unit
+                    if not active:
+                        time.sleep(_LOOK_SECONDS)
                     with contextlib.suppress(TimeoutError):
                         distributed.wait(list(active), timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED")
                 for future in [future for future in active if future.done()]:
                     yield active.pop(future), _result(future, self._spec)
-                if not active and workers:
-                    return
                 if time.monotonic() - seen > _ALONE_SECONDS:
                     raise Unreachable(f"--cluster {self._spec}: has had no worker for {_ALONE_SECONDS} s")
         finally:

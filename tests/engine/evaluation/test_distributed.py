@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from gfo.engine import cluster as cluster_module
 from gfo.engine.data.spec import DataSpec
 from gfo.engine.evaluation import distributed as module
 from gfo.engine.evaluation.all_pairs import ToDo
-from gfo.engine.evaluation.distributed import Remote, Shared, fill_here, open_here
+from gfo.engine.evaluation.distributed import Filled, Remote, Shared, fill_here, open_here
 from gfo.engine.evaluation.passes import Passes
 from gfo.engine.evaluation.station import Job, open_station
 from gfo.engine.evaluation.store import RunStore
@@ -104,7 +106,9 @@ def test_two_workers_answer_as_one_process(
     both = replace(config, cluster="local:2")
     found = evaluate_strengths(MODEL, tiny_bank, spoiled, tmp_path / "run", both, TerminalProgress())
     assert deaths() == 0
-    assert "cluster local:2: 2 workers" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "cluster local:2: 2 workers" in said
+    assert "evaluating again" not in said  # nothing was left for the end
     for strength in ("0.5", "1"):
         assert answers(tmp_path / "run" / strength) == answers(tmp_path / "alone" / strength)
     for strength in config.strengths:
@@ -156,6 +160,38 @@ def test_what_a_dead_worker_has_written_is_not_evaluated_again(
     assert RunStore.open(tmp_path / "run").pending() == [10, 12, 14, 16]
     asyncio.run(module.close_here("again"))
     assert not module._places
+
+
+class _AtWork:
+    """How many tasks of `counted` run at a time, and the most that there were."""
+
+    now = most = 0
+    lock = threading.Lock()
+
+
+def counted(shared: object, todo: list[ToDo]) -> Filled:
+    """In place of `fill_here`: take a moment, and return the unit's first picture for the pairs."""
+    for step in (1, -1):
+        with _AtWork.lock:
+            _AtWork.now += step
+            _AtWork.most = max(_AtWork.most, _AtWork.now)
+        time.sleep(0.02)
+    return Filled(0.0, todo[0].own[0], {})
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_unit_is_handed_out_once_and_each_worker_has_one(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "fill_here", counted)
+    _AtWork.most = 0
+    units = [[ToDo([i], [i])] for i in range(10)]
+    how = {"processes": False, "threads_per_worker": 2, "dashboard_address": None, "silence_logs": 50}
+    with distributed.LocalCluster(workers, **how) as running, distributed.Client(running) as client:
+        remote = object.__new__(Remote)
+        remote.__dict__.update(_client=client, _spec="", _shared=None)
+        found = [(unit, what.pairs) for unit, what in remote._results(units)]  # type: ignore[union-attr]
+    assert sorted(pairs for _, pairs in found) == list(range(10))
+    assert all(unit[0].own == [pairs] for unit, pairs in found)
+    assert 1 <= _AtWork.most <= workers
 
 
 def test_a_units_blocks_share_a_file(
