@@ -21,12 +21,10 @@ from ..export.options import whole_number
 from .machine import worker_count
 from .progress import Progress
 
-DEATHS = 3
-"""Workers that may die over a task before it is given up."""
-
+_DEATHS = 3  # workers that may die over a task before it is given up
 _CONNECT_SECONDS, _JOIN_SECONDS = 10, 60
 # Dask would give every library one thread, and make the allocator return memory all the time.
-_DASK = {"distributed.nanny.pre-spawn-environ": {}, "distributed.scheduler.allowed-failures": DEATHS - 1}
+_DASK = {"distributed.nanny.pre-spawn-environ": {}, "distributed.scheduler.allowed-failures": _DEATHS - 1}
 
 
 def check_cluster(spec: str) -> None:

@@ -50,19 +50,12 @@ class ToDo:
     changed: int = 0
 
 
-def to_do(
-    store: RunStore,
-    shard: tuple[int, int] | None = None,
-    files: PictureFiles | None = None,
-    starts: Sequence[int] | None = None,
-) -> ToDo:
-    """Look through the blocks of a run and through their pictures.
-
-    The blocks are those that start in `starts`, those of worker i of n for a `shard` (i, n), or all.
+def to_do(store: RunStore, own: Sequence[int] | None = None, files: PictureFiles | None = None) -> ToDo:
+    """Look through blocks of a run, all or those that start in `own`, and through their pictures.
 
     Another worker's blocks are left to it: it may see other times of the same files.
     """
-    own = store.starts(*(shard or (0, 1))) if starts is None else starts
+    own = store.starts() if own is None else own
     pending = set(store.pending(own))
     changed: dict[int, int] = {}
     if files is not None:
@@ -110,7 +103,7 @@ def all_pairs(
         The network returned NaN or infinity, a pass does not fit into memory, or too many pictures are quarantined.
         Finished blocks are kept.
     """
-    work = _Work(stores, todo or [to_do(store) for store in stores])
+    work = Work(stores, todo or [to_do(store) for store in stores])
     first = stores[0]
     if work.done:
         progress.say(f"resuming: {work.done} of {work.every} {work.unit} are done")
@@ -176,7 +169,7 @@ def part_size(engine: Engine, passes: Passes, block: int, rows: int) -> int:
     return block * max(1, min(wanted, fitting))
 
 
-class _Work:
+class Work:
     """What is left to do of some stores.
 
     Attributes

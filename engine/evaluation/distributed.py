@@ -28,7 +28,7 @@ from ...export.models.spec import ModelSpec
 from ..cluster import open_cluster
 from ..machine import worker_count
 from ..progress import Progress
-from .all_pairs import ToDo, refuse_quarantined, to_do
+from .all_pairs import ToDo, Work, refuse_quarantined, to_do
 from .config import run_folders
 from .passes import Passes
 from .station import Job, Station, open_station
@@ -73,9 +73,8 @@ class Opened:
 
 @dataclass(frozen=True)
 class Filled:
-    """What a task did: seconds, pairs, and reasons of quarantined pictures by path."""
+    """What a task did: pairs, and reasons of quarantined pictures by path."""
 
-    seconds: float
     pairs: int
     quarantined: Mapping[str, str]
 
@@ -165,10 +164,10 @@ def fill_here(shared: Shared, todo: Sequence[ToDo]) -> Filled:
     with _one_at_a_time:
         place = _place(shared)
         left = [replace(one, pending=place.station.not_done(i, one.pending)) for i, one in enumerate(todo)]
-        seconds, pairs = place.station.fill(left, place.opened.passes)
+        _, pairs = place.station.fill(left, place.opened.passes)
         own = {start for one in todo for start in one.pending}
         found = [entry for store in place.station.stores for entry in store.quarantined(sorted(own))]
-        return Filled(seconds, pairs, {entry.path: entry.reason for entry in found})
+        return Filled(pairs, {entry.path: entry.reason for entry in found})
 
 
 async def close_here(key: str) -> None:
@@ -200,7 +199,7 @@ class Remote:
     def to_do(self, shard: tuple[int, int] | None = None) -> list[ToDo]:
         """See `Station.to_do`."""
         files = replace(self._shared.job.data).files  # of a copy: open files cannot be given to others
-        return [to_do(store, shard, files) for store in self.stores]
+        return [to_do(store, store.starts(*(shard or (0, 1))), files) for store in self.stores]
 
     def fill(self, todo: Sequence[ToDo]) -> tuple[float, int]:
         """See `Station.fill`; seconds are those of this process.
@@ -210,16 +209,11 @@ class Remote:
         Unreachable
             The scheduler does not answer any more, or blocks were given up, since workers died over them.
         """
-        units, given_up, deaths = self._units(todo), list[int](), 0
-        rows = len(self.stores[0].occluders) - 1
-        pairs = sum(self._count(unit, rows) for unit in units)
-        every = self.stores[0].count(todo[0].own) * (1 + rows * len(self.stores))
-        kept = zip(self.stores, todo, strict=True)
-        entries = (entry for store, one in kept for entry in store.quarantined(sorted(set(one.own) - set(one.pending))))
-        quarantined = {entry.path: entry for entry in entries}
+        work, given_up, deaths = Work(self.stores, todo), list[int](), 0
+        quarantined = work.set_aside()
         start, done = time.perf_counter(), 0
-        with self._progress.task("all pairs", every, every - pairs) as bar:
-            for unit, found in self._results(units):
+        with self._progress.task("all pairs", work.pairs, work.pairs - work.pairs_left) as bar:
+            for unit, found in self._results(self._units(todo)):
                 if isinstance(found, Died):
                     given_up.append(unit[0].own[0])
                     deaths = found.workers
@@ -227,7 +221,7 @@ class Remote:
                 quarantined |= {path: Quarantined(path, why) for path, why in found.quarantined.items()}
                 refuse_quarantined(self.stores[0], quarantined.values(), self._shared.job.config.max_quarantined)
                 done += found.pairs
-                bar.advance(self._count(unit, rows), f"{done / (time.perf_counter() - start):.0f} pairs/s")
+                bar.advance(Work(self.stores, unit).pairs_left, f"{done / (time.perf_counter() - start):.0f} pairs/s")
         if given_up:
             first = self.stores[0].paths[given_up[0]]
             raise Unreachable(
@@ -245,11 +239,6 @@ class Remote:
             own = list(group)
             units.append([ToDo(own, [start for start in own if start in lacking]) for lacking in pending])
         return units
-
-    def _count(self, unit: Sequence[ToDo], rows: int) -> int:
-        """Return the pairs of a unit: a picture is clean once, whatever the number of stores."""
-        store = self.stores[0]
-        return store.count(unit[0].own) + sum(rows * store.count(one.pending) for one in unit)
 
     def _results(self, units: Sequence[list[ToDo]]) -> Iterator[tuple[list[ToDo], Filled | Died]]:
         """Yield units as they are done, with what they did.

@@ -74,12 +74,12 @@ class Station:
 
     def to_do(self, shard: tuple[int, int] | None = None) -> list[ToDo]:
         """Return what is to be done of each store, by this worker of several."""
-        return [to_do(store, shard, self.job.data.files) for store in self.stores]
+        return [to_do(store, store.starts(*(shard or (0, 1))), self.job.data.files) for store in self.stores]
 
     def not_done(self, which: int, starts: Sequence[int]) -> list[int]:
         """Return which of some blocks of store number `which` are not there, not whole, or of changed pictures."""
         store = self.stores[which]
-        todo = to_do(store, None, self.job.data.files, starts)
+        todo = to_do(store, starts, self.job.data.files)
         return sorted({*todo.pending, *store.damaged([start for start in starts if start not in todo.pending])})
 
     def passes(self, pictures: int) -> Passes:

@@ -21,7 +21,7 @@ from gfo.engine import EngineChoice, EvaluationConfig, evaluate_strengths
 from gfo.engine import cluster as cluster_module
 from gfo.engine.data.spec import DataSpec
 from gfo.engine.evaluation import distributed as module
-from gfo.engine.evaluation.all_pairs import ToDo
+from gfo.engine.evaluation.all_pairs import ToDo, Work
 from gfo.engine.evaluation.distributed import Filled, Remote, Shared, fill_here, open_here
 from gfo.engine.evaluation.passes import Passes
 from gfo.engine.evaluation.station import Job, open_station
@@ -176,7 +176,7 @@ def counted(shared: object, todo: list[ToDo]) -> Filled:
             _AtWork.now += step
             _AtWork.most = max(_AtWork.most, _AtWork.now)
         time.sleep(0.02)
-    return Filled(0.0, todo[0].own[0], {})
+    return Filled(todo[0].own[0], {})
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -210,7 +210,7 @@ def test_a_units_blocks_share_a_file(
     assert [[one.pending for one in unit] for unit in units] == [[[2, 4], [4]], [[], [8]], [[16], []]]
     assert [unit[0].own for unit in units] == [[2, 4], [8], [16]]
     # Rows of a picture: clean once, three occluders and noise at each strength.
-    assert [remote._count(unit, 4) for unit in units] == [4 + 4 * (4 + 2), 2 + 4 * 2, 2 + 4 * 2]
+    assert [Work(remote.stores, unit).pairs_left for unit in units] == [4 + 4 * (4 + 2), 2 + 4 * 2, 2 + 4 * 2]
 
 
 # ---- bad input
