@@ -145,13 +145,17 @@ def arriving(tensor: Tensor) -> Callable[[], Tensor]:
     return wait
 
 
+class DoesNotFit(InputError):
+    """A pass does not fit into the memory of a GPU."""
+
+
 @contextlib.contextmanager
 def fitting_memory(size: int, device: str, option: str = "--batch-size") -> Iterator[None]:
-    """Turn an out-of-memory error of a GPU into one line about the option that sets the size."""
+    """Turn an out-of-memory error of a GPU into one line about the option that sets the size, `DoesNotFit`."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise InputError(f"{option} {size}: does not fit into the memory of {device}; use a smaller one") from error
+        raise DoesNotFit(f"{option} {size}: does not fit into the memory of {device}; use a smaller one") from error
 
 
 def finite_fix(precision: str) -> str:

@@ -69,13 +69,6 @@ class RunOptions(options.Group):
     shard: Annotated[
         str | None, typer.Option(help="I/N: this is worker I (from 0) of N that fill one --out together.")
     ] = None
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            metavar="local:N|local|ADDRESS",
-            help="Dask cluster: N processes here, one for each GPU here, or a scheduler's tcp://host:8786.",
-        ),
-    ] = None
     max_quarantined: Annotated[
         float, typer.Option(help="Maximum share of files that are not pictures, 0 to 1; a run with more is refused.")
     ] = 0.05
@@ -87,11 +80,17 @@ class RunOptions(options.Group):
 
 
 @options.command(app)
-def evaluate(subject: SubjectOptions, data: SelectionOptions, engine: options.EngineOptions, run: RunOptions) -> None:
+def evaluate(
+    subject: SubjectOptions,
+    data: SelectionOptions,
+    engine: options.EngineOptions,
+    run: RunOptions,
+    cluster: options.ClusterOptions,
+    log_json: options.LogJson = None,
+) -> None:
     """Evaluate all pairs of DATA/SPLIT. Finished blocks are kept; the same command resumes."""
     from ..evaluation.config import EvaluationConfig, run_folders
     from ..evaluation.evaluate import evaluate_strengths
-    from ..progress import TerminalProgress
 
     config = EvaluationConfig(
         engine=engine.choice(),
@@ -102,11 +101,12 @@ def evaluate(subject: SubjectOptions, data: SelectionOptions, engine: options.En
         max_quarantined=run.max_quarantined,
         seed=run.seed,
         strengths=_strengths(run.strength),
-        cluster=run.cluster,
+        cluster=cluster.spec(),
     )
-    summaries = evaluate_strengths(
-        subject.subject(run.seed), subject.occluders, data.spec(data.split), run.out, config, TerminalProgress()
-    )
+    with options.progress("gfo-eval", log_json) as progress:
+        summaries = evaluate_strengths(
+            subject.subject(run.seed), subject.occluders, data.spec(data.split), run.out, config, progress
+        )
     if not all(summary.complete for summary in summaries.values()):
         most = max(summary.remaining for summary in summaries.values())
         left = f"{most} pictures belong to other workers or are not done"

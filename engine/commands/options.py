@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
@@ -20,8 +21,10 @@ from ..engines import ENGINES
 
 if TYPE_CHECKING:
     from ...export.models.spec import ModelSpec
+    from ..cluster.spec import ClusterSpec
     from ..data.spec import DataSpec, Split
     from ..engines.choice import EngineChoice
+    from ..progress import Progress
 
 MODEL_HELP = f"{model_forms()}."
 Model = Annotated[str, typer.Option(help=MODEL_HELP)]
@@ -44,6 +47,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Channels = Annotated[str | None, typer.Option(help="Three numbers for values in 0..1, as 0.485,0.456,0.406.")]
 ClassMap = Annotated[
     Path | None, typer.Option(help="JSON {folder: model output}; otherwise DATA/classes.json, otherwise WordNet ids.")
+]
+LogJson = Annotated[
+    Path | None,
+    typer.Option(help="Append events to this file, a line of JSON each: start, block, quarantine, worker lost, end."),
 ]
 FittedPictures = Annotated[
     int | None, typer.Option(help="Pictures of each class to fit, a seeded draw; all if not given.")
@@ -150,6 +157,49 @@ class EngineOptions(Group):
                 raise InputError(f"--{name}, --engine-option {name}={given[name]}: name the same option; drop one")
             given[name] = value
         return EngineChoice(self.engine, self.precision, self.device, given, self.batch_size)
+
+
+@dataclass(frozen=True)
+class ClusterOptions(Group):
+    """Options that choose a Dask cluster."""
+
+    panel: ClassVar[str] = "Cluster"
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local:N|local|ADDRESS|slurm:N",
+            help="Dask cluster: N processes here, one for each GPU here, a scheduler's tcp://host:8786, or N jobs of a "
+            "queue.",
+        ),
+    ] = None
+    cluster_config: Annotated[
+        Path | None, typer.Option(help="Dask's own YAML for it; for a queue, its jobqueue: section describes a job.")
+    ] = None
+
+    def spec(self) -> ClusterSpec | None:
+        """Return the cluster, as functions take it; None for this process."""
+        from ..cluster.spec import ClusterSpec
+
+        if self.cluster is not None:
+            return ClusterSpec(self.cluster, self.cluster_config)
+        if self.cluster_config is not None:
+            raise InputError(f"--cluster-config {self.cluster_config}: nothing reads it; add --cluster")
+        return None
+
+
+@contextlib.contextmanager
+def progress(command: str, log: Path | None) -> Iterator[Progress]:
+    """Show progress in the terminal, and note what happens in `--log-json`, for a `with` block."""
+    from ..progress import TerminalProgress
+
+    shown = TerminalProgress()
+    if log is None:
+        yield shown
+        return
+    from ..events import logged
+
+    with logged(shown, log, command) as noted:
+        yield noted
 
 
 def command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:

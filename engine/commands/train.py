@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -141,15 +141,17 @@ def train(
     occluders: OccluderOptions,
     preserved: PreserveOptions,
     training: TrainingOptions,
+    cluster: options.ClusterOptions,
+    log_json: options.LogJson = None,
 ) -> None:
     """Train one occluder per class on DATA/train. Finished classes are kept; the same command resumes."""
     from ..machine import peak_rss_mb
-    from ..progress import TerminalProgress
     from ..training.train import train as train_bank
 
-    config = _config(occluders, preserved, training)
-    bank = train_bank(model.spec(training.seed), data.spec("train"), occluders.out, config, TerminalProgress())
-    peak = peak_rss_mb()
+    config = replace(_config(occluders, preserved, training), cluster=cluster.spec())
+    with options.progress("gfo-train", log_json) as progress:
+        bank = train_bank(model.spec(training.seed), data.spec("train"), occluders.out, config, progress)
+    peak = peak_rss_mb() if config.cluster is None else None  # of workers nothing is known
     memory = f", peak memory {peak:.0f} MiB" if peak else ""
     what = f"{len(bank.class_ids)} occluders, epsilon {occluders.epsilon:g}, {occluders.norm}"
     print(f"{occluders.out}: {what}, {bank.hash[:19]}{memory}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
@@ -61,6 +61,10 @@ class DataSpec:
             raise InputError(f"--workers {self.workers}: must be at least 1")
         if not is_text(str(self.root.resolve())):
             raise InputError(f"--data {self.root}: its path is not UTF-8, in which results name it; rename the folder")
+
+    def resolved(self) -> DataSpec:
+        """Return the same data for processes in other folders, without open files."""
+        return replace(self, root=self.root.resolve(), class_map=self.class_map and self.class_map.resolve())
 
     @property
     def folder(self) -> Path:

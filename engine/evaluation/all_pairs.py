@@ -9,10 +9,11 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,47 +22,19 @@ from ...export.errors import InputError
 from ...kernels.score import Score
 from ..data.files import PictureFiles
 from ..data.source import Block, PictureSource
-from ..devices import finite_fix, fitting_memory
+from ..devices import DoesNotFit, finite_fix, fitting_memory
 from ..engines.base import Engine
-from ..progress import Progress, no_progress
-from .blocks import Blocks, Writer
+from ..progress import Bar, Progress, no_progress
+from .blocks import Blocks, ScoredBlock, Writer
 from .passes import Passes
 from .store import READ_TOGETHER, RunStore
 from .summary import Quarantined
+from .todo import ToDo, Work, refuse_quarantined, stamps, to_do
 
 # On a device that runs ahead: passes that a part should hold, and the most bytes of its pictures. Up to three parts are
 # in memory at a time, one that is being read and two on the device.
 _PASSES_IN_A_PART, _PART_BYTES = 16, 100_000_000
-_SLACK = 1e-6  # of a number of pictures: 0.29 · 100 is 28.999999999999996
-
-
-@dataclass(frozen=True)
-class ToDo:
-    """The blocks of a run or of a shard, by their first pictures, and those to evaluate.
-
-    Attributes
-    ----------
-    changed
-        How many pictures of blocks that are done have changed since; these blocks are to be evaluated, too.
-    """
-
-    own: Sequence[int]
-    pending: Sequence[int]
-    changed: int = 0
-
-
-def to_do(store: RunStore, own: Sequence[int] | None = None, files: PictureFiles | None = None) -> ToDo:
-    """Look through blocks of a run, all or those that start in `own`, and through their pictures.
-
-    Another worker's blocks are left to it: it may see other times of the same files.
-    """
-    own = store.starts() if own is None else own
-    pending = set(store.pending(own))
-    changed: dict[int, int] = {}
-    if files is not None:
-        done = (start for start in own if start not in pending)
-        changed = {start: store.changed(start, _stamps(store, files, start)) for start in done}
-    return ToDo(own, [start for start in own if start in pending or changed.get(start)], sum(changed.values()))
+T = TypeVar("T")
 
 
 def all_pairs(
@@ -104,56 +77,117 @@ def all_pairs(
         Finished blocks are kept.
     """
     work = Work(stores, todo or [to_do(store) for store in stores])
-    first = stores[0]
-    if work.done:
-        progress.say(f"resuming: {work.done} of {work.every} {work.unit} are done")
-    set_aside = work.set_aside()
-    refuse_quarantined(first, set_aside.values(), max_quarantined)
     # Taken before anything of a block is read, which happens while the block before it is scored.
-    stamps = {start: _stamps(first, files, start) for start in work.pending} if files is not None else {}
-    started, pairs = time.perf_counter(), 0
+    taken = {start: stamps(stores[0], files, start) for start in work.pending} if files is not None else {}
     with (
         progress.task("all pairs", work.pairs, work.pairs - work.pairs_left) as bar,
-        Writer(work.write, stamps, work.file) as writer,
+        Writer(work.write, taken, work.file) as writer,
     ):
+        loop = _Loop(engine, stores[0], passes, work, max_quarantined, progress, bar, writer)
+        loop.run(source)
+    return time.perf_counter() - loop.started, loop.pairs
 
-        def scored(count: int) -> None:
-            nonlocal pairs
-            pairs += count
-            bar.advance(count, f"{pairs / (time.perf_counter() - started):.0f} pairs/s")
 
-        def finish() -> None:
-            blocks, part, verdicts = ahead.popleft()
-            found = verdicts()
-            bar.advance(len(part.quarantined) * len(blocks.occluders))
-            for block in blocks.take(part, found):
-                writer.write(block, first.end(block.start) - block.start)
-                reasons = ((first.paths[block.start + i], why) for i, why in block.quarantined.items())
-                set_aside.update({path: Quarantined(path, why) for path, why in reasons})
-                refuse_quarantined(first, set_aside.values(), max_quarantined)
+@dataclass
+class _Loop:
+    """The loop of `all_pairs`, where it stands: parts whose verdicts are on their way, pairs and quarantined pictures.
 
-        # It holds the pictures of a part for as long as the device may read them.
-        ahead: deque[tuple[Blocks, Block, Callable[[], Score]]] = deque()
-        most = 1 if engine.runs_ahead else 0
+    `ahead` holds the pictures of a part for as long as the device may read them.
+    """
+
+    engine: Engine
+    store: RunStore
+    passes: Passes
+    work: Work
+    max_quarantined: float
+    progress: Progress
+    bar: Bar
+    writer: Writer
+    pairs: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    ahead: deque[_Queued] = field(default_factory=deque)
+    quarantined: dict[str, Quarantined] = field(default_factory=dict)
+
+    def run(self, source: PictureSource) -> None:
+        """Evaluate what is pending."""
+        self.quarantined = self.work.set_aside()
+        self._refuse()
         try:
-            for which, starts in groupby(work.pending, work.pending.__getitem__):
-                blocks = Blocks(first, list(starts), work.occluders(which))
-                ranges = blocks.parts(part_size(engine, passes, first.block, len(blocks.occluders)))
-                with closing(source.blocks(first.paths, ranges)) as parts:  # type: ignore[type-var]
+            for which, starts in groupby(self.work.pending, self.work.pending.__getitem__):
+                blocks = Blocks(self.store, list(starts), self.work.occluders(which))
+                size = part_size(self.engine, self.passes, self.store.block, len(blocks.occluders))
+                with closing(source.blocks(self.store.paths, blocks.parts(size))) as parts:  # type: ignore[type-var]
                     for part in parts:
-                        labels = blocks.labels(part)
-                        verdicts = queue_part(engine, part, labels, blocks.occluders, passes, scored)
-                        ahead.append((blocks, part, verdicts))
-                        while len(ahead) > most:  # a part is fetched when the next one is on its way
-                            finish()
+                        self._queue(blocks, part)
         except BaseException:
             with contextlib.suppress(Exception):  # what is on its way is not lost; of two errors the first counts
-                while ahead:
-                    finish()
+                self._finish(0)
             raise
-        while ahead:
-            finish()
-    return time.perf_counter() - started, pairs
+        self._finish(0)
+
+    def _queue(self, blocks: Blocks, part: Block) -> None:
+        labels = blocks.labels(part)
+
+        def queue() -> Callable[[], Score]:
+            return queue_part(self.engine, part, labels, blocks.occluders, self.passes, self._scored)
+
+        verdicts = self._fitting(queue, queue)
+        self.ahead.append(_Queued(blocks, part, queue, verdicts, self.passes))
+        self._finish(1 if self.engine.runs_ahead else 0)  # a part is fetched when the next one is on its way
+
+    def _finish(self, most: int) -> None:
+        """Write what is done, until at most so many parts are on their way."""
+        while len(self.ahead) > most:
+            blocks, part, queue, verdicts, passes = self.ahead.popleft()
+            found = self._fitting(verdicts, lambda queue=queue: queue()(), passes)
+            self.bar.advance(len(part.quarantined) * len(blocks.occluders))
+            for block in blocks.take(part, found):
+                self.writer.write(block, self.store.end(block.start) - block.start)
+                self._note(block)
+                self._refuse()
+
+    def _fitting(self, call: Callable[[], T], again: Callable[[], T], tried: Passes | None = None) -> T:
+        """Call; where the passes that are `tried` do not fit into the memory, call `again` with smaller ones."""
+        tried, before = tried or self.passes, self.pairs
+        while True:
+            try:
+                return call()
+            except DoesNotFit as error:
+                self._scored(before - self.pairs)
+                if tried == self.passes:  # otherwise another part has found so
+                    self._shrink(error)
+                call, tried = again, self.passes
+
+    def _shrink(self, error: DoesNotFit) -> None:
+        """Make passes half as long from now on; raise the error where they cannot be shorter."""
+        if self.passes.pairs == 1 or self.engine.fixed_pairs:
+            raise error
+        self.passes = replace(self.passes, pairs=self.passes.pairs // 2)
+        self.progress.say(f"{error}; going on with {self.passes}")
+
+    def _scored(self, count: int) -> None:
+        self.pairs += count
+        self.bar.advance(count, f"{self.pairs / (time.perf_counter() - self.started):.0f} pairs/s")
+
+    def _note(self, block: ScoredBlock) -> None:
+        for place, why in block.quarantined.items():
+            path = self.store.paths[block.start + place]
+            self.quarantined[path] = Quarantined(path, why)
+            self.progress.event("quarantine", path=path, reason=why)
+        self.progress.event("block", start=block.start, pictures=self.store.end(block.start) - block.start)
+
+    def _refuse(self) -> None:
+        refuse_quarantined(self.store, self.quarantined.values(), self.max_quarantined)
+
+
+class _Queued(NamedTuple):
+    """A part that is queued in some passes: what queues it, and what waits for its verdicts."""
+
+    blocks: Blocks
+    part: Block
+    queue: Callable[[], Callable[[], Score]]
+    verdicts: Callable[[], Score]
+    passes: Passes
 
 
 def part_size(engine: Engine, passes: Passes, block: int, rows: int) -> int:
@@ -167,86 +201,6 @@ def part_size(engine: Engine, passes: Passes, block: int, rows: int) -> int:
     wanted = math.ceil(_PASSES_IN_A_PART * passes.pairs / (block * rows))
     fitting = _PART_BYTES // (3 * engine.subject.preprocessing.input_size**2 * block)
     return block * max(1, min(wanted, fitting))
-
-
-class Work:
-    """What is left to do of some stores.
-
-    Attributes
-    ----------
-    pending
-        Blocks that are not done, by their first pictures: the stores that lack them.
-    pairs, pairs_left
-        All pairs, and those of pending blocks; a picture is clean once, whatever the number of stores.
-    """
-
-    def __init__(self, stores: Sequence[RunStore], todo: Sequence[ToDo]) -> None:
-        self._stores, self._todo = stores, todo
-        self._own = len(stores[0].occluders) - 1
-        lacking = [set(one.pending) for one in todo]
-        lists = ((start, [i for i, starts in enumerate(lacking) if start in starts]) for start in todo[0].own)
-        self.pending = {start: which for start, which in lists if which}
-        self.pairs = stores[0].count(todo[0].own) * (1 + self._own * len(stores))
-        self.pairs_left = sum(
-            stores[0].count([start]) * (1 + self._own * len(which)) for start, which in self.pending.items()
-        )
-
-    @property
-    def every(self) -> int:
-        """Pictures, or pairs of several stores: these may be done to different extents."""
-        return self.pairs if len(self._stores) > 1 else self._stores[0].count(self._todo[0].own)
-
-    @property
-    def done(self) -> int:
-        """Those of `every` that are done."""
-        if len(self._stores) > 1:
-            return self.pairs - self.pairs_left
-        return self.every - self._stores[0].count(self.pending)
-
-    @property
-    def unit(self) -> str:
-        """What `every` and `done` count."""
-        return "pairs" if len(self._stores) > 1 else "pictures"
-
-    def occluders(self, which: Sequence[int]) -> Tensor:
-        """Return the engine's occluder indices of some stores, int64: clean, then the rows of each."""
-        rows = torch.arange(1, 1 + self._own)
-        return torch.cat([torch.zeros(1, dtype=torch.int64), *(self._own * i + rows for i in which)])
-
-    def set_aside(self) -> dict[str, Quarantined]:
-        """Return the quarantined pictures of blocks that are done, by path."""
-        found: dict[str, Quarantined] = {}
-        for store, todo in zip(self._stores, self._todo, strict=True):
-            finished = sorted(set(todo.own) - set(todo.pending))
-            found |= {entry.path: entry for entry in store.quarantined(finished)}
-        return found
-
-    def file(self, start: int) -> tuple[int, Sequence[int]] | None:
-        """Return what blocks that are written together have in common: their shard, and the stores that lack them."""
-        which = self.pending.get(start)
-        return None if which is None else (start // self._stores[0].shard, which)
-
-    def write(self, start: int, scores: Score, quarantined: Mapping[int, str], stamps: Sequence[int] | None) -> None:
-        """Write blocks of one `file` into each store that lacks them: scores of [n] pictures × `occluders`."""
-        which = self.pending[start]
-        tables = [part.view(-1, 1 + self._own * len(which)) for part in scores]
-        for place, i in enumerate(which):
-            own = self.occluders([place])
-            self._stores[i].write(start, Score(*(table[:, own].flatten() for table in tables)), quarantined, stamps)
-
-
-def refuse_quarantined(store: RunStore, found: Collection[Quarantined], most: float) -> None:
-    """Raise `InputError` if the quarantined pictures found are more than a share of all pictures, 0 … 1."""
-    if len(found) > most * len(store) + _SLACK:
-        first = next(iter(found))
-        raise InputError(
-            f"{store.run.data_root}: {len(found)} of {len(store)} files are not pictures, the first: {first.path} "
-            f"({first.reason}); fix them, or allow more with --max-quarantined; if you remove any, use another --out"
-        )
-
-
-def _stamps(store: RunStore, files: PictureFiles, start: int) -> list[int]:
-    return [files.stamp(path) for path in store.paths[start : store.end(start)]]
 
 
 def queue_part(

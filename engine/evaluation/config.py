@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...export.errors import InputError
-from ..cluster import check_cluster
+from ..cluster.spec import ClusterSpec
 from ..engines.choice import EngineChoice
 
 PICTURES = ("all", "fitted", "held-out", "preserved", "unseen")
@@ -40,7 +40,7 @@ class EvaluationConfig:
     strengths
         Factors on the occluders, above 0; each has a RUN of its own, and the pictures are read once.
     cluster
-        Dask cluster whose workers evaluate: `local:N`, `local` or a scheduler's address; None means this process.
+        Dask cluster whose workers evaluate; None means this process.
 
     Raises
     ------
@@ -56,15 +56,13 @@ class EvaluationConfig:
     max_quarantined: float = 0.05
     seed: int = 0
     strengths: tuple[float, ...] = (1.0,)
-    cluster: str | None = None
+    cluster: ClusterSpec | None = None
 
     def __post_init__(self) -> None:
         if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
             raise InputError(f"--shard {self.shard[0]}/{self.shard[1]}: expected I/N with I from 0 to N - 1")
-        if self.cluster is not None:
-            if self.shard is not None:
-                raise InputError(f"--cluster {self.cluster}: shares the run out itself; leave --shard out")
-            check_cluster(self.cluster)
+        if self.cluster is not None and self.shard is not None:
+            raise InputError(f"--cluster {self.cluster}: shares the run out itself; leave --shard out")
         if self.pictures not in PICTURES:
             raise InputError(f"--pictures {self.pictures}: expected one of {', '.join(PICTURES)}")
         if not 0 <= self.max_quarantined <= 1:

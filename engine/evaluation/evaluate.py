@@ -13,17 +13,18 @@ from ...export.bank import OccluderBank
 from ...export.classifier import FrozenClassifier
 from ...export.errors import InputError
 from ...export.models.spec import ModelSpec
+from ..cluster.spec import ClusterSpec
 from ..data.spec import DataSpec
 from ..doubts import accuracy_doubt
 from ..machine import peak_rss_mb
 from ..progress import Progress, no_progress
-from .all_pairs import ToDo, refuse_quarantined
 from .config import EvaluationConfig
 from .metrics import summarize, summarize_strengths
 from .results import PENDING, Results
 from .station import Job, Station, open_station
 from .store import FIT_FITTED, FIT_HELD_OUT, FIT_PRESERVED, FIT_UNSEEN, RunStore
 from .summary import SCHEMA, SUMMARY_FILE, Fit, Speed, Summary, read_summary
+from .todo import ToDo, Work, refuse_quarantined
 
 if TYPE_CHECKING:
     from .distributed import Remote
@@ -92,8 +93,14 @@ def evaluate_strengths(
     are those of `evaluate`; a summary is written once all strengths are done.
     """
     job = Job(model, bank, data, out, config)
-    with (open_station if config.cluster is None else _open_remote)(job, progress) as station:
+    with (
+        open_station(job, progress)
+        if config.cluster is None
+        else _open_remote(job, config.cluster, progress) as station
+    ):
         todo = station.to_do(config.shard)
+        if (work := Work(station.stores, todo)).done:
+            progress.say(f"resuming: {work.done} of {work.every} {work.unit} are done")
         if changed := max(one.changed for one in todo):
             progress.say(f"evaluating again the blocks of pictures that have changed since ({changed})")
             for place in station.places:
@@ -116,11 +123,13 @@ def evaluate_strengths(
     return dict(zip(config.strengths, summaries, strict=True))
 
 
-def _open_remote(job: Job, progress: Progress) -> contextlib.AbstractContextManager[Remote]:
+def _open_remote(
+    job: Job, spec: ClusterSpec, progress: Progress
+) -> contextlib.AbstractContextManager[Station | Remote]:
     """Return what evaluates on a cluster; Dask is not imported otherwise."""
     from .distributed import open_remote
 
-    return open_remote(job, progress)
+    return open_remote(job, spec, progress)
 
 
 def _mend(station: Station | Remote, shard: tuple[int, int], progress: Progress) -> list[tuple[float, int]]:

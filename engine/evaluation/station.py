@@ -24,13 +24,14 @@ from ..data.spec import DataSpec
 from ..engines.base import Engine
 from ..engines.choice import open_engine
 from ..progress import Progress
-from .all_pairs import ToDo, all_pairs, to_do
+from .all_pairs import all_pairs
 from .config import EvaluationConfig, run_folders
 from .passes import Passes, choose_passes
 from .selection import Picture, bank_folders, select_pictures
 from .store import CLEAN, NOISE, RunStore
 from .strengths import check_out, check_strengths, load_rows, scaled_rows
 from .summary import STORE, Run, plain
+from .todo import ToDo, to_do
 
 Bank: TypeAlias = OccluderBank | EmbeddedBank
 # The hashes identify what these fields name, and the kernels agree to the last bit or nearly so.

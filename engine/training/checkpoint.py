@@ -31,7 +31,6 @@ from .preserve import Preserved
 if TYPE_CHECKING:
     from .target import Reached
 
-_EPOCH = "epoch.safetensors"
 # What a header has under `objective` only where it is asked for.
 _OPTIONAL = ("preserve", "correct_only", "augment", "target_accuracy")
 Splits = Mapping[int, tuple[Sequence[str], Sequence[str]]]
@@ -182,6 +181,10 @@ class Checkpoint:
     def _part(self, class_id: int) -> Path:
         return self.folder / f"{class_id}.safetensors"
 
+    def _epoch(self, class_ids: Sequence[int]) -> Path:
+        """Return the file of the state of these classes; each group in work has one of its own."""
+        return self.folder / f"epoch-{class_ids[0]}.safetensors"
+
     def has(self, class_id: int) -> bool:
         """Return whether the class is finished, and its file whole; one that is not is removed."""
         try:
@@ -209,7 +212,7 @@ class Checkpoint:
 
     def save_epoch(self, class_ids: Sequence[int], state: EpochState) -> None:
         """Save the state of the classes in work after an epoch."""
-        save_tensors(self.folder / _EPOCH, state.tensors, self._facts(class_ids, epoch=str(state.epoch)))
+        save_tensors(self._epoch(class_ids), state.tensors, self._facts(class_ids, epoch=str(state.epoch)))
 
     def _facts(self, class_ids: Sequence[int], **others: str) -> dict[str, str]:
         pictures = json.dumps([self._pictures[class_id] for class_id in class_ids])
@@ -229,7 +232,7 @@ class Checkpoint:
 
         A file that is damaged, or of pictures that have changed, is removed: these classes start over.
         """
-        path, names = self.folder / _EPOCH, list(names)
+        path, names = self._epoch(class_ids), list(names)
         try:
             metadata, tensors = load_tensors(path, names)
             if json.loads(metadata["ids"]) != list(class_ids):
@@ -242,9 +245,9 @@ class Checkpoint:
             self._drop(path, error)
             return None
 
-    def drop_epoch(self) -> None:
-        """Remove the state of the classes in work: they are finished."""
-        (self.folder / _EPOCH).unlink(missing_ok=True)
+    def drop_epoch(self, class_ids: Sequence[int]) -> None:
+        """Remove the state of these classes: they are finished."""
+        self._epoch(class_ids).unlink(missing_ok=True)
 
     def drop_unused(self) -> None:
         """Forget the configuration where nothing has been trained with it: the next one may be another."""

@@ -13,6 +13,7 @@ from ...export.classifier import PRECISIONS
 from ...export.errors import InputError
 from ...export.options import read_options
 from ...kernels.ball import NORMS, largest_difference
+from ..cluster.spec import ClusterSpec
 from .augment import check_augment
 from .objectives import OBJECTIVES
 from .objectives.base import Objective
@@ -68,6 +69,8 @@ class TrainConfig:
         `auto`, `cpu`, `cuda` or `cuda:N`.
     impl
         Implementation of the fused operations, `auto`, `reference` or `triton`; see `kernels.impl.choose_impl`.
+    cluster
+        Dask cluster whose workers train, a group of classes at a time; None means this process.
 
     Raises
     ------
@@ -96,6 +99,7 @@ class TrainConfig:
     precision: str = "auto"
     device: str = "auto"
     impl: str = "auto"
+    cluster: ClusterSpec | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", *PRECISIONS):

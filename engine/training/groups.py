@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -138,22 +139,62 @@ def cut(config: TrainConfig, splits: Splits) -> tuple[int, Batches]:
     return len(sizes) if shared else occluders, Batches(own, rounds, kept, every, config.augment)
 
 
-def train_groups(run: Run, folders: Sequence[ClassFolder], progress: Progress) -> None:
-    """Train the unfinished classes, one group at a time; only that group's pictures are in memory."""
-    config, checkpoint = run.config, run.checkpoint
-    together, batches = cut(config, run.splits)
-    # A group is trained whole: a class left over would see other batches, and round otherwise, on resuming.
-    groups = [folders[i : i + together] for i in range(0, len(folders), together)]
-    todo = [group for group in groups if not all(checkpoint.has(f.class_id) for f in group)]
-    done = len(folders) - sum(len(group) for group in todo)
-    if done:
-        progress.say(f"resuming: {done} of {len(folders)} classes are done")
-    if todo:
-        run.say(run.need(todo).described(run.device))
-    pool = run.pool(folders) if todo else None
-    with progress.task("training", len(folders) * config.epochs, done=done * config.epochs) as bar:
-        for group in todo:
-            _train_group(run, [run.read(folder) for folder in group], batches, pool, bar.advance)
+class Groups:
+    """The classes of a bank, a group at a time; only that group's pictures are in memory.
+
+    A group is trained whole: a class left over would see other batches, and round otherwise, on resuming.
+    """
+
+    def __init__(self, run: Run, folders: Sequence[ClassFolder]) -> None:
+        self._run, self._folders = run, folders
+        together, self._batches = cut(run.config, run.splits)
+        self._groups = [folders[i : i + together] for i in range(0, len(folders), together)]
+
+    @cached_property
+    def _pool(self) -> Pool | None:
+        return self._run.pool(self._folders)
+
+    def to_do(self) -> list[int]:
+        """Return the numbers of the groups that are not done; say what is, and what the others take."""
+        todo = [number for number in range(len(self._groups)) if not self._done(number)]
+        done = len(self._folders) - sum(map(self.classes, todo))
+        if done:
+            self._run.say(f"resuming: {done} of {len(self._folders)} classes are done")
+        if todo:
+            self._run.say(self._run.need([self._groups[number] for number in todo]).described(self._run.device))
+        return todo
+
+    @property
+    def every(self) -> int:
+        """How many classes the bank has."""
+        return len(self._folders)
+
+    def classes(self, number: int) -> int:
+        """Return how many classes a group has."""
+        return len(self._groups[number])
+
+    def _done(self, number: int) -> bool:
+        return all(self._run.checkpoint.has(folder.class_id) for folder in self._groups[number])
+
+    def train(self, number: int, advance: Callable[[float, str], None]) -> None:
+        """Train a group from its last saved epoch, unless it is done; `advance` takes epochs of a class, and a note."""
+        run = self._run
+        if self._done(number):
+            return
+        try:
+            _train_group(run, [run.read(folder) for folder in self._groups[number]], self._batches, self._pool, advance)
+        except InputError:
+            run.checkpoint.drop_unused()
+            raise
+
+
+def train_groups(groups: Groups, epochs: int, progress: Progress) -> None:
+    """Train the groups that are not done, one after the other, each for so many epochs."""
+    todo = groups.to_do()
+    done = groups.every - sum(map(groups.classes, todo))
+    with progress.task("training", groups.every * epochs, done * epochs) as bar:
+        for number in todo:
+            groups.train(number, bar.advance)
 
 
 def _train_group(
@@ -190,7 +231,7 @@ def _train_group(
         if epoch + 1 < config.epochs:
             checkpoint.save_epoch(ids, EpochState({k: v.cpu() for k, v in step.state_dict().items()}, epoch + 1))
     _save(run, work, step, judge)
-    checkpoint.drop_epoch()
+    checkpoint.drop_epoch(ids)
 
 
 @dataclass(frozen=True)

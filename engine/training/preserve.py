@@ -81,6 +81,14 @@ class PreserveConfig:
             if not right:
                 raise InputError(f"{option} {value}: must be {expected}")
 
+    def resolved(self) -> PreserveConfig:
+        """Return the same pictures for processes in other folders: folders by their whole paths."""
+
+        def resolved(source: str) -> str:
+            return source if source == OWN or whole_number(source) is not None else str(Path(source).resolve())
+
+        return replace(self, sources=tuple(map(resolved, self.sources)))
+
     def header(self) -> dict[str, Any]:
         """Return what the bank's header records under `preserve`, beside the classes."""
         return {"share": self.share, "weight": self.weight, "wrong": self.wrong, "every": self.every}

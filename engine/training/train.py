@@ -9,9 +9,10 @@ work after every epoch; the same command resumes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,6 @@ import torch
 from ...export.bank import OccluderBank
 from ...export.bank_header import BankHeader
 from ...export.classifier import FrozenClassifier, load_classifier
-from ...export.errors import InputError
 from ...export.models.spec import ModelSpec
 from ...export.occluded import OccludedClassifier
 from ..data.folders import ClassFolder
@@ -31,10 +31,10 @@ from ..doubts import FirstAnswers
 from ..machine import keep_freed_memory, measured_precision
 from ..progress import Progress, no_progress
 from .batches import Batch
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, Splits
 from .config import TrainConfig
 from .descent import Descent, first_descent
-from .groups import Run, chosen_classes, cut, train_groups
+from .groups import Groups, Run, chosen_classes, cut, train_groups
 from .owner import sole_owner
 from .preserve import Preserved, choose_preserved
 
@@ -78,44 +78,115 @@ def train(
 
     Source: Wu et al., CVPR 2020, supplementary S1.
     """
-    device = resolve_device(config.device)
-    kernels, why = checked_impl(config.impl, device)
-    classifier = load_classifier(model) if isinstance(model, ModelSpec) else model
-    config.check_epsilon(classifier.preprocessing.input_size)
-    objective = config.make_objective()
-    data = replace(data, split="train")
-    folders, splits = chosen_classes(classifier, data, config, progress.say)
-    objective.check([f.class_id for f in folders], classifier.num_classes)
-    cut(config, splits)
-    preserved = None
-    if config.preserve:
-        outputs, say = classifier.num_classes, progress.say
-        preserved = choose_preserved(config.preserve, data, folders, splits, outputs, config.seed, say)
-    source = open_source(data, classifier.preprocessing, device)
-    header = _header(classifier, config, folders, source, preserved)
-    checkpoint = Checkpoint(out, header, splits, data.files, preserved, progress.say)
-    finished = checkpoint.finished_bank(config.precision)
+    job = Job(model, data, out, config)
+    if config.cluster is not None:
+        from .distributed import train_on_cluster
+
+        return train_on_cluster(job, config.cluster, progress)
+    plan = Plan.of(job, progress)
+    finished = plan.finished()
     if finished is not None:
-        progress.say(f"{out}: already trained with this configuration")
         return finished
-    keep_freed_memory()
-    place = device_name(device)
-    fitting = fitting_memory(config.pictures_in_a_pass(device.type), place, "--pass-size")
-    with deterministic(device), fitting, sole_owner(checkpoint.folder):
-        checkpoint.open(config.precision, place, lambda: _choose_precision(classifier, config, device, progress))
-        progress.say(f"kernels {kernels}: {why}; loader {source.name}: {source.how}")
-        network = OccludedClassifier(classifier, checkpoint.precision, impl=kernels).settled(device, gradient=True)
+    with sole_owner(plan.checkpoint.folder):
+        groups = plan.open()
+        with plan.trains():
+            train_groups(groups, config.epochs, progress)
+        return plan.checkpoint.join()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained; see `train`."""
+
+    model: ModelSpec | FrozenClassifier
+    data: DataSpec
+    out: Path
+    config: TrainConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training whose classes, pictures and checkpoint are chosen, and of which nothing is done.
+
+    Attributes
+    ----------
+    place
+        The device's name.
+    """
+
+    config: TrainConfig
+    classifier: FrozenClassifier
+    device: torch.device
+    kernels: tuple[str, str]
+    folders: Sequence[ClassFolder]
+    splits: Splits
+    preserved: Preserved | None
+    source: PictureSource
+    checkpoint: Checkpoint
+    progress: Progress
+
+    @classmethod
+    def of(cls, job: Job, progress: Progress) -> Plan:
+        """Load the network, choose the pictures and check the options; errors are those of `train`."""
+        config, say = job.config, progress.say
+        device = resolve_device(config.device)
+        kernels = checked_impl(config.impl, device)
+        classifier = load_classifier(job.model) if isinstance(job.model, ModelSpec) else job.model
+        config.check_epsilon(classifier.preprocessing.input_size)
+        objective, outputs = config.make_objective(), classifier.num_classes
+        data = replace(job.data, split="train")
+        folders, splits = chosen_classes(classifier, data, config, say)
+        objective.check([f.class_id for f in folders], outputs)
+        cut(config, splits)
+        preserved = None
+        if config.preserve:
+            preserved = choose_preserved(config.preserve, data, folders, splits, outputs, config.seed, say)
+        source = open_source(data, classifier.preprocessing, device)
+        header = _header(classifier, config, folders, source, preserved)
+        checkpoint = Checkpoint(job.out, header, splits, data.files, preserved, say)
+        return cls(config, classifier, device, kernels, folders, splits, preserved, source, checkpoint, progress)
+
+    @property
+    def place(self) -> str:
+        """See above."""
+        return device_name(self.device)
+
+    def finished(self) -> OccluderBank | None:
+        """Return the bank if it is there, and say so."""
+        bank = self.checkpoint.finished_bank(self.config.precision)
+        if bank is not None:
+            self.progress.say(f"{self.checkpoint.out}: already trained with this configuration")
+        return bank
+
+    @contextlib.contextmanager
+    def trains(self) -> Iterator[None]:
+        """Make the device compute as a training does, for a `with` block in which it trains."""
+        fitting = fitting_memory(self.config.pictures_in_a_pass(self.device.type), self.place, "--pass-size")
+        with deterministic(self.device), fitting, exact_float32(self.checkpoint.precision, self.device):
+            yield
+
+    @contextlib.contextmanager
+    def _fits(self) -> Iterator[None]:
+        size = self.config.pictures_in_a_pass(self.device.type)
+        with deterministic(self.device), fitting_memory(size, self.place, "--pass-size"):
+            yield
+
+    def open(self) -> Groups:
+        """Open the checkpoint, whose folder is there, at a precision that may first be measured, and the network."""
+        config, say = self.config, self.progress.say
+        keep_freed_memory()
+        with self._fits():
+            choose = functools.partial(_choose_precision, self.classifier, config, self.device, self.progress)
+            self.checkpoint.open(config.precision, self.place, choose)
+            kernels, why = self.kernels
+            say(f"kernels {kernels}: {why}; loader {self.source.name}: {self.source.how}")
+            network = OccludedClassifier(self.classifier, self.checkpoint.precision, impl=kernels)
+            network = network.settled(self.device, gradient=True)
         if network.islands:
-            progress.say(network.islands)
-        with exact_float32(checkpoint.precision, device):
-            first = FirstAnswers(classifier.num_classes, progress.say)
-            run = Run(classifier, network, config, source, splits, checkpoint, device, first, preserved, progress.say)
-            try:
-                train_groups(run, folders, progress)
-            except InputError:
-                checkpoint.drop_unused()
-                raise
-        return checkpoint.join()
+            say(network.islands)
+        first = FirstAnswers(self.classifier.num_classes, say)
+        given = (self.source, self.splits, self.checkpoint, self.device, first, self.preserved, say)
+        return Groups(Run(self.classifier, network, config, *given), self.folders)
 
 
 def _header(

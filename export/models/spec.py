@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import InputError
@@ -54,3 +54,7 @@ class ModelSpec:
                 f"--weights-key {self.weights_key}: --weights {self.weights} has no entries, only a "
                 f"{' or '.join(CHECKPOINTS)} file may; leave it out"
             )
+
+    def resolved(self) -> ModelSpec:
+        """Return the same model for processes in other folders: a file of weights by its whole path."""
+        return replace(self, weights=str(Path(self.weights).resolve())) if Path(self.weights).is_file() else self

@@ -61,7 +61,9 @@ def test_an_output_that_is_a_folder(tiny_data: Path, tmp_path: Path, refused: Re
     refused(train(tiny_data, Path()), "--out .", "is a folder")
 
 
-@pytest.mark.parametrize(("most", "file", "left"), [(8000, "bank.safetensors", []), (4096, "epoch.safetensors", None)])
+@pytest.mark.parametrize(
+    ("most", "file", "left"), [(8000, "bank.safetensors", []), (4096, "epoch-3.safetensors", None)]
+)
 def test_a_full_disk_while_training_loses_no_class(
     most: int,
     file: str,

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +14,17 @@ import zarr
 from PIL import Image
 
 from gfo.engine import EngineChoice, EvaluationConfig, evaluate_strengths
-from gfo.engine import cluster as cluster_module
+from gfo.engine.cluster import worker
+from gfo.engine.cluster.spec import ClusterSpec
+from gfo.engine.cluster.team import Team
+from gfo.engine.cluster.worker import Shared, do_here
 from gfo.engine.data.spec import DataSpec
-from gfo.engine.evaluation import distributed as module
-from gfo.engine.evaluation.all_pairs import ToDo, Work
-from gfo.engine.evaluation.distributed import Filled, Remote, Shared, fill_here, open_here
+from gfo.engine.evaluation.distributed import EvaluationWork, Facts, Remote
 from gfo.engine.evaluation.passes import Passes
 from gfo.engine.evaluation.station import Job, open_station
 from gfo.engine.evaluation.store import RunStore
 from gfo.engine.evaluation.summary import Summary
+from gfo.engine.evaluation.todo import ToDo, Work
 from gfo.engine.progress import TerminalProgress, no_progress
 from gfo.export.classifier import FrozenClassifier
 from gfo.export.errors import EngineUnavailable, InputError, Unreachable
@@ -103,7 +101,7 @@ def test_two_workers_answer_as_one_process(
     alone = evaluate_strengths(MODEL, tiny_bank, spoiled, tmp_path / "alone", config)
     created(tmp_path / "run", tiny_bank, spoiled, config)
     deaths(1)
-    both = replace(config, cluster="local:2")
+    both = replace(config, cluster=ClusterSpec("local:2"))
     found = evaluate_strengths(MODEL, tiny_bank, spoiled, tmp_path / "run", both, TerminalProgress())
     assert deaths() == 0
     said = capsys.readouterr().err
@@ -127,9 +125,9 @@ def test_what_kills_every_worker_is_given_up_and_all_else_is_there(
     deaths(100)
     with (
         __import__("dask").config.set({"distributed.scheduler.allowed-failures": 2}),
-        distributed.LocalCluster(1, threads_per_worker=1, dashboard_address=None, silence_logs=50) as running,
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50) as running,
     ):
-        config = replace(CONFIG, cluster=running.scheduler_address)
+        config = replace(CONFIG, cluster=ClusterSpec(running.scheduler_address))
         said = r"3 workers have died over each of 1 files of the run, the first from val/bee/"
         with pytest.raises(Unreachable, match=said):
             evaluate_strengths(MODEL, tiny_bank, spoiled, run, config)
@@ -147,51 +145,19 @@ def test_what_a_dead_worker_has_written_is_not_evaluated_again(
     job = Job(MODEL, tiny_bank, DataSpec(tiny_data), tmp_path / "run", CONFIG)
     with open_station(job, no_progress) as station:
         station.fill([ToDo([0, 2, 4, 6], [0, 2, 4, 6])])
-    shared = Shared("again", job)
+    shared = Shared("again", EvaluationWork(job))
     store = RunStore.open(tmp_path / "run", writable=True)
     store.write(2, Score(*(torch.zeros(10, dtype=t) for t in (torch.int64, torch.int64, torch.float32))), {}, [1, 1])
     (tmp_path / "run" / "predictions.zarr" / "rank" / "c.2.0").unlink()
     # Of changed pictures, not whole, not there: 2 pictures of 5 rows each.
-    assert fill_here(shared, [ToDo([0, 2, 4, 6, 8], [0, 2, 4, 6, 8])]).pairs == 3 * 10
-    assert fill_here(shared, [ToDo([0, 2, 4, 6, 8], [0, 2, 4, 6, 8])]).pairs == 0
-    module._stopped.add("again")
-    with pytest.raises(module._Stopped):
-        fill_here(shared, [ToDo([10, 12], [10, 12])])
+    assert do_here(shared, [ToDo([0, 2, 4, 6, 8], [0, 2, 4, 6, 8])]).result.pairs == 3 * 10
+    assert do_here(shared, [ToDo([0, 2, 4, 6, 8], [0, 2, 4, 6, 8])]).result.pairs == 0
+    worker._stopped.add("again")
+    with pytest.raises(worker.Stopped):
+        do_here(shared, [ToDo([10, 12], [10, 12])])
     assert RunStore.open(tmp_path / "run").pending() == [10, 12, 14, 16]
-    asyncio.run(module.close_here("again"))
-    assert not module._places
-
-
-class _AtWork:
-    """How many tasks of `counted` run at a time, and the most that there were."""
-
-    now = most = 0
-    lock = threading.Lock()
-
-
-def counted(shared: object, todo: list[ToDo]) -> Filled:
-    """In place of `fill_here`: take a moment, and return the unit's first picture for the pairs."""
-    for step in (1, -1):
-        with _AtWork.lock:
-            _AtWork.now += step
-            _AtWork.most = max(_AtWork.most, _AtWork.now)
-        time.sleep(0.02)
-    return Filled(todo[0].own[0], {})
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_every_unit_is_handed_out_once_and_each_worker_has_one(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "fill_here", counted)
-    _AtWork.most = 0
-    units = [[ToDo([i], [i])] for i in range(10)]
-    how = {"processes": False, "threads_per_worker": 2, "dashboard_address": None, "silence_logs": 50}
-    with distributed.LocalCluster(workers, **how) as running, distributed.Client(running) as client:
-        remote = object.__new__(Remote)
-        remote.__dict__.update(_client=client, _spec="", _shared=None)
-        found = [(unit, what.pairs) for unit, what in remote._results(units)]  # type: ignore[union-attr]
-    assert sorted(pairs for _, pairs in found) == list(range(10))
-    assert all(unit[0].own == [pairs] for unit, pairs in found)
-    assert 1 <= _AtWork.most <= workers
+    asyncio.run(worker.close_here("again"))
+    assert not worker._places
 
 
 def test_a_units_blocks_share_a_file(
@@ -201,8 +167,9 @@ def test_a_units_blocks_share_a_file(
     monkeypatch.setattr("gfo.engine.evaluation.store.READ_TOGETHER", 2)
     config = replace(CONFIG, strengths=(0.5, 1.0))
     run = created(tmp_path / "run", tiny_bank, DataSpec(tiny_data), config)
-    shared = Shared("", Job(MODEL, tiny_bank, DataSpec(tiny_data), run, config))
-    remote = Remote(None, "", shared, module.Opened({}, Passes(8, False), [], None), no_progress)
+    job, spec = Job(MODEL, tiny_bank, DataSpec(tiny_data), run, config), ClusterSpec("local:1")
+    team = Team(None, spec, Shared("", EvaluationWork(job)), Facts(Passes(8, False), None), no_progress)
+    remote = Remote(team, job, spec, no_progress)
     todo = remote.to_do()
     todo[0] = replace(todo[0], pending=[2, 4, 16])
     todo[1] = replace(todo[1], pending=[4, 8])
@@ -216,33 +183,17 @@ def test_a_units_blocks_share_a_file(
 # ---- bad input
 
 
-@pytest.mark.parametrize(
-    ("spec", "named"),
-    [
-        ("local:0", "expected local:1 to local:"),
-        ("local:1000", "expected local:1 to local:"),
-        ("local:two", "expected local:1 to local:"),
-        ("local:", "expected local, local:N, or the scheduler's address"),
-        ("host:8786", "expected local, local:N, or the scheduler's address"),
-        ("tcp:host", "expected local, local:N, or the scheduler's address"),
-    ],
-)
-def test_a_cluster_that_is_none(spec: str, named: str) -> None:
-    with pytest.raises(InputError, match=f"--cluster {spec}: {named}"):
-        replace(CONFIG, cluster=spec)
-
-
 def test_a_cluster_shares_out_itself() -> None:
     with pytest.raises(InputError, match="--cluster local:1: shares the run out itself; leave --shard out"):
-        replace(CONFIG, cluster="local:1", shard=(0, 2))
+        replace(CONFIG, cluster=ClusterSpec("local:1"), shard=(0, 2))
 
 
 def test_a_scheduler_that_does_not_answer(
     tiny_data: Path, tiny_bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_module, "_CONNECT_SECONDS", 1)
-    config = replace(CONFIG, cluster="tcp://127.0.0.1:1")
-    with pytest.raises(EngineUnavailable, match=r"--cluster tcp://127\.0\.0\.1:1: no scheduler answers .*; start one"):
+    monkeypatch.setattr("gfo.engine.cluster.clusters._CONNECT_SECONDS", 1)
+    config = replace(CONFIG, cluster=ClusterSpec("tcp://127.0.0.1:1"))
+    with pytest.raises(EngineUnavailable, match="no scheduler answers"):
         evaluate_strengths(MODEL, tiny_bank, DataSpec(tiny_data), tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 
@@ -250,23 +201,6 @@ def test_a_scheduler_that_does_not_answer(
 def test_other_processes_need_names(
     tiny_classifier: FrozenClassifier, tiny_data: Path, tiny_bank: Path, tmp_path: Path
 ) -> None:
-    config = replace(CONFIG, cluster="local:1")
+    config = replace(CONFIG, cluster=ClusterSpec("local:1"))
     with pytest.raises(InputError, match="--cluster: needs a model by its name, and a bank in a file"):
         evaluate_strengths(tiny_classifier, tiny_bank, DataSpec(tiny_data), tmp_path / "run", config)
-
-
-def test_a_worker_with_other_versions_is_named(tiny_data: Path, tiny_bank: Path, tmp_path: Path) -> None:
-    job = Job(MODEL, tiny_bank, DataSpec(tiny_data), tmp_path / "run", CONFIG)
-    opened = open_here(Shared("first", job))
-    assert set(opened.versions) >= {"gfo", "torch"}
-    with pytest.raises(
-        InputError, match=f"--cluster: a worker has torch {opened.versions['torch']}, another 1.0; install one"
-    ):
-        open_here(Shared("second", job, {**opened.versions, "torch": "1.0"}))
-    asyncio.run(module.close_here("first"))
-    assert not module._places
-
-
-def test_without_a_cluster_dask_is_not_imported() -> None:
-    code = "import sys, gfo.engine.evaluation.evaluate, gfo.engine.cluster; print('distributed' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

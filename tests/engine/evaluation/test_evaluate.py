@@ -28,7 +28,7 @@ from gfo.engine.evaluation.evaluate import evaluate_strengths
 from gfo.engine.evaluation.store import RunStore
 from gfo.engine.evaluation.strengths import noise_row
 from gfo.engine.evaluation.summary import Summary, read_summary
-from gfo.engine.progress import no_progress
+from gfo.engine.progress import Silent, no_progress
 from gfo.export.bank import OccluderBank, picture_key
 from gfo.export.bank_header import BankHeader
 from gfo.export.classifier import FrozenClassifier
@@ -47,12 +47,11 @@ PREPROCESSING = Preprocessing(SIZE, SIZE, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.2
 IN_TORCH = EvaluationConfig(EngineChoice("torch"))
 
 
-class Lines:
+class Lines(Silent):
     """A progress that keeps its lines."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
-        self.task = no_progress.task
 
     def say(self, line: str) -> None:
         self.said.append(line)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gfo.engine.data.spec import DataSpec
-from gfo.engine.progress import no_progress
+from gfo.engine.progress import Silent, no_progress
 from gfo.engine.training import groups as training
 from gfo.engine.training.batches import ClassPictures
 from gfo.engine.training.config import TrainConfig, split_pictures
@@ -232,7 +232,7 @@ def spoiled_pictures(parts: Path, data: Path) -> str:
 def spoiled_epoch(parts: Path, data: Path) -> str:
     """Of pictures that have changed, although the class in work has none finished."""
     Image.new("RGB", (SIZE, SIZE)).save(data / "train" / "cat" / "0.png")
-    return "epoch.safetensors: removed (pictures have changed since); its classes are trained again"
+    return "epoch-9.safetensors: removed (pictures have changed since); its classes are trained again"
 
 
 def swapped_parts(parts: Path, data: Path) -> str:
@@ -406,12 +406,11 @@ def test_references_and_kernels_train_the_same_occluders(
     assert_trained_alike(first, second, optimizer)
 
 
-class _Lines:
+class _Lines(Silent):
     """A progress that keeps its lines."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
-        self.task = no_progress.task
 
     def say(self, line: str) -> None:
         self.said.append(line)

@@ -1,4 +1,4 @@
-"""Workers of a Dask cluster: processes of this machine, or those of a scheduler that runs already.
+"""Opening a Dask cluster: processes of this machine, jobs of a queue, or a scheduler that runs already.
 
 Each worker does one task at a time. Dask restarts what dies here, and gives its task to another worker.
 """
@@ -15,62 +15,68 @@ from typing import Any
 
 import torch
 
-from ..export.errors import EngineUnavailable, InputError, in_short
-from ..export.optional import optional
-from ..export.options import whole_number
-from .machine import worker_count
-from .progress import Progress
+from ...export.errors import EngineUnavailable, InputError, in_short, last_line
+from ...export.optional import optional
+from ..progress import Progress
+from .spec import QUEUES, ClusterSpec
 
 _DEATHS = 3  # workers that may die over a task before it is given up
+_LOGGERS = ("distributed", "dask_jobqueue", "tornado")
 _CONNECT_SECONDS, _JOIN_SECONDS = 10, 60
 # Dask would give every library one thread, and make the allocator return memory all the time.
 _DASK = {"distributed.nanny.pre-spawn-environ": {}, "distributed.scheduler.allowed-failures": _DEATHS - 1}
 
 
-def check_cluster(spec: str) -> None:
-    """Raise `InputError` unless `--cluster` is `local`, `local:N` or an address of a scheduler."""
-    kind, _, rest = spec.partition(":")
-    if kind == "local" and (rest or spec == kind):
-        count = None if spec == kind else whole_number(rest)
-        if spec == kind or (count is not None and 1 <= count <= worker_count()):
-            return
-        raise InputError(f"--cluster {spec}: expected local:1 to local:{worker_count()}, the cores of this machine")
-    if kind not in ("tcp", "tls") or not rest.startswith("//"):
-        raise InputError(f"--cluster {spec}: expected local, local:N, or the scheduler's address, as tcp://host:8786")
-
-
 @contextlib.contextmanager
-def open_cluster(spec: str, progress: Progress) -> Iterator[Any]:
+def open_cluster(spec: ClusterSpec, progress: Progress) -> Iterator[Any]:
     """Yield a `distributed.Client` of a cluster that has a worker.
 
-    `local:N` starts N processes, which share the cores out; `local` starts one for each GPU. They end with the block.
+    `local:N` starts N processes, which share the cores out; `local` starts one for each GPU; a queue is given N jobs,
+    and as many again in place of those that end. All of them end with the block.
 
     Raises
     ------
     InputError
-        See `check_cluster`; `local` where there is no GPU.
+        `local` where there is no GPU, or a `--cluster-config` that does not describe a job.
     EngineUnavailable
-        Dask is not installed, the scheduler does not answer, or no worker has joined in a minute.
+        Dask is not installed, the scheduler does not answer or no worker of it has joined in a minute, or the queue
+        takes no job.
     """
-    check_cluster(spec)
     distributed = optional("distributed", f"--cluster {spec}", "cluster")
     import dask
 
     # It logs tracebacks where connections end; whatever is to be said here is said in a line.
-    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]:
+    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in _LOGGERS]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if spec.kind in QUEUES:
+        optional("dask_jobqueue", f"--cluster {spec}", "cluster")  # its defaults are set where it is imported
+    kinds = {"local": _local, **dict.fromkeys(QUEUES, _queued)}
     with dask.config.set(_DASK), contextlib.ExitStack() as stack:
-        client = stack.enter_context((_local if spec.startswith("local") else _connected)(distributed, spec))
+        if spec.config is not None:
+            stack.enter_context(dask.config.set(dask.config.merge(dask.config.config, _read(spec))))
+        client = stack.enter_context(kinds.get(spec.kind, _connected)(distributed, spec, progress))
         progress.say(f"cluster {spec}: {len(client.nthreads())} workers; {client.dashboard_link}")
         yield client
 
 
+def _read(spec: ClusterSpec) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(spec.config.read_text(encoding="utf-8")) if spec.config else None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--cluster-config {spec.config}: not YAML ({in_short(error)})") from error
+    if not isinstance(found, dict):
+        raise InputError(f"--cluster-config {spec.config}: expected sections of Dask's configuration, as jobqueue:")
+    return found
+
+
 @contextlib.contextmanager
-def _local(distributed: Any, spec: str) -> Iterator[Any]:
-    gpus = torch.cuda.device_count() if spec == "local" else 0
-    if spec == "local" and not gpus:
+def _local(distributed: Any, spec: ClusterSpec, progress: Progress) -> Iterator[Any]:
+    gpus = 0 if spec.count else torch.cuda.device_count()
+    workers = spec.count or gpus
+    if not workers:
         raise InputError("--cluster local: starts a worker for each GPU, and there is none; give local:N")
-    workers = gpus or int(spec.partition(":")[2])
     with contextlib.ExitStack() as stack:
         how = {
             "n_workers": workers,
@@ -91,9 +97,45 @@ def _local(distributed: Any, spec: str) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _connected(distributed: Any, spec: str) -> Iterator[Any]:
+def _queued(distributed: Any, spec: ClusterSpec, progress: Progress) -> Iterator[Any]:
+    """Submit jobs, and wait for the first to start: in a queue that may take hours."""
+    import dask_jobqueue
+
+    with contextlib.ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(getattr(dask_jobqueue, QUEUES[spec.kind])())
+            cluster.sync(_submit, cluster, spec.count)
+            cluster.adapt(minimum_jobs=spec.count, maximum_jobs=spec.count)  # jobs that end are followed by others
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"--cluster-config {spec.config}: does not describe a job ({in_short(error)}); see jobqueue.dask.org"
+            ) from error
+        except (OSError, RuntimeError) as error:
+            raise EngineUnavailable(f"--cluster {spec}: takes no job ({last_line(str(error))})") from error
+        client = stack.enter_context(distributed.Client(cluster))
+        progress.say(f"cluster {spec}: waiting for the first job to start; {client.dashboard_link}")
+        client.wait_for_workers(1)
+        yield client
+
+
+async def _submit(cluster: Any, jobs: int) -> None:
+    """Submit jobs; raise what the queue says against them, which a public call only logs."""
+    from distributed.core import Status
+
+    cluster.scale(jobs=jobs)
     try:
-        client = distributed.Client(spec, timeout=_CONNECT_SECONDS)
+        await cluster._correct_state()
+    except BaseException:
+        for job in cluster.workers.values():
+            if job.status == Status.created:
+                job.status = Status.failed  # otherwise the cluster does not close
+        raise
+
+
+@contextlib.contextmanager
+def _connected(distributed: Any, spec: ClusterSpec, progress: Progress) -> Iterator[Any]:
+    try:
+        client = distributed.Client(spec.name, timeout=_CONNECT_SECONDS)
     except (OSError, ValueError, TypeError) as error:  # the latter for tls without certificates
         raise EngineUnavailable(
             f"--cluster {spec}: no scheduler answers ({in_short(error)}); start one with dask scheduler"
