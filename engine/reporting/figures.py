@@ -16,7 +16,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from ...export.files import atomic_path
-from ..evaluation.metrics import accuracy_matrix
+from ..evaluation.class_answers import accuracy_matrix
 from ..evaluation.results import RatioName
 from ..evaluation.store import RunStore
 from ..names import escaped
