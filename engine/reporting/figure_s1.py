@@ -1,30 +1,33 @@
-"""Figure S1 as in the source: magnified occluders, clean pictures that the model gets right, the same ones occluded."""
+"""Figure S1 as in the source: magnified occluders, clean pictures that the model gets right, the same ones occluded.
+
+Only what reads a bank or draws with it imports PyTorch: most of the memory of a report, which is made of a RUN without
+its bank, too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ...export.artefact import Artefact
-from ...export.bank import OccluderBank
 from ...export.errors import EngineUnavailable, InputError
-from ...kernels.occlude import Normalisation, occlude
-from ...kernels.pairs import Pairs
 from ..data.files import PictureFiles
 from ..data.folders import name_of
-from ..data.pillow import decode
 from ..evaluation.store import RunStore
 from .lettering import Lettering
 from .rows import short_hash
 from .runs import RunFolder
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...export.bank import OccluderBank
 
 _RIGHT, _WRONG = "#1b6e3c", "#b3261e"
 _MOST_TILES: Final = 12  # pictures side by side; further classes are drawn below
@@ -102,6 +105,11 @@ def _bank(run: RunFolder) -> OccluderBank:
     where = Path(summary.bank)
     if summary.artefact is not None and not where.exists():
         raise Moved(f"{where} is not there any more")
+    if ":" not in where.name and not where.exists():  # `zero:K` is no file
+        raise Moved(f"the occluders cannot be read ({where}: bank not found; create one with gfo-train)")
+    from ...export.artefact import Artefact
+    from ...export.bank import OccluderBank
+
     try:
         bank = Artefact.load(where).read_bank() if where.is_dir() else OccluderBank.of(where, summary)
     except (InputError, EngineUnavailable, OSError) as error:
@@ -135,6 +143,8 @@ def _block(material: _Material, row: int, pictures: int) -> Block:
 
 def _load(material: _Material, index: int) -> NDArray[np.uint8]:
     """Read a picture as the RUN did, unless it has changed since."""
+    from ..data.pillow import decode
+
     files, path = material.files, material.store.paths[index]
     if material.store.changed(index, [files.stamp(path)]):
         raise Moved(f"{files.root / path} has changed since it was evaluated; run the same gfo-eval again")
@@ -156,12 +166,19 @@ def _name(run: RunFolder, class_id: int) -> str:
 
 def magnified(occluder: torch.Tensor) -> NDArray[np.uint8]:
     """Stretch an occluder [S, S, 3] to the natural image range: d / max|d| from −1 … 1 to 0 … 255, zero is grey."""
+    import torch
+
     peak = occluder.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     return ((occluder / peak + 1) * 127.5).round().to(torch.uint8).numpy()
 
 
 def occluded(picture: NDArray[np.uint8], occluder: torch.Tensor) -> NDArray[np.uint8]:
     """Compute clamp(x + d, 0, 255), rounded for display: uint8 [S, S, 3]."""
+    import torch
+
+    from ...kernels.occlude import Normalisation, occlude
+    from ...kernels.pairs import Pairs
+
     first = torch.zeros(1, dtype=torch.int64)
     images = torch.from_numpy(picture.copy())[None]
     out = occlude(Pairs(images, occluder[None], first, first + 1), Normalisation((1, 1, 1), (0, 0, 0)))
