@@ -32,34 +32,43 @@ class ClassSums:
     ----------
     pictures
         Readable pictures of it.
-    accuracy, replicates
-        Accuracy under every row, [K+2], and its replicates, [R, K+2].
+    replicates
+        Replicates of `accuracy`, [R, K+2].
     had, fooled
-        How many are right when clean, and of these wrong under the occluder of row `own`; with their replicates, [R].
+        How many pictures are right when clean, and of these wrong under the class's own occluder, that of column `own`.
+    had_replicates, fooled_replicates
+        The same in each replicate, [R].
     wrong
-        Wrong answers under that occluder. Without one, as of a class beyond the bank, these three are empty.
+        Wrong answers under that occluder, by how many there are. A class beyond the bank has no occluder, and these
+        last five are empty.
     """
 
     def __init__(self, answers: ClassAnswers, own: int | None, replicates: int, generator: np.random.Generator) -> None:
-        self.pictures = answers.pictures
-        self.had, self.fooled = 0, 0
-        self.had_replicates, self.fooled_replicates = np.zeros(replicates), np.zeros(replicates)
-        self.wrong: Counter[int] = Counter()
         columns = len(answers.store.occluders)
-        right_answers, self.replicates = np.zeros(columns), np.zeros((replicates, columns))
-        parts = zip(answers.chunks(), draws(generator, answers.sizes, replicates), strict=True)
-        for predictions, drawn in parts:
-            right = (predictions == answers.class_id).astype(np.float32)
-            weights = drawn.astype(np.float32) / self.pictures
-            right_answers += right.sum(axis=0, dtype=float)
-            self.replicates += weights @ right
-            if own is not None:
-                self._add_own(right[:, 0], right[:, own], weights)
-                self.wrong.update(predictions[right[:, own] == 0, own].tolist())
-        self.accuracy: Floats = right_answers / self.pictures
+        self._class_id, self._own, self.pictures = answers.class_id, own, answers.pictures
+        self._right, self.replicates = np.zeros(columns), np.zeros((replicates, columns))
+        self.had, self.had_replicates = 0, np.zeros(replicates)
+        self.fooled, self.fooled_replicates = 0, np.zeros(replicates)
+        self.wrong: Counter[int] = Counter()
+        drawn = draws(generator, answers.sizes, replicates)
+        for predictions, times in zip(answers.chunks(), drawn, strict=True):
+            self._add(predictions, times)
 
-    def _add_own(self, clean: NDArray[np.float32], own: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
-        fooled = clean * (1 - own)
+    @property
+    def accuracy(self) -> Floats:
+        """Accuracy under every row, [K+2]."""
+        return self._right / self.pictures
+
+    def _add(self, predictions: NDArray[np.int32], times: NDArray[np.int64]) -> None:
+        right, weights = (predictions == self._class_id).astype(np.float32), times.astype(np.float32)
+        weights /= self.pictures
+        self._right += right.sum(axis=0, dtype=float)
+        self.replicates += weights @ right
+        if self._own is None:
+            return
+        clean, occluded = right[:, 0], right[:, self._own]
+        fooled = clean * (1 - occluded)
         self.had, self.fooled = self.had + int(clean.sum()), self.fooled + int(fooled.sum())
         self.had_replicates += (weights @ clean).astype(float) * self.pictures
         self.fooled_replicates += (weights @ fooled).astype(float) * self.pictures
+        self.wrong.update(predictions[occluded == 0, self._own].tolist())
