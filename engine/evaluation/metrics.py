@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from ...export.errors import InputError
-from ..data.folders import name_of
 from .bootstrap import ClassMean, Floats
 from .class_answers import ClassAnswers, bank_ids, class_answers, class_order
 from .frontier import Quotients, frontier
@@ -234,10 +233,7 @@ def _class_row(class_id: int, own: int, sums: ClassSums, run: Run) -> ClassRow:
     """Describe one class, except for what the pictures of other classes say of its occluder."""
     n, key, wrong = sums.pictures, str(class_id), sums.wrong
     interval = binomtest(n - wrong.total(), n).proportion_ci(method="wilson")
-    top = [
-        WrongLabel(label, name_of(label, run.num_classes, run.folders), count / wrong.total())
-        for label, count in wrong.most_common(1)
-    ]
+    top = [WrongLabel(label, run.name_of(label), count / wrong.total()) for label, count in wrong.most_common(1)]
     return ClassRow(
         class_id=class_id,
         folder=run.folders[key],

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from ...export.errors import EngineUnavailable, InputError
 from ..data.files import PictureFiles
-from ..data.folders import name_of
 from ..evaluation.store import RunStore
 from ..evaluation.summary import Summary
 from .lettering import Lettering
@@ -135,7 +134,7 @@ def _block(material: _Material, row: int, occluder: torch.Tensor, pictures: int)
     class_id = run.summary.class_ids[row]
     found: list[Picture] = []
     for place, answers in islice(_right(material.store, class_id, row), pictures):
-        clean, names = _load(material, place), [_name(run, answer) for answer in answers]
+        clean, names = _load(material, place), [run.summary.name_of(answer) for answer in answers]
         found.append(Picture(clean, occluded(clean, occluder), *names, occluded_right=answers[1] == class_id))
     peak = float(occluder.abs().max())
     return Block(run.name(class_id), magnified(occluder), 127.5 / peak if peak else 1.0, tuple(found))
@@ -167,12 +166,6 @@ def _load(material: _Material, index: int) -> NDArray[np.uint8]:
     if isinstance(picture, str):
         raise Moved(f"{files.root / path} is no picture any more ({picture})")
     return picture
-
-
-def _name(run: RunFolder, class_id: int) -> str:
-    """Name a class, also one outside the RUN: a wrong answer can be any output of the model."""
-    known = run.summary.class_names.get(str(class_id))
-    return known or name_of(class_id, run.summary.num_classes, run.summary.folders)
 
 
 def magnified(occluder: torch.Tensor) -> NDArray[np.uint8]:
