@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
@@ -172,3 +175,11 @@ def test_the_matrix_counts_what_lies_in_any_order(make: Make, tmp_path: Path, mo
     assert order == [*BANK, OTHER]
     wanted = [[(predictions[labels == c, row] == c).mean() for c in order] for row in range(5)]
     np.testing.assert_array_equal(matrix, wanted)
+
+
+def test_a_store_is_summarised_without_pytorch() -> None:
+    """Which takes more memory than the summary of a million pictures."""
+    check = "import sys, gfo.engine.evaluation.metrics; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", check]
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == "False\n"
