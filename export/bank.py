@@ -25,7 +25,8 @@ from .options import whole_number
 from .overlay import check_images, overlaid, rows_of
 from .records import read_record
 
-_METADATA_KEY = "gfo"
+METADATA_KEY = "gfo"
+"""Under which the metadata of the file has the header."""
 _TENSORS = ("occluders", *USES)
 
 # Rounding of the last projection, relative to ε.
@@ -62,7 +63,7 @@ class OccluderBank(Described):
     def save(self, path: Path) -> None:
         """Write the file whole or not at all. Raises `OSError`, which names it."""
         tensors = {"occluders": self.occluders, **self.stored_keys}
-        save_tensors(path, tensors, {_METADATA_KEY: self.header.to_json()}, {"occluders": self.hash})
+        save_tensors(path, tensors, {METADATA_KEY: self.header.to_json()}, {"occluders": self.hash})
 
     @classmethod
     def of(cls, source: OccluderBank | Path | str, subject: Model) -> OccluderBank:
@@ -102,13 +103,13 @@ class OccluderBank(Described):
         """
         path = Path(path)
         metadata, tensors, computed = _read(path)
-        if _METADATA_KEY not in metadata or "occluders" not in tensors or not set(tensors) <= set(_TENSORS):
+        if METADATA_KEY not in metadata or "occluders" not in tensors or not set(tensors) <= set(_TENSORS):
             raise InputError(f"{path}: safetensors, but not an occluder bank; create one with gfo-train")
         header = read_record(
-            BankHeader, metadata[_METADATA_KEY], path, "train the bank again", "bank header is not valid"
+            BankHeader, metadata[METADATA_KEY], path, "train the bank again", "bank header is not valid"
         )
         bank = cls(header=header, **tensors)
-        if computed is not None and header.to_json() == metadata[_METADATA_KEY]:
+        if computed is not None and header.to_json() == metadata[METADATA_KEY]:
             vars(bank)["hash"] = computed
         bank._validate(path)
         return bank
@@ -203,8 +204,8 @@ def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor], str | None]
 
     def computed(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Mapping[str, str]:
         occluders = tensors.get("occluders")
-        if _METADATA_KEY in metadata and occluders is not None and occluders.dtype == torch.float32:
-            hashes["occluders"] = _hash(metadata[_METADATA_KEY], occluders)
+        if METADATA_KEY in metadata and occluders is not None and occluders.dtype == torch.float32:
+            hashes["occluders"] = _hash(metadata[METADATA_KEY], occluders)
         return hashes
 
     if not path.is_file():

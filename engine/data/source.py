@@ -131,12 +131,3 @@ def as_ranges(parts: int | Sequence[range], count: int) -> Sequence[range]:
     if not isinstance(parts, int):
         return parts
     return [range(start, min(start + parts, count)) for start in range(0, count, parts)]
-
-
-def shard_starts(count: int, block_size: int, index: int, shards: int) -> range:
-    """Return the starts of the blocks that worker `index` of `shards` reads: every `shards`-th one.
-
-    Each block has one reader, as every worker counts from the same list, whatever others have done. With fewer blocks
-    than workers, some workers have none.
-    """
-    return range(index * block_size, count, shards * block_size)

@@ -1,12 +1,12 @@
 """Accuracies of a run with bootstrap intervals: the cells of Tables S1 and S2, controls, fooling rate.
 
-Everything streams class by class: memory does not grow with the pictures.
+Everything streams class by class, and a class chunk by chunk: memory does not grow with the pictures.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from ...export.errors import InputError
-from ..data.folders import name_of
 from .bootstrap import ClassMean, Floats
+from .class_answers import ClassAnswers, bank_ids, class_answers, class_order
 from .frontier import Quotients, frontier
+from .resampling import ClassSums
 from .results import ClassRow, LabelShare, RatioName, Results, WrongLabel
-from .store import CLEAN, NOISE, QUARANTINED, RunStore
+from .store import NOISE, RunStore
 from .summary import Run
 
 REPLICATES = 1000
@@ -41,67 +42,19 @@ _ABOVE: Final[Mapping[RatioName, str]] = {
 
 
 @dataclass(frozen=True)
-class _ClassAnswers:
-    """Readable pictures of one class: predictions int32 [n, K+2]."""
-
-    class_id: int
-    predictions: NDArray[np.int32]
-
-    @property
-    def right(self) -> NDArray[np.float32]:
-        return (self.predictions == self.class_id).astype(np.float32)
-
-
-def _bank_ids(store: RunStore) -> list[int]:
-    return [int(i) for i in store.occluders if i not in (CLEAN, NOISE)]
-
-
-def _class_order(store: RunStore) -> list[int]:
-    """Return the bank's classes in row order, then the others in picture order."""
-    bank = _bank_ids(store)
-    return bank + [int(i) for i in dict.fromkeys(store.labels.tolist()) if i not in bank]
-
-
-def _answers(store: RunStore) -> Iterator[_ClassAnswers]:
-    for class_id in _class_order(store):
-        where = np.flatnonzero(store.labels == class_id)
-        if len(where) == 0:
-            continue
-        predictions = store.predictions(int(where[0]), int(where[-1]) + 1)
-        readable = predictions[predictions[:, 0] != QUARANTINED]
-        if len(readable):
-            yield _ClassAnswers(class_id, readable)
-
-
-def accuracy_matrix(store: RunStore) -> tuple[Floats, list[int]]:
-    """Compute accuracy[k, c]: occluder row k (clean, the bank, noise) on pictures of class c.
-
-    Returns
-    -------
-    tuple
-        float64 [K+2, C] in 0 … 1, NaN where a class has no readable picture, and for noise where the run has none; the
-        C class ids, the bank's first.
-    """
-    order = _class_order(store)
-    matrix = np.full((len(_bank_ids(store)) + 2, len(order)), np.nan)
-    for answers in _answers(store):
-        matrix[: len(store.occluders), order.index(answers.class_id)] = answers.right.mean(axis=0)
-    return matrix, order
-
-
-@dataclass(frozen=True)
 class _Group:
-    """Classes on whose pictures every occluder but their own is judged.
+    """Classes on whose pictures every occluder but their own is judged, and the cells that are over them.
 
     `shares` [K] has for each occluder one over the number of those classes, its own not among them.
     """
 
+    cells: tuple[str, ...]
     classes: frozenset[int]
     shares: Floats
 
 
-def _groups(store: RunStore, bank: Sequence[int]) -> dict[str, _Group]:
-    """Return the classes with readable pictures that each cell of unmatched pairs is over, by its name."""
+def _groups(store: RunStore, bank: Sequence[int]) -> list[_Group]:
+    """Return the classes with readable pictures that each cell of unmatched pairs is over; cells may share them."""
     present = frozenset(store.labels[store.readable()].tolist())
     preserved = frozenset(store.run.preserved_classes)
     groups = {
@@ -110,24 +63,25 @@ def _groups(store: RunStore, bank: Sequence[int]) -> dict[str, _Group]:
         "unmatched_preserved": present & preserved,
         "unmatched_unseen": present - preserved,
     }
+    cells: dict[frozenset[int], list[str]] = {}
+    for name, classes in groups.items():
+        cells.setdefault(classes, []).append(name)
 
     def shares(classes: frozenset[int]) -> Floats:
         return np.array([1 / max(len(classes - {k}), 1) for k in bank])
 
-    return {name: _Group(classes, shares(classes)) for name, classes in groups.items()}
+    return [_Group(tuple(names), classes, shares(classes)) for classes, names in cells.items()]
 
 
 @dataclass(frozen=True)
 class _ClassNumbers:
-    """Accuracy under every row, [K+2], its replicates [R, K+2], and the replicates' draws of the class, [R].
+    """What is known of a class, and the replicates' draws of it, [R].
 
     `row` is the class's own among the bank's rows, None for a class beyond the bank.
     """
 
     row: int | None
-    pictures: int
-    accuracy: Floats
-    replicates: Floats
+    sums: ClassSums
     draws: Floats
 
 
@@ -150,11 +104,11 @@ class _Tally:
         self._store = store
         self._rng = np.random.default_rng(seed)
         self._replicates = replicates
-        self.bank = _bank_ids(store)
+        self.bank = bank_ids(store)
         self._groups = _groups(store, self.bank)
         self._permutation = derangement(len(self.bank), seed)
         self._draws = self._draw(len(self.bank))
-        others = [i for i in _class_order(store) if i not in self.bank]
+        others = [i for i in class_order(store) if i not in self.bank]
         self._other_draws = dict(zip(others, self._draw(len(others)).T, strict=True)) if others else {}
         self._cells = {name: ClassMean(replicates) for name in (*self.CELLS, "fooling_rate")}
         # A replicate that drew a class often has it in many pairs. The clean cell of classes would not move with an
@@ -171,49 +125,41 @@ class _Tally:
             return np.zeros((self._replicates, 0))
         return self._rng.multinomial(count, np.full(count, 1 / count), size=self._replicates).astype(float)
 
-    def add(self, answers: _ClassAnswers) -> None:
-        right = answers.right
-        n = len(right)
-        weights = self._rng.multinomial(n, np.full(n, 1 / n), size=self._replicates).astype(np.float32) / n
-        replicates = (weights @ right).astype(float)  # [R, K+2]
-        accuracy = right.mean(axis=0, dtype=float)  # [K+2]
+    def add(self, answers: ClassAnswers) -> None:
         row = self.bank.index(answers.class_id) if answers.class_id in self.bank else None
+        sums = ClassSums(answers, None if row is None else row + 1, self._replicates, self._rng)
         draws = self._draws[:, row] if row is not None else self._other_draws[answers.class_id]
-        found = _ClassNumbers(row, n, accuracy, replicates, draws)
+        found = _ClassNumbers(row, sums, draws)
         if row is not None:
-            self._add_own(row, answers, found, weights)
-        for name, group in self._groups.items():
+            self._add_own(row, found)
+            self._rows.append(_class_row(answers.class_id, row + 1, sums, self._store.run))
+        for group in self._groups:
             if answers.class_id in group.classes:
-                self._add_pairs(name, group, found)
+                self._add_pairs(group, found)
 
     def _add(self, name: str, pictures: int, *numbers: Any, **further: Any) -> None:
         self._cells[name].add(*numbers, **further)
         self._pictures[name] += pictures
         self._classes[name] += 1
 
-    def _add_own(
-        self, row: int, answers: _ClassAnswers, found: _ClassNumbers, weights: NDArray[np.floating[Any]]
-    ) -> None:
-        n, right, own, noise = found.pictures, answers.right, row + 1, len(self.bank) + 1
-        columns = {"clean": 0, "matched": own}
+    def _add_own(self, row: int, found: _ClassNumbers) -> None:
+        sums, noise = found.sums, len(self.bank) + 1
+        columns = {"clean": 0, "matched": row + 1}
         if NOISE in self._store.occluders:
             columns["noise"] = noise
         if self._permutation:
             columns["permuted"] = self._permutation[row] + 1
         for name, column in columns.items():
-            self._add(name, n, found.accuracy[column], found.replicates[:, column], found.draws)
+            self._add(name, sums.pictures, sums.accuracy[column], sums.replicates[:, column], found.draws)
         others = np.arange(len(self.bank)) != row
-        self._unmatched_by_occluder.add(np.flatnonzero(others), found.accuracy[1:noise][others])
-        had, fooled = right[:, 0], right[:, 0] * (1 - right[:, own])
-        if had.any():
-            had_replicates = (weights @ had).astype(float) * n
+        self._unmatched_by_occluder.add(np.flatnonzero(others), sums.accuracy[1:noise][others])
+        if sums.had:
             with np.errstate(invalid="ignore"):
-                rates = np.nan_to_num((weights @ fooled).astype(float) * n / had_replicates)
-            rate, count = float(fooled.sum() / had.sum()), float(had.sum())
-            self._add("fooling_rate", int(count), rate, rates, found.draws, count, replicate_weights=had_replicates)
-        self._rows.append(_class_row(answers, own, found.accuracy, self._store.run))
+                rates = np.nan_to_num(sums.fooled_replicates / sums.had_replicates)
+            rate, had = float(np.float32(sums.fooled) / np.float32(sums.had)), sums.had_replicates
+            self._add("fooling_rate", sums.had, rate, rates, found.draws, float(sums.had), replicate_weights=had)
 
-    def _add_pairs(self, name: str, group: _Group, found: _ClassNumbers) -> None:
+    def _add_pairs(self, group: _Group, found: _ClassNumbers) -> None:
         # The cell is the mean over k of the mean over c ≠ k of accuracy[k, c]; this class adds its part to every k ≠ c.
         bank = slice(1, len(self.bank) + 1)
         shares = group.shares.copy()
@@ -224,15 +170,21 @@ class _Tally:
             return
         occluders = self._draws * shares  # [R, K], how much each replicate has of every occluder
         drawn = found.draws * occluders.sum(axis=1)
-        clean, replicates = found.replicates[:, 0], found.replicates[:, bank]
+        accuracy, replicates = found.sums.accuracy[bank], found.sums.replicates[:, bank]
         part = found.draws * np.einsum("rk,rk->r", occluders, replicates), drawn
-        mean, means = float(found.accuracy[bank] @ shares) / weight, replicates @ shares / weight
-        self._add(name, found.pictures, mean, means, found.draws, weight, class_part=part)
+        mean, means = float(accuracy @ shares) / weight, replicates @ shares / weight
+        for name in group.cells:
+            self._add(name, found.sums.pictures, mean, means, found.draws, weight, class_part=part)
+            self._add_clean(name, found, weight, drawn)
+
+    def _add_clean(self, name: str, found: _ClassNumbers, weight: float, drawn: Floats) -> None:
+        """Add what the pictures of pairs say without an occluder."""
+        accuracy, replicates = found.sums.accuracy[0], found.sums.replicates[:, 0]
         if name in self._clean_pairs:
-            part = drawn * clean, drawn
-            self._clean_pairs[name].add(found.accuracy[0], clean, found.draws, weight, class_part=part)
+            part = drawn * replicates, drawn
+            self._clean_pairs[name].add(accuracy, replicates, found.draws, weight, class_part=part)
         if name != "unmatched":  # whose clean cell the own classes make up
-            self._add(_CLEAN_OF[name], found.pictures, found.accuracy[0], clean, found.draws, weight)
+            self._add(_CLEAN_OF[name], found.sums.pictures, accuracy, replicates, found.draws, weight)
 
     def quotients(self) -> Quotients:
         """Return the ratios with their replicates, and how many classes each rests on."""
@@ -277,22 +229,18 @@ class _ByOccluder:
         return float(self._sum[row] / self._classes[row]) if self._classes[row] else None
 
 
-def _class_row(answers: _ClassAnswers, own: int, accuracy: Floats, run: Run) -> ClassRow:
+def _class_row(class_id: int, own: int, sums: ClassSums, run: Run) -> ClassRow:
     """Describe one class, except for what the pictures of other classes say of its occluder."""
-    n, matched, key = len(answers.predictions), answers.predictions[:, own], str(answers.class_id)
-    wrong = Counter(matched[matched != answers.class_id].tolist())
+    n, key, wrong = sums.pictures, str(class_id), sums.wrong
     interval = binomtest(n - wrong.total(), n).proportion_ci(method="wilson")
-    top = [
-        WrongLabel(label, name_of(label, run.num_classes, run.folders), count / wrong.total())
-        for label, count in wrong.most_common(1)
-    ]
+    top = [WrongLabel(label, run.name_of(label), count / wrong.total()) for label, count in wrong.most_common(1)]
     return ClassRow(
-        class_id=answers.class_id,
+        class_id=class_id,
         folder=run.folders[key],
         name=run.class_names[key],
         pictures=n,
-        clean=float(accuracy[0]),
-        matched=float(accuracy[own]),
+        clean=float(sums.accuracy[0]),
+        matched=float(sums.accuracy[own]),
         matched_wilson95=(float(interval.low), float(interval.high)),
         top_wrong_label=top[0] if top else None,
         unmatched_by_occluder=None,
@@ -350,6 +298,6 @@ def _tallies(stores: Sequence[RunStore], replicates: int, seed: int) -> dict[flo
 
 def _tally(store: RunStore, replicates: int, seed: int) -> _Tally:
     tally = _Tally(store, replicates, seed)
-    for answers in _answers(store):
+    for answers in class_answers(store):
         tally.add(answers)
     return tally

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -26,9 +26,10 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from ...export.errors import InputError
 from ...export.files import alone, atomic_folder, atomic_path, naming, remove_abandoned, remove_old_partials
 from ...export.records import checksum
-from ...kernels.score import Score
-from ..data.source import shard_starts
 from .summary import STORE, Quarantined, Run, plain, read_run_record
+
+if TYPE_CHECKING:  # a store is read without PyTorch
+    from ...kernels.score import Score
 
 _FACTS, _CHECKSUM = "zarr.json", "sha256"
 _ATTRIBUTES = ("run", "data_root", "coordinates")
@@ -57,6 +58,15 @@ def block_size(rows: int) -> int:
 def shard_size(pictures: int, block: int) -> int:
     """Return the pictures in a shard, which is what one worker writes: as few blocks as keep the files few."""
     return block * max(1, math.ceil(pictures / block / _SHARDS))
+
+
+def shard_starts(pictures: int, shard: int, worker: int, workers: int) -> range:
+    """Return the starts of the shards that a worker evaluates: every n-th one from the i-th, for worker i of n.
+
+    Each shard has one worker, as every worker counts from the same list, whatever others have done. With fewer shards
+    than workers, some workers have none.
+    """
+    return range(worker * shard, pictures, workers * shard)
 
 
 class RunStore:

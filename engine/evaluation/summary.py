@@ -14,6 +14,7 @@ from annotated_types import MinLen
 
 from ...export.preprocessing import Preprocessing
 from ...export.records import load_record, read_record, save_record
+from ..data.folders import name_of
 from ..data.spec import Split
 from .results import Count, Record, Results, Text
 
@@ -86,6 +87,11 @@ class Run(Record):
     """Which pictures: `all`, `fitted`, `held-out`, `preserved` or `unseen` by the bank."""
     per_class: Count | None
     """Most pictures of each class; null for all."""
+
+    def name_of(self, class_id: int) -> str:
+        """Name a class, also one that was not evaluated: a wrong answer can be any output of the model."""
+        known = self.class_names.get(str(class_id))
+        return known or name_of(class_id, self.num_classes, self.folders)
 
 
 def read_run_record(facts: Any, path: Path) -> Run:

@@ -1,30 +1,32 @@
-"""Figure S1 as in the source: magnified occluders, clean pictures that the model gets right, the same ones occluded."""
+"""Figure S1 as in the source: magnified occluders, clean pictures that the model gets right, the same ones occluded.
+
+Only what reads a bank or draws with it imports PyTorch, which takes more memory than the rest of a report: a report is
+also made of a RUN whose bank is elsewhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ...export.artefact import Artefact
-from ...export.bank import OccluderBank
 from ...export.errors import EngineUnavailable, InputError
-from ...kernels.occlude import Normalisation, occlude
-from ...kernels.pairs import Pairs
 from ..data.files import PictureFiles
-from ..data.folders import name_of
-from ..data.pillow import decode
 from ..evaluation.store import RunStore
+from ..evaluation.summary import Summary
 from .lettering import Lettering
 from .rows import short_hash
 from .runs import RunFolder
+
+if TYPE_CHECKING:
+    import torch
 
 _RIGHT, _WRONG = "#1b6e3c", "#b3261e"
 _MOST_TILES: Final = 12  # pictures side by side; further classes are drawn below
@@ -60,11 +62,10 @@ class Block:
 
 @dataclass(frozen=True)
 class _Material:
-    """What a RUN has read and answered: its bank, its store, and its picture files, opened once."""
+    """What a RUN has read and answered: its store, and its picture files, opened once."""
 
     run: RunFolder
     store: RunStore
-    bank: OccluderBank
     files: PictureFiles
 
 
@@ -85,56 +86,75 @@ def figure_blocks(run: RunFolder, classes: int, pictures: int) -> list[Block]:
     InputError
         The predictions are missing or damaged.
     """
-    bank = _bank(run)
-    store = RunStore.open(run.directory)
     right = {entry.class_id for entry in run.summary.classes if entry.clean}
-    eligible = [row for row, class_id in enumerate(bank.class_ids) if class_id in right]
+    eligible = [row for row, class_id in enumerate(run.summary.class_ids) if class_id in right]
     if not eligible:
         raise Moved(f"the model gets no clean picture of {run.directory} right")
     places = np.linspace(0, len(eligible) - 1, min(classes, len(eligible))).round().astype(int)
-    material = _Material(run, store, bank, PictureFiles(Path(run.summary.data_root)))
-    return [_block(material, eligible[place], pictures) for place in places]
+    rows = [eligible[place] for place in places]
+    occluders = _occluders(run, rows)
+    material = _Material(run, RunStore.open(run.directory), PictureFiles(Path(run.summary.data_root)))
+    return [_block(material, row, occluders[row] * run.summary.strength, pictures) for row in rows]
 
 
-def _bank(run: RunFolder) -> OccluderBank:
-    """Return the RUN's bank, from its file or from inside its artefact."""
+def _occluders(run: RunFolder, rows: Sequence[int]) -> Mapping[int, torch.Tensor]:
+    """Return some rows of the RUN's bank, from its file or from inside its artefact."""
     summary = run.summary
     where = Path(summary.bank)
     if summary.artefact is not None and not where.exists():
         raise Moved(f"{where} is not there any more")
+    if ":" not in where.name and not where.exists():  # `zero:K` is no file
+        raise Moved(f"the occluders cannot be read ({where}: bank not found; create one with gfo-train)")
     try:
-        bank = Artefact.load(where).read_bank() if where.is_dir() else OccluderBank.of(where, summary)
+        found, occluders = _read(where, summary, rows)
     except (InputError, EngineUnavailable, OSError) as error:
         raise Moved(f"the occluders cannot be read ({error})") from error
-    if bank.hash != summary.bank_hash:
+    if found != summary.bank_hash:
         raise Moved(
-            f"{where} is another bank by now: expected {short_hash(summary.bank_hash)}, got {short_hash(bank.hash)}"
+            f"{where} is another bank by now: expected {short_hash(summary.bank_hash)}, got {short_hash(found)}"
         )
-    return bank
+    return occluders
 
 
-def _block(material: _Material, row: int, pictures: int) -> Block:
-    run, store, bank = material.run, material.store, material.bank
-    class_id = bank.class_ids[row]
-    rows = np.flatnonzero(store.labels == class_id)
-    start = int(rows[0])
-    # Pictures of one class lie together. Column 0 is clean, row j of the bank column j + 1.
-    predictions = store.predictions(start, int(rows[-1]) + 1)[:, [0, row + 1]]
-    shown = np.flatnonzero((predictions[:, 0] == class_id) & (predictions[:, 1] >= 0))[:pictures]
-    occluder = bank.occluders[row] * run.summary.strength
+def _read(where: Path, summary: Summary, rows: Sequence[int]) -> tuple[str, Mapping[int, torch.Tensor]]:
+    """Return the bank's hash, and some of its occluders by their rows."""
+    if where.is_file():
+        from ...export.bank_rows import read_rows
+
+        return read_rows(where, rows)
+    from ...export.artefact import Artefact
+    from ...export.bank import OccluderBank
+
+    bank = Artefact.load(where).read_bank() if where.is_dir() else OccluderBank.of(where, summary)
+    return bank.hash, {row: bank.occluders[row].clone() for row in rows if row < len(bank.occluders)}
+
+
+def _block(material: _Material, row: int, occluder: torch.Tensor, pictures: int) -> Block:
+    run = material.run
+    class_id = run.summary.class_ids[row]
     found: list[Picture] = []
-    for i in shown:
-        clean = _load(material, start + int(i))
-        names = [_name(run, int(p)) for p in predictions[i]]
-        found.append(
-            Picture(clean, occluded(clean, occluder), *names, occluded_right=bool(predictions[i, 1] == class_id))
-        )
+    for place, answers in islice(_right(material.store, class_id, row), pictures):
+        clean, names = _load(material, place), [run.summary.name_of(answer) for answer in answers]
+        found.append(Picture(clean, occluded(clean, occluder), *names, occluded_right=answers[1] == class_id))
     peak = float(occluder.abs().max())
     return Block(run.name(class_id), magnified(occluder), 127.5 / peak if peak else 1.0, tuple(found))
 
 
+def _right(store: RunStore, class_id: int, row: int) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Yield the place of each picture of a class that is right when clean, and its answers, clean and occluded."""
+    rows = np.flatnonzero(store.labels == class_id)  # pictures of one class lie together
+    for start in range(int(rows[0]), int(rows[-1]) + 1, store.block):
+        predictions = store.predictions(start, min(start + store.block, int(rows[-1]) + 1))
+        # Column 0 is clean, row j of the bank column j + 1.
+        for i, (clean, under) in enumerate(predictions[:, [0, row + 1]].tolist()):
+            if clean == class_id and under >= 0:
+                yield start + i, (clean, under)
+
+
 def _load(material: _Material, index: int) -> NDArray[np.uint8]:
     """Read a picture as the RUN did, unless it has changed since."""
+    from ..data.pillow import decode
+
     files, path = material.files, material.store.paths[index]
     if material.store.changed(index, [files.stamp(path)]):
         raise Moved(f"{files.root / path} has changed since it was evaluated; run the same gfo-eval again")
@@ -148,20 +168,21 @@ def _load(material: _Material, index: int) -> NDArray[np.uint8]:
     return picture
 
 
-def _name(run: RunFolder, class_id: int) -> str:
-    """Name a class, also one outside the RUN: a wrong answer can be any output of the model."""
-    known = run.summary.class_names.get(str(class_id))
-    return known or name_of(class_id, run.summary.num_classes, run.summary.folders)
-
-
 def magnified(occluder: torch.Tensor) -> NDArray[np.uint8]:
     """Stretch an occluder [S, S, 3] to the natural image range: d / max|d| from −1 … 1 to 0 … 255, zero is grey."""
+    import torch
+
     peak = occluder.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     return ((occluder / peak + 1) * 127.5).round().to(torch.uint8).numpy()
 
 
 def occluded(picture: NDArray[np.uint8], occluder: torch.Tensor) -> NDArray[np.uint8]:
     """Compute clamp(x + d, 0, 255), rounded for display: uint8 [S, S, 3]."""
+    import torch
+
+    from ...kernels.occlude import Normalisation, occlude
+    from ...kernels.pairs import Pairs
+
     first = torch.zeros(1, dtype=torch.int64)
     images = torch.from_numpy(picture.copy())[None]
     out = occlude(Pairs(images, occluder[None], first, first + 1), Normalisation((1, 1, 1), (0, 0, 0)))

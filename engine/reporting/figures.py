@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from ...export.files import atomic_path
-from ..evaluation.metrics import accuracy_matrix
+from ..evaluation.class_answers import accuracy_matrix
 from ..evaluation.results import RatioName
 from ..evaluation.store import RunStore
 from ..names import escaped
@@ -30,6 +32,7 @@ from .tables import SOURCE, comparable
 Kind = Literal["S1", "trade-off", "frontier", "matrix"]
 _DPI: Final = 150
 _MATCHED, _UNMATCHED = "#b3261e", "#1f5fa8"
+_COLOURS: Final = "viridis"
 # With more classes than the first only every n-th is named; with more than the second no number fits into a cell.
 _MOST_NAMES, _MOST_NUMBERS = 60, 12
 _PRESERVED: Final = "†"
@@ -129,7 +132,8 @@ def matrix_figure(run: RunFolder, matrix: NDArray[np.float64], columns: Sequence
     axes = figure.subplots(3, 1, sharex=True, height_ratios=[thick, occluders, thick])
     parts = (matrix[:1], matrix[1:-1], matrix[-1:])
     numbers = max(matrix.shape) <= _MOST_NUMBERS + 2
-    images = [_heat(axis, part, numbers=numbers) for axis, part in zip(axes, parts, strict=True)]
+    for axis, part in zip(axes, parts, strict=True):
+        _heat(axis, part, numbers=numbers)
     for axis, name in ((axes[0], "clean"), (axes[2], "noise")):
         axis.set_yticks([0], [name], fontsize=8)
     preserved = set(run.summary.preserved_classes)
@@ -144,14 +148,14 @@ def matrix_figure(run: RunFolder, matrix: NDArray[np.float64], columns: Sequence
         for axis in axes:
             axis.axvline(occluders - 0.5, color="white", linewidth=1.5)
     figure.suptitle(letters.lines(title, width + 3.2), fontsize=10, **letters.style)
-    figure.colorbar(images[1], ax=axes, label="top-1 accuracy", fraction=0.04, pad=0.02)
+    figure.colorbar(ScalarMappable(Normalize(0, 1), _COLOURS), ax=axes, label="top-1 accuracy", fraction=0.04, pad=0.02)
     return figure
 
 
-def _heat(axis: Axes, part: NDArray[np.float64], *, numbers: bool) -> AxesImage:
-    image = axis.imshow(
-        np.ma.masked_invalid(part), vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest"
-    )
+def _heat(axis: Axes, part: NDArray[np.float64], *, numbers: bool) -> None:
+    # As colours of cells: matplotlib would turn numbers into those of pixels, which takes 300 MB for a large matrix.
+    colours = colormaps[_COLOURS](np.ma.masked_invalid(part), bytes=True)
+    axis.imshow(colours, aspect="auto", interpolation="nearest")
     axis.set_facecolor("#c8c8c8")
     axis.tick_params(length=0, labelbottom=False)
     axis.spines[:].set_visible(False)
@@ -160,7 +164,6 @@ def _heat(axis: Axes, part: NDArray[np.float64], *, numbers: bool) -> AxesImage:
             axis.text(
                 x, y, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color="white" if value < 0.6 else "black"
             )
-    return image
 
 
 def _named(count: int) -> range:

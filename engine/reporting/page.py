@@ -48,17 +48,23 @@ def write(
         trim_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,  # not what is marked as HTML
     )
-    html = environment.get_template("page.html.j2").render(
+    parts = environment.get_template("page.html.j2").generate(
         models=list(dict.fromkeys(row.facts.model for row in rows)),
         tables=tables,
-        figures=[(figure, base64.b64encode(figure.path.read_bytes()).decode()) for figure in figures],
+        figures=figures,
+        embedded=_embedded,
         notes=notes,
-        cards=[_card(row, split, run) for row in rows for split, run in sorted(row.runs.items(), reverse=True)],
+        cards=(_card(row, split, run) for row in rows for split, run in sorted(row.runs.items(), reverse=True)),
         dash=DASH,
     )
-    with atomic_path(path) as partial:
-        partial.write_text(html, encoding="utf-8")
+    # Part by part: the figures of many RUNs are not in memory together.
+    with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(parts)
     return path
+
+
+def _embedded(figure: Drawn) -> str:
+    return f"data:image/png;base64,{base64.b64encode(figure.path.read_bytes()).decode()}"
 
 
 def _card(row: Row, split: str, run: RunFolder) -> Card:

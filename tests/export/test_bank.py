@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,11 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gfo.export.bank import OccluderBank, picture_key
 from gfo.export.bank_header import BankHeader
+from gfo.export.bank_rows import read_rows
 from gfo.export.classifier import FrozenClassifier
 from gfo.export.errors import InputError
 from gfo.export.files import save_tensors
@@ -53,6 +57,30 @@ def test_the_hash_is_of_values_and_header(make_bank: MakeBank) -> None:
     hashes = [bank.hash, make_bank(occluders=nudged).hash, make_bank(seed=1).hash, make_bank(epsilon=9.0).hash]
     assert len(set(hashes)) == 4
     assert make_bank().hash == bank.hash
+
+
+def test_rows_are_read_with_the_hash_of_the_whole_bank(make_bank: MakeBank, tmp_path: Path) -> None:
+    bank = make_bank(seed=3, fitted=torch.tensor([5, -7]))
+    bank.save(tmp_path / "bank.safetensors")
+    found, rows = read_rows(tmp_path / "bank.safetensors", [2, 0])
+    assert found == bank.hash
+    assert sorted(rows) == [0, 2]
+    assert all(torch.equal(rows[row], bank.occluders[row]) for row in rows)
+    assert read_rows(tmp_path / "bank.safetensors", [])[0] == bank.hash
+
+
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7), length=st.none() | st.integers(0, 10**6))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rows_of_a_damaged_bank_are_refused_or_have_another_hash(
+    tiny_bank: Path, tmp_path: Path, place: int, bit: int, length: int | None
+) -> None:
+    """Or they are what they were: where the damage is to the pictures that training used, or to the checksum."""
+    content, whole = bytearray(tiny_bank.read_bytes()), OccluderBank.load(tiny_bank)
+    content[place % len(content)] ^= 1 << bit
+    (tmp_path / "bank.safetensors").write_bytes(content if length is None else content[: length % len(content)])
+    with contextlib.suppress(InputError):
+        found, rows = read_rows(tmp_path / "bank.safetensors", [1])
+        assert found != whole.hash or torch.equal(rows[1], whole.occluders[1])
 
 
 def spoiled(occluders: torch.Tensor, value: float) -> torch.Tensor:

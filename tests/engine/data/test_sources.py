@@ -22,8 +22,9 @@ from torchvision.transforms import functional as F
 
 from gfo.engine.data.files import PictureFiles
 from gfo.engine.data.loading import open_source
-from gfo.engine.data.source import PictureSource, shard_starts
+from gfo.engine.data.source import PictureSource
 from gfo.engine.data.spec import DataSpec
+from gfo.engine.evaluation.store import shard_starts
 from gfo.export.errors import EngineUnavailable, InputError, Unreachable
 from gfo.export.preprocessing import Preprocessing
 

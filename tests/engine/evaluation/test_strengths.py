@@ -21,7 +21,7 @@ from gfo.engine import evaluate as evaluate_one
 from gfo.engine.data.files import PictureFiles
 from gfo.engine.data.spec import DataSpec
 from gfo.engine.evaluation import strengths
-from gfo.engine.evaluation.metrics import accuracy_matrix
+from gfo.engine.evaluation.class_answers import accuracy_matrix
 from gfo.engine.evaluation.store import RunStore
 from gfo.engine.evaluation.strengths import check_strengths, noise_row, scaled_rows
 from gfo.engine.evaluation.summary import Summary, read_summary
