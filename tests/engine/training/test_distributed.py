@@ -108,7 +108,7 @@ def test_other_processes_need_a_name(tiny_classifier: FrozenClassifier, tiny_dat
 def test_devices_must_be_alike(tiny_data: Path, tmp_path: Path) -> None:
     job = Job(MODEL, DataSpec(tiny_data), tmp_path / "bank.safetensors", CONFIG)
     with (
-        pytest.raises(InputError, match="--cluster: a worker trains on .*, another on A100; use devices alike"),
+        pytest.raises(InputError, match=r"--cluster: a worker trains on .*, another on A100; use devices alike"),
         TrainingWork(job, "A100").open(no_progress),
     ):
         pass
