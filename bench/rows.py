@@ -196,6 +196,19 @@ class StoreFacts(Facts):
     bytes_per_pair: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClusterFacts(Facts):
+    """Facts of the suite `cluster`.
+
+    Attributes
+    ----------
+    extra_mb
+        By how much the peak memory of this process grew in the last nine tenths of the tasks, MiB.
+    """
+
+    extra_mb: float | None = None
+
+
 F_co = TypeVar("F_co", bound=Facts, covariant=True)
 
 
@@ -208,10 +221,11 @@ class BenchRow(Generic[F_co]):
     stage
         `bare`, `pairs`, `end-to-end`, `baseline`, `loader`, `train`, `train-forward`, `train-baseline`, `train-reach`,
         `train-reach-baseline`, `kernel`, `kernel-check`, `loop`, `loop-waiting`, `store-create`, `store-write`,
-        `store-pending`, `store-read`, `store-summary`; of the suite `device` also `memory-check` and `self-test`.
+        `store-pending`, `store-read`, `store-summary`, `cluster-tasks`; of the suite `device` also `memory-check` and
+        `self-test`.
     engine
         What did the work; for a kernel `reference`, `triton`, or the straightforward formula in `eager` PyTorch or
-        through torch's `compile`; for a loop `simulated`, for a store `zarr`.
+        through torch's `compile`; for a loop `simulated`, for a store `zarr`, for a cluster `dask`.
     precision, model, weights
         `fp32`, `bf16`, …; the model's name; the source of its weights, `random` among them.
     pictures, occluders

@@ -26,6 +26,7 @@ SUITES: Table[Suite[Any]] = Table(
         "compile": ".compile:Compile",
         "loop": ".loop:Loop",
         "store": ".store:Store",
+        "cluster": ".cluster:Cluster",
         "device": ".device:DeviceSuite",
         "sweep": ".sweep:SweepSuite",
     },
