@@ -202,11 +202,11 @@ class ClusterFacts(Facts):
 
     Attributes
     ----------
-    extra_mb
+    grown_mb
         By how much the peak memory of this process grew in the last nine tenths of the tasks, MiB.
     """
 
-    extra_mb: float | None = None
+    grown_mb: float | None = None
 
 
 F_co = TypeVar("F_co", bound=Facts, covariant=True)
@@ -283,7 +283,7 @@ KEYS: Final = (
     *("workers", "cores", "max_difference", "mean_difference"),
     *("target", "reached", "clean_accuracy", "accuracy", "image_steps", "seconds"),
     *("waits", "max_error", "allowed_error", "agreement"),
-    *("files", "bytes_per_pair"),
+    *("files", "bytes_per_pair", "grown_mb"),
 )
 """Keys of every row in JSON, in order; those of facts that another package's suite adds follow."""
 

@@ -69,6 +69,6 @@ def task_rows(spec: ClusterSpec, tasks: int, progress: Progress) -> list[BenchRo
             sizes=f"{tasks:,} tasks, {spec}",
             peak_rss_mb=peak,
             rounds=1,
-            facts=ClusterFacts(extra_mb=grown),
+            facts=ClusterFacts(grown_mb=grown),
         )
     ]

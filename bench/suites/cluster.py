@@ -20,7 +20,7 @@ from .base import DATA, Measured, Suite
 class Cluster(Suite[BenchRow[Facts]]):
     """Hand out tasks that do nothing to the workers of a Dask cluster, as a run does. A table, then one line of JSON.
 
-    The rate is that of the driver and the scheduler; `extra_mb` is by how much their memory grew in the last nine
+    The rate is that of the driver and the scheduler; `grown_mb` is by how much their memory grew in the last nine
     tenths.
     """
 

@@ -99,11 +99,14 @@ def _local(distributed: Any, spec: ClusterSpec, progress: Progress) -> Iterator[
 @contextlib.contextmanager
 def _queued(distributed: Any, spec: ClusterSpec, progress: Progress) -> Iterator[Any]:
     """Submit jobs, and wait for the first to start: in a queue that may take hours."""
+    import dask
     import dask_jobqueue
 
+    # Any free port for the dashboard: Dask's own default may be taken by another run.
+    options = {"dashboard_address": ":0", **(dask.config.get(f"jobqueue.{spec.kind}.scheduler-options", None) or {})}
     with contextlib.ExitStack() as stack:
         try:
-            cluster = stack.enter_context(getattr(dask_jobqueue, QUEUES[spec.kind])())
+            cluster = stack.enter_context(getattr(dask_jobqueue, QUEUES[spec.kind])(scheduler_options=options))
             cluster.sync(_submit, cluster, spec.count)
             cluster.adapt(minimum_jobs=spec.count, maximum_jobs=spec.count)  # jobs that end are followed by others
         except (ValueError, TypeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import uuid
 from collections import deque
@@ -40,7 +41,7 @@ class Team:
     def __init__(self, client: Any, spec: ClusterSpec, shared: Shared, facts: Any, progress: Progress) -> None:
         self.facts = facts
         self._client, self._spec, self._shared, self._progress = client, spec, shared, progress
-        self._workers, self._lost = frozenset[str](), 0
+        self._workers, self._lost, self._looked = frozenset[str](), 0, -math.inf
         self._said = set[str]()
 
     def __str__(self) -> str:
@@ -83,7 +84,10 @@ class Team:
                 self._client.cancel(list(active))
 
     def _look(self) -> bool:
-        """Look for workers that have joined or are lost; return whether there are any."""
+        """Look now and then for workers that have joined or are lost; return whether there are any."""
+        if self._workers and time.monotonic() - self._looked < _LOOK_SECONDS:
+            return True
+        self._looked = time.monotonic()
         before, self._workers = self._workers, frozenset(self._client.nthreads())
         for worker in sorted(before - self._workers):
             self._lost += 1

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -105,6 +106,15 @@ class Done:
 
 class Stopped(Exception):
     """The driver has no use for this task any more."""
+
+
+def must_see(path: Path) -> None:
+    """Raise `InputError` unless this worker sees what the first one has made: it would make another."""
+    if not path.exists():
+        raise InputError(
+            f"{path}: not seen by the worker on {socket.gethostname()}, though another has made it; give a folder that "
+            "all workers share"
+        )
 
 
 class _Lines(Silent):

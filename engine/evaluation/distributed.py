@@ -20,12 +20,13 @@ from ...export.errors import InputError, Unreachable
 from ...export.models.spec import ModelSpec
 from ..cluster.spec import ClusterSpec
 from ..cluster.team import Died, Team, open_team
+from ..cluster.worker import must_see
 from ..progress import Progress
 from .config import run_folders
 from .passes import Passes
 from .station import Job, Station, open_station
 from .store import RunStore
-from .summary import Quarantined
+from .summary import STORE, Quarantined
 from .todo import ToDo, Work, refuse_quarantined, to_do
 
 
@@ -53,7 +54,10 @@ class EvaluationWork:
 
     @contextlib.contextmanager
     def open(self, progress: Progress) -> Iterator[_StationPlace]:
-        """Open a station, which creates the stores."""
+        """Open a station; that of the first worker creates the stores, which others must see."""
+        if self.passes is not None:
+            for place in run_folders(self.job.out, self.job.config.strengths).values():
+                must_see(place / STORE)
         with open_station(self.job, progress) as station:
             yield _StationPlace(station, self.passes or station.passes(len(station.stores[0])))
 

@@ -31,6 +31,7 @@ from .preserve import Preserved
 if TYPE_CHECKING:
     from .target import Reached
 
+CONFIG = "config.json"
 # What a header has under `objective` only where it is asked for.
 _OPTIONAL = ("preserve", "correct_only", "augment", "target_accuracy")
 Splits = Mapping[int, tuple[Sequence[str], Sequence[str]]]
@@ -136,7 +137,7 @@ class Checkpoint:
             The checkpoint is damaged or of another configuration; the message names the difference.
         """
         self.device = device
-        config = self.folder / "config.json"
+        config = self.folder / CONFIG
         if config.is_file():
             begun = load_record(_Begun, config, f"remove {self.folder} to start over")
             self._compare(self.folder, begun.header, begun.used())
@@ -252,7 +253,7 @@ class Checkpoint:
     def drop_unused(self) -> None:
         """Forget the configuration where nothing has been trained with it: the next one may be another."""
         if not any(self.folder.glob("*.safetensors")):
-            (self.folder / "config.json").unlink(missing_ok=True)
+            (self.folder / CONFIG).unlink(missing_ok=True)
 
     def join(self) -> OccluderBank:
         """Write the bank from the finished classes, and remove the checkpoint.

@@ -17,7 +17,9 @@ from ...export.classifier import FrozenClassifier
 from ...export.errors import InputError, Unreachable
 from ..cluster.spec import ClusterSpec
 from ..cluster.team import Died, open_team
+from ..cluster.worker import must_see
 from ..progress import Progress
+from .checkpoint import CONFIG
 from .groups import Groups
 from .owner import sole_owner
 from .train import Job, Plan
@@ -62,7 +64,10 @@ class TrainingWork:
         if plan.finished() is not None:
             yield _TrainingPlace(plan, None)
             return
-        plan.checkpoint.folder.mkdir(parents=True, exist_ok=True)
+        if self.place is None:
+            plan.checkpoint.folder.mkdir(parents=True, exist_ok=True)
+        else:
+            must_see(plan.checkpoint.folder / CONFIG)
         yield _TrainingPlace(plan, plan.open())
 
     def agreed(self, facts: Facts) -> TrainingWork:

@@ -21,7 +21,7 @@ def test_tasks_are_timed(run: Callable[..., Any]) -> None:
         "20 tasks, local:1",
     )
     assert row["p50"] > 0
-    assert row["extra_mb"] >= 0
+    assert row["grown_mb"] >= 0
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,15 @@ def test_a_scheduler_that_does_not_answer(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_worker_that_does_not_see_the_run(tiny_data: Path, tiny_bank: Path, tmp_path: Path) -> None:
+    """It would fill one of its own."""
+    work = EvaluationWork(Job(MODEL, tiny_bank, DataSpec(tiny_data), tmp_path / "run", CONFIG))
+    named = r"predictions\.zarr: not seen by the worker on .*, though another has made it; give a folder that all"
+    with pytest.raises(InputError, match=named), work.agreed(Facts(Passes(8, False), None)).open(no_progress):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_processes_need_names(
     tiny_classifier: FrozenClassifier, tiny_data: Path, tiny_bank: Path, tmp_path: Path
 ) -> None:

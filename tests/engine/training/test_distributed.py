@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from gfo.engine.cluster.spec import ClusterSpec
 from gfo.engine.data.spec import DataSpec
+from gfo.engine.devices import device_name
 from gfo.engine.progress import Silent, no_progress
 from gfo.engine.training.config import TrainConfig
-from gfo.engine.training.distributed import _JOIN, TrainingWork
+from gfo.engine.training.distributed import _JOIN, Facts, TrainingWork
 from gfo.engine.training.preserve import PreserveConfig
 from gfo.engine.training.train import Job, train
 from gfo.export.bank import OccluderBank
@@ -110,6 +112,17 @@ def test_devices_must_be_alike(tiny_data: Path, tmp_path: Path) -> None:
     with (
         pytest.raises(InputError, match=r"--cluster: a worker trains on .*, another on A100; use devices alike"),
         TrainingWork(job, "A100").open(no_progress),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_that_does_not_see_the_checkpoint(tiny_data: Path, tmp_path: Path) -> None:
+    job = Job(MODEL, DataSpec(tiny_data), tmp_path / "bank.safetensors", CONFIG)
+    facts = Facts(device_name(torch.device("cpu")), "fp32", tmp_path, 3, {})
+    with (
+        pytest.raises(InputError, match=r"config\.json: not seen by the worker on"),
+        TrainingWork(job).agreed(facts).open(no_progress),
     ):
         pass
     assert not list(tmp_path.iterdir())
