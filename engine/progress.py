@@ -44,7 +44,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Progress that shows nothing; what is to be shown, a subclass takes."""
+    """Progress that shows nothing. Subclasses override what they need."""
 
     def say(self, line: str) -> None:
         """See `Progress.say`."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from .bank_header import USES, BankHeader, Described, Model, no_keys
 from .errors import InputError
 from .files import load_tensors, save_tensors
-from .options import whole_number
+from .options import zeros_asked
 from .overlay import check_images, overlaid, rows_of
 from .records import read_record
 
@@ -31,7 +31,6 @@ _TENSORS = ("occluders", *USES)
 
 # Rounding of the last projection, relative to ε.
 _BALL_SLACK = 1e-4
-_ZERO = "zero"
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,8 @@ class OccluderBank(Described):
         if isinstance(source, OccluderBank):
             source.check_fits(subject, "--occluders")
             return source
-        kind, _, number = str(source).partition(":")
-        count = whole_number(number)
-        if kind == _ZERO and count is not None:
+        count = zeros_asked(source)
+        if count is not None:
             return cls.zeros(count, subject)
         bank = cls.load(source)
         bank.check_fits(subject, source)
@@ -129,7 +127,7 @@ class OccluderBank(Described):
             norm="linf",
             class_ids=tuple(classes),
             folders=tuple(map(str, classes)),
-            objective={_ZERO: True},
+            objective={"zero": True},
         )
         return cls(torch.zeros(count, size, size, 3), header)
 

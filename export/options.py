@@ -22,6 +22,12 @@ def whole_number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
 
 
+def zeros_asked(bank: object) -> int | None:
+    """Return K of `zero:K`, which stands for K occluders of zeros; None for the file of a bank."""
+    kind, _, number = str(bank).partition(":")
+    return whole_number(number) if kind == "zero" else None
+
+
 def key_values(option: str, pairs: Sequence[str]) -> dict[str, str]:
     """Split `key=value` texts of a repeatable option; raises `InputError` for one without a key or given twice."""
     found: dict[str, str] = {}

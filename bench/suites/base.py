@@ -96,7 +96,29 @@ class Suite(ABC, Generic[R]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimedSuite(Suite[BenchRow[Facts]]):
+class TableSuite(Suite[BenchRow[Facts]]):
+    """A suite whose rows are printed as a table; what is wrong ends its run, so that its exit code is 0."""
+
+    title: ClassVar[str]
+
+    def notes(self, measured: Measured[BenchRow[Facts]]) -> Iterable[str]:
+        """Return lines to print above the table."""
+        return ()
+
+    def show(self, measured: Measured[BenchRow[Facts]], environment: Mapping[str, Any]) -> None:
+        """Print the machine, the notes and the table."""
+        shown = terminal.console()
+        print_environment(environment, shown)
+        print_lines(self.notes(measured), shown)
+        print_rows(measured.rows, self.title, shown)
+
+    def exit_code(self, rows: Sequence[BenchRow[Facts]]) -> int:
+        """See `Suite.exit_code`."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedSuite(TableSuite):
     """A suite of rates: exit code 4 if a result is wrong, 3 if nothing could run."""
 
     title: ClassVar[str] = "Median rates; ratios are of medians, with a 95% interval over rounds"
@@ -114,17 +136,6 @@ class TimedSuite(Suite[BenchRow[Facts]]):
         if not (math.isfinite(self.seconds) and self.seconds > 0):
             raise InputError(f"--seconds {self.seconds}: expected a number above 0")
         super().check()
-
-    def notes(self, measured: Measured[BenchRow[Facts]]) -> Iterable[str]:
-        """Return lines to print above the table."""
-        return ()
-
-    def show(self, measured: Measured[BenchRow[Facts]], environment: Mapping[str, Any]) -> None:
-        """Print the machine, the notes and the table."""
-        shown = terminal.console()
-        print_environment(environment, shown)
-        print_lines(self.notes(measured), shown)
-        print_rows(measured.rows, self.title, shown)
 
     def exit_code(self, rows: Sequence[BenchRow[Facts]]) -> int:
         """See `Suite.exit_code`."""

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import typer
 
-from ...engine import terminal
 from ...export.errors import InputError
 from ..rows import BenchRow, Facts, StoreFacts
-from ..table import print_environment, print_rows
-from .base import DATA, Measured, Suite
+from .base import DATA, Measured, TableSuite
 
 
 @dataclass(frozen=True, kw_only=True)
-class Store(Suite[BenchRow[Facts]]):
+class Store(TableSuite):
     """Fill a store with drawn answers, then read and summarise it, each once. A table, then one line of JSON.
 
     What a run of a million pictures takes can be computed from that of a tenth; --create-at also creates the store of
     another number of pictures.
     """
 
+    title: ClassVar[str] = "Steps of a store's life, each once"
     facts: ClassVar[Mapping[str, type[Facts]]] = dict.fromkeys(
         ("store-create", "store-write", "store-pending", "store-read", "store-summary"), StoreFacts
     )
@@ -58,13 +57,3 @@ class Store(Suite[BenchRow[Facts]]):
 
         sizes, further = (self.pictures, self.occluders), self.create_at
         return Measured(store_rows(*sizes, further, self.folder, self.seed, TerminalProgress()), seed=self.seed)
-
-    def show(self, measured: Measured[BenchRow[Facts]], environment: Mapping[str, Any]) -> None:
-        """Print the machine and the table."""
-        shown = terminal.console()
-        print_environment(environment, shown)
-        print_rows(measured.rows, "Steps of a store's life, each once", shown)
-
-    def exit_code(self, rows: Sequence[BenchRow[Facts]]) -> int:
-        """Return 0: a store that is not what was written has ended the run."""
-        return 0

@@ -45,11 +45,11 @@ def open_cluster(spec: ClusterSpec, progress: Progress) -> Iterator[Any]:
     distributed = optional("distributed", f"--cluster {spec}", "cluster")
     import dask
 
-    # It logs tracebacks where connections end; whatever is to be said here is said in a line.
-    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in _LOGGERS]:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     if spec.kind in QUEUES:
         optional("dask_jobqueue", f"--cluster {spec}", "cluster")  # its defaults are set where it is imported
+    # They log tracebacks where connections end; whatever is to be said here is said in a line.
+    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in _LOGGERS]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     kinds = {"local": _local, **dict.fromkeys(QUEUES, _queued)}
     with dask.config.set(_DASK), contextlib.ExitStack() as stack:
         if spec.config is not None:

@@ -33,12 +33,12 @@ class ClusterSpec:
         `local:N`, which is N processes of this machine; `local`, one for each GPU; the address of a scheduler that runs
         already; or `slurm:N` and the like, N jobs of a queue (`QUEUES`).
     config
-        Dask's own YAML file for it; needed for a queue, whose `jobqueue:` section describes a job.
+        Dask's own YAML file for it. A queue needs one, whose `jobqueue:` section describes a job.
 
     Raises
     ------
     InputError
-        The name is none of these, or the file is missing, or given where nothing reads it.
+        The name is none of these, or the file is missing; a queue lacks one.
     """
 
     name: str
@@ -52,7 +52,9 @@ class ClusterSpec:
         elif kind in QUEUES:
             self._check_count(100_000, "jobs")
             if self.config is None:
-                raise InputError(f"--cluster {self.name}: what is a job? add --cluster-config, Dask's YAML for {kind}")
+                raise InputError(
+                    f"--cluster {self.name}: does not say what a job is; add --cluster-config FILE, Dask's YAML"
+                )
         elif kind not in ("tcp", "tls") or not rest.startswith("//"):
             raise InputError(
                 f"--cluster {self.name}: expected local, local:N, the scheduler's address, as tcp://host:8786, or a "

@@ -51,9 +51,8 @@ class Team:
     def results(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any | Died]]:
         """Yield tasks as they are done, with what they have returned, or `Died` where they are given up.
 
-        What a task has raised is raised here.
-
-        There are as many as workers at a time: one that waits on a worker would be blamed for its death, too.
+        There are as many at a time as workers: one that waits on a worker would be blamed for its death, too. What a
+        task has raised is raised here.
 
         Raises
         ------

@@ -31,7 +31,7 @@ class Workplace(Protocol):
     packages
         Names of the packages, beside gfo, Dask and PyTorch, that the results depend on.
     facts
-        What the driver and later workers are told by the first one; it can be pickled.
+        What the first worker tells the driver, and through it the later ones; it is pickled.
     """
 
     @property
@@ -50,14 +50,14 @@ class Workplace(Protocol):
 
 
 class Work(Protocol):
-    """What the workers of a cluster share: it is sent to them, so that it can be pickled."""
+    """What the workers of a cluster share; it is pickled and sent to them."""
 
     def open(self, progress: Progress) -> AbstractContextManager[Workplace]:
         """Open what its tasks need."""
         ...
 
     def agreed(self, facts: Any) -> Work:
-        """Return what workers after the first one are given, which has told `facts`; they must agree with them."""
+        """Return the work for later workers, which must agree with the `facts` that the first one has told."""
         ...
 
 
@@ -97,7 +97,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Done:
-    """What a task returned, which worker has done it, and what it has told meanwhile."""
+    """What a task returned, which worker did it, and what that worker told meanwhile."""
 
     result: Any
     worker: str

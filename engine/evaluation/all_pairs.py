@@ -90,7 +90,7 @@ def all_pairs(
 
 @dataclass
 class _Loop:
-    """The loop of `all_pairs`, where it stands: parts whose verdicts are on their way, pairs and quarantined pictures.
+    """The loop of `all_pairs` and its state: parts whose verdicts are on their way, pairs and quarantined pictures.
 
     `ahead` holds the pictures of a part for as long as the device may read them.
     """

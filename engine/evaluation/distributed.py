@@ -100,10 +100,10 @@ class Remote:
         self.accuracy: float | None = team.facts.accuracy
         self._team, self._job, self._spec, self._progress = team, job, spec, progress
 
-    def to_do(self, shard: tuple[int, int] | None = None) -> list[ToDo]:
+    def to_do(self, shard: tuple[int, int] = (0, 1)) -> list[ToDo]:
         """See `Station.to_do`."""
         files = replace(self._job.data).files  # of a copy: open files cannot be given to others
-        return [to_do(store, store.starts(*(shard or (0, 1))), files) for store in self.stores]
+        return [to_do(store, store.starts(*shard), files) for store in self.stores]
 
     def fill(self, todo: Sequence[ToDo]) -> tuple[float, int]:
         """See `Station.fill`; seconds are those of this process.

@@ -13,7 +13,6 @@ from ...export.bank import OccluderBank
 from ...export.classifier import FrozenClassifier
 from ...export.errors import InputError
 from ...export.models.spec import ModelSpec
-from ..cluster.spec import ClusterSpec
 from ..data.spec import DataSpec
 from ..doubts import accuracy_doubt
 from ..machine import peak_rss_mb
@@ -93,19 +92,16 @@ def evaluate_strengths(
     are those of `evaluate`; a summary is written once all strengths are done.
     """
     job = Job(model, bank, data, out, config)
-    with (
-        open_station(job, progress)
-        if config.cluster is None
-        else _open_remote(job, config.cluster, progress) as station
-    ):
-        todo = station.to_do(config.shard)
+    shard = config.shard or (0, 1)
+    with _open(job, progress) as station:
+        todo = station.to_do(shard)
         if (work := Work(station.stores, todo)).done:
             progress.say(f"resuming: {work.done} of {work.every} {work.unit} are done")
         if changed := max(one.changed for one in todo):
             progress.say(f"evaluating again the blocks of pictures that have changed since ({changed})")
             for place in station.places:
                 (place / SUMMARY_FILE).unlink(missing_ok=True)
-        worked = [station.fill(todo), *_mend(station, config.shard or (0, 1), progress)]
+        worked = [station.fill(todo), *_mend(station, shard, progress)]
     seconds, pairs = map(sum, zip(*worked, strict=True))
     touched = [bool(one.pending) or len(worked) > 1 for one in todo]
     stores, places = station.stores, station.places
@@ -123,13 +119,13 @@ def evaluate_strengths(
     return dict(zip(config.strengths, summaries, strict=True))
 
 
-def _open_remote(
-    job: Job, spec: ClusterSpec, progress: Progress
-) -> contextlib.AbstractContextManager[Station | Remote]:
-    """Return what evaluates on a cluster; Dask is not imported otherwise."""
+def _open(job: Job, progress: Progress) -> contextlib.AbstractContextManager[Station | Remote]:
+    """Return what evaluates, here or on a cluster; Dask is not imported without one."""
+    if job.config.cluster is None:
+        return open_station(job, progress)
     from .distributed import open_remote
 
-    return open_remote(job, spec, progress)
+    return open_remote(job, job.config.cluster, progress)
 
 
 def _mend(station: Station | Remote, shard: tuple[int, int], progress: Progress) -> list[tuple[float, int]]:

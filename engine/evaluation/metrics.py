@@ -156,6 +156,7 @@ class _Tally:
         if sums.had:
             with np.errstate(invalid="ignore"):
                 rates = np.nan_to_num(sums.fooled_replicates / sums.had_replicates)
+            # In float32, so that the rate is that of older summaries to the last bit.
             rate, had = float(np.float32(sums.fooled) / np.float32(sums.had)), sums.had_replicates
             self._add("fooling_rate", sums.had, rate, rates, found.draws, float(sums.had), replicate_weights=had)
 

@@ -73,9 +73,9 @@ class Station:
         """See above."""
         return self.engine.subject.accuracy
 
-    def to_do(self, shard: tuple[int, int] | None = None) -> list[ToDo]:
+    def to_do(self, shard: tuple[int, int] = (0, 1)) -> list[ToDo]:
         """Return what is to be done of each store, by this worker of several."""
-        return [to_do(store, store.starts(*(shard or (0, 1))), self.job.data.files) for store in self.stores]
+        return [to_do(store, store.starts(*shard), self.job.data.files) for store in self.stores]
 
     def not_done(self, which: int, starts: Sequence[int]) -> list[int]:
         """Return which of some blocks of store number `which` are not there, not whole, or of changed pictures."""

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ...export.errors import EngineUnavailable, InputError
+from ...export.options import zeros_asked
 from ..data.files import PictureFiles
 from ..evaluation.store import RunStore
 from ..evaluation.summary import Summary
@@ -103,7 +104,7 @@ def _occluders(run: RunFolder, rows: Sequence[int]) -> Mapping[int, torch.Tensor
     where = Path(summary.bank)
     if summary.artefact is not None and not where.exists():
         raise Moved(f"{where} is not there any more")
-    if ":" not in where.name and not where.exists():  # `zero:K` is no file
+    if zeros_asked(where) is None and not where.exists():
         raise Moved(f"the occluders cannot be read ({where}: bank not found; create one with gfo-train)")
     try:
         found, occluders = _read(where, summary, rows)

@@ -32,8 +32,8 @@ class Facts(NamedTuple):
 
     Attributes
     ----------
-    place, precision
-        The device's name, and the precision that may have been measured there.
+    place
+        The device's name.
     folder
         The checkpoint's.
     every, classes
@@ -42,7 +42,6 @@ class Facts(NamedTuple):
     """
 
     place: str
-    precision: str
     folder: Path
     every: int
     classes: dict[int, int] | None
@@ -90,7 +89,7 @@ class _TrainingPlace:
     def facts(self) -> Facts:
         plan, groups = self.plan, self.groups
         classes = None if groups is None else {number: groups.classes(number) for number in groups.to_do()}
-        return Facts(plan.place, plan.checkpoint.precision, plan.checkpoint.folder, len(plan.folders), classes)
+        return Facts(plan.place, plan.checkpoint.folder, len(plan.folders), classes)
 
     def do(self, task: int) -> None:
         """Train a group, or write the bank, unless a worker has done so that died over this task."""
@@ -123,8 +122,10 @@ def train_on_cluster(job: Job, spec: ClusterSpec, progress: Progress) -> Occlude
             done = facts.every - sum(facts.classes.values())
             with progress.task("training", facts.every * epochs, done * epochs) as bar:
                 for number, found in team.results(list(facts.classes)):
-                    given_up += [found] if isinstance(found, Died) else []
-                    bar.advance(facts.classes[number] * epochs, str(team))
+                    if isinstance(found, Died):
+                        given_up.append(found)
+                    else:
+                        bar.advance(facts.classes[number] * epochs, str(team))
             if given_up:
                 raise Unreachable(
                     f"--cluster {spec}: {given_up[0].workers} workers have died over each of {len(given_up)} groups of "

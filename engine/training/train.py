@@ -106,7 +106,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """A training whose classes, pictures and checkpoint are chosen, and of which nothing is done.
+    """A training that has not begun: its classes, pictures and checkpoint are chosen.
 
     Attributes
     ----------
@@ -160,9 +160,8 @@ class Plan:
 
     @contextlib.contextmanager
     def trains(self) -> Iterator[None]:
-        """Make the device compute as a training does, for a `with` block in which it trains."""
-        fitting = fitting_memory(self.config.pictures_in_a_pass(self.device.type), self.place, "--pass-size")
-        with deterministic(self.device), fitting, exact_float32(self.checkpoint.precision, self.device):
+        """Make the device compute as training needs it, for a `with` block."""
+        with self._fits(), exact_float32(self.checkpoint.precision, self.device):
             yield
 
     @contextlib.contextmanager
@@ -172,7 +171,7 @@ class Plan:
             yield
 
     def open(self) -> Groups:
-        """Open the checkpoint, whose folder is there, at a precision that may first be measured, and the network."""
+        """Open the checkpoint, whose folder exists, and the network; the precision may be measured first."""
         config, say = self.config, self.progress.say
         keep_freed_memory()
         with self._fits():

@@ -22,7 +22,7 @@ from gfo.export.errors import InputError
         ("tcp:host", "expected local, local:N, the scheduler's address"),
         ("slurm", "expected slurm:1 to slurm:100000, jobs"),
         ("slurm:many", "expected slurm:1 to slurm:100000, jobs"),
-        ("pbs:3", "what is a job. add --cluster-config, Dask's YAML for pbs"),
+        ("pbs:3", "does not say what a job is; add --cluster-config FILE, Dask's YAML"),
     ],
 )
 def test_a_cluster_that_is_none(spec: str, named: str) -> None:

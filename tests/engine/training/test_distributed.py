@@ -119,7 +119,7 @@ def test_devices_must_be_alike(tiny_data: Path, tmp_path: Path) -> None:
 
 def test_a_worker_that_does_not_see_the_checkpoint(tiny_data: Path, tmp_path: Path) -> None:
     job = Job(MODEL, DataSpec(tiny_data), tmp_path / "bank.safetensors", CONFIG)
-    facts = Facts(device_name(torch.device("cpu")), "fp32", tmp_path, 3, {})
+    facts = Facts(device_name(torch.device("cpu")), tmp_path, 3, {})
     with (
         pytest.raises(InputError, match=r"config\.json: not seen by the worker on"),
         TrainingWork(job).agreed(facts).open(no_progress),
