@@ -55,8 +55,13 @@ def open_cluster(spec: ClusterSpec, progress: Progress) -> Iterator[Any]:
         if spec.config is not None:
             stack.enter_context(dask.config.set(dask.config.merge(dask.config.config, _read(spec))))
         client = stack.enter_context(kinds.get(spec.kind, _connected)(distributed, spec, progress))
-        progress.say(f"cluster {spec}: {len(client.nthreads())} workers; {client.dashboard_link}")
+        progress.say(f"cluster {spec}: {counted(len(client.nthreads()))}; {client.dashboard_link}")
         yield client
+
+
+def counted(workers: int) -> str:
+    """Return how many workers there are, in words."""
+    return "1 worker" if workers == 1 else f"{workers} workers"
 
 
 def _read(spec: ClusterSpec) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ...export.errors import Unreachable, in_short
 from ..progress import Progress
-from .clusters import open_cluster
+from .clusters import counted, open_cluster
 from .spec import QUEUES, ClusterSpec
 from .worker import Shared, Told, Work, close_here, do_here, open_here
 
@@ -46,7 +46,7 @@ class Team:
 
     def __str__(self) -> str:
         """Say how many workers there are, and were."""
-        return f"{len(self._workers)} workers" + (f", {self._lost} lost" if self._lost else "")
+        return counted(len(self._workers)) + (f", {self._lost} lost" if self._lost else "")
 
     def results(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any | Died]]:
         """Yield tasks as they are done, with what they have returned, or `Died` where they are given up.

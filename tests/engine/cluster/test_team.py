@@ -81,7 +81,7 @@ def test_every_task_is_done_once_and_each_worker_has_one(workers: int) -> None:
         client.wait_for_workers(workers)
         team = Team(client, ClusterSpec("tcp://host:1"), Shared(str(workers), Squares()), None, heard)
         assert sorted(team.results(range(10))) == [(n, n**2) for n in range(10)]
-        assert str(team) == f"{workers} workers"
+        assert str(team) == {1: "1 worker", 3: "3 workers"}[workers]
         assert Squares.opened == opened + 1
         client.run(module.close_here, str(workers))
     assert Squares.opened == opened
