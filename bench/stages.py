@@ -213,6 +213,7 @@ def _fitting(run: OpenRun, passes: Passes, rate: float) -> int:
 
 
 def _score_all(engine: Engine, blocks: Sequence[Block], rows: int, passes: Passes) -> None:
-    labels = torch.zeros(len(blocks[0].images), dtype=torch.int64)
-    for wait in [queue_part(engine, block, labels, torch.arange(rows), passes) for block in blocks]:
+    count = len(blocks[0].images)
+    labels, occluders = torch.zeros(count, dtype=torch.int64), torch.arange(rows).expand(count, -1)
+    for wait in [queue_part(engine, block, labels, occluders, passes) for block in blocks]:
         wait()

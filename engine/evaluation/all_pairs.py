@@ -9,10 +9,11 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -29,7 +30,7 @@ from .blocks import Blocks, ScoredBlock, Writer
 from .passes import Passes
 from .store import READ_TOGETHER, RunStore
 from .summary import Quarantined
-from .todo import ToDo, Work, refuse_quarantined, stamps, to_do
+from .todo import Assignment, ToDo, Work, stamps, to_do
 
 # On a device that runs ahead: passes that a part should hold, and the most bytes of its pictures. Up to three parts are
 # in memory at a time, one that is being read and two on the device.
@@ -76,30 +77,43 @@ def all_pairs(
         The network returned NaN or infinity, a pass does not fit into memory, or too many pictures are quarantined.
         Finished blocks are kept.
     """
-    work = Work(stores, todo or [to_do(store) for store in stores])
+    work = Work(stores, todo or [to_do(store) for store in stores], max_quarantined)
     # Taken before anything of a block is read, which happens while the block before it is scored.
     taken = {start: stamps(stores[0], files, start) for start in work.pending} if files is not None else {}
-    with (
-        progress.task("all pairs", work.pairs, work.pairs - work.pairs_left) as bar,
-        Writer(work.write, taken, work.file) as writer,
-    ):
-        loop = _Loop(engine, stores[0], passes, work, max_quarantined, progress, bar, writer)
+    with progress.task("all pairs", work.pairs, work.pairs - work.pairs_left) as bar:
+        return run_assignment(engine, work, source, passes, bar, progress=progress, taken=taken)
+
+
+def run_assignment(
+    engine: Engine,
+    work: Assignment,
+    source: PictureSource,
+    passes: Passes,
+    bar: Bar,
+    *,
+    progress: Progress = no_progress,
+    taken: Mapping[int, Sequence[int]] = MappingProxyType({}),
+) -> tuple[float, int]:
+    """Evaluate what is pending of an assignment; returns and errors as of `all_pairs`.
+
+    `bar` counts pairs, and `taken` has the stamps of the pictures of each block.
+    """
+    with Writer(work.write, taken, work.file) as writer:
+        loop = _Loop(engine, passes, work, progress, bar, writer)
         loop.run(source)
     return time.perf_counter() - loop.started, loop.pairs
 
 
 @dataclass
 class _Loop:
-    """The loop of `all_pairs` and its state: parts whose verdicts are on their way, pairs and quarantined pictures.
+    """The loop of `run_assignment` and its state: parts that are on their way, pairs and quarantined pictures.
 
     `ahead` holds the pictures of a part for as long as the device may read them.
     """
 
     engine: Engine
-    store: RunStore
     passes: Passes
-    work: Work
-    max_quarantined: float
+    work: Assignment
     progress: Progress
     bar: Bar
     writer: Writer
@@ -110,13 +124,15 @@ class _Loop:
 
     def run(self, source: PictureSource) -> None:
         """Evaluate what is pending."""
-        self.quarantined = self.work.set_aside()
-        self._refuse()
+        work = self.work
+        self.quarantined = dict(work.set_aside())
+        work.refuse(self.quarantined.values())
         try:
-            for which, starts in groupby(self.work.pending, self.work.pending.__getitem__):
-                blocks = Blocks(self.store, list(starts), self.work.occluders(which))
-                size = part_size(self.engine, self.passes, self.store.block, len(blocks.occluders))
-                with closing(source.blocks(self.store.paths, blocks.parts(size))) as parts:  # type: ignore[type-var]
+            for which, starts in groupby(work.pending, work.pending.__getitem__):
+                blocks = Blocks(work, list(starts), work.occluders(which))
+                size = part_size(self.engine, self.passes, work.block, blocks.rows)
+                read = source.blocks(work.paths, blocks.parts(size))
+                with closing(read) as parts:  # type: ignore[type-var]
                     for part in parts:
                         self._queue(blocks, part)
         except BaseException:
@@ -126,10 +142,10 @@ class _Loop:
         self._finish(0)
 
     def _queue(self, blocks: Blocks, part: Block) -> None:
-        labels = blocks.labels(part)
+        labels, occluders = blocks.labels(part), blocks.occluders(part)
 
         def queue() -> Callable[[], Score]:
-            return queue_part(self.engine, part, labels, blocks.occluders, self.passes, self._scored)
+            return queue_part(self.engine, part, labels, occluders, self.passes, self._scored)
 
         verdicts = self._fitting(queue, queue)
         self.ahead.append(_Queued(blocks, part, queue, verdicts, self.passes))
@@ -140,11 +156,11 @@ class _Loop:
         while len(self.ahead) > most:
             blocks, part, queue, verdicts, passes = self.ahead.popleft()
             found = self._fitting(verdicts, lambda queue=queue: queue()(), passes)
-            self.bar.advance(len(part.quarantined) * len(blocks.occluders))
+            self.bar.advance(len(part.quarantined) * blocks.rows)
             for block in blocks.take(part, found):
-                self.writer.write(block, self.store.end(block.start) - block.start)
+                self.writer.write(block, self.work.end(block.start) - block.start)
                 self._note(block)
-                self._refuse()
+                self.work.refuse(self.quarantined.values())
 
     def _fitting(self, call: Callable[[], T], again: Callable[[], T], tried: Passes | None = None) -> T:
         """Call; where the passes that are `tried` do not fit into the memory, call `again` with smaller ones."""
@@ -171,13 +187,10 @@ class _Loop:
 
     def _note(self, block: ScoredBlock) -> None:
         for place, why in block.quarantined.items():
-            path = self.store.paths[block.start + place]
+            path = self.work.paths[block.start + place]
             self.quarantined[path] = Quarantined(path, why)
             self.progress.event("quarantine", path=path, reason=why)
-        self.progress.event("block", start=block.start, pictures=self.store.end(block.start) - block.start)
-
-    def _refuse(self) -> None:
-        refuse_quarantined(self.store, self.quarantined.values(), self.max_quarantined)
+        self.progress.event("block", start=block.start, pictures=self.work.end(block.start) - block.start)
 
 
 class _Queued(NamedTuple):
@@ -211,10 +224,12 @@ def queue_part(
     passes: Passes,
     scored: Callable[[int], object] = lambda count: None,
 ) -> Callable[[], Score]:
-    """Queue every readable picture of a part under R occluders (indices as of `Engine.infer`), pass by pass.
+    """Queue every readable picture of a part under R occluders, pass by pass.
 
     Parameters
     ----------
+    occluders
+        Indices as of `Engine.infer`, int64 [B, R], of each picture.
     labels
         int64 [B], of the part's pictures, on the CPU.
     scored
@@ -226,9 +241,9 @@ def queue_part(
         Waits for the verdicts of all readable pictures, picture by picture, and returns them. Raises `InputError` if
         the network returned NaN or infinity; on an engine that does not run ahead the pass has then raised it.
     """
-    rows = len(occluders)
+    rows = occluders.shape[1]
     pieces = list(passes.pieces(part.readable, rows))
-    lists = [(piece // rows, occluders[piece % rows]) for piece in pieces]
+    lists = [(piece // rows, occluders.flatten()[piece]) for piece in pieces]
     if not pieces:
         return lambda: Score(*(torch.empty(0, dtype=kind) for kind in (torch.int64, torch.int64, torch.float32)))
     verdicts: list[Score] = []

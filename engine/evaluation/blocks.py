@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...kernels.score import Score
 from ..data.source import Block
-from .store import RunStore
+from .todo import Assignment
 
 _HELD_SECONDS = 30.0  # the most that an end without notice may cost, beside the block in work
 
@@ -29,17 +29,17 @@ class ScoredBlock(NamedTuple):
 
 
 class Blocks:
-    """Blocks of a store, in order, whose pictures meet the same occluders.
+    """Blocks of an assignment, in order, each of whose pictures meets equally many occluders.
 
-    Attributes
+    Parameters
     ----------
     occluders
-        Indices as of `Engine.infer`, int64 [R].
+        Indices as of `Engine.infer`, int64 [R], the same for every picture, or [N, R] for each of the assignment.
     """
 
-    def __init__(self, store: RunStore, starts: Sequence[int], occluders: Tensor) -> None:
-        self.occluders = occluders
-        self._store, self._left = store, deque(range(start, store.end(start)) for start in starts)
+    def __init__(self, work: Assignment, starts: Sequence[int], occluders: Tensor) -> None:
+        self._occluders, self.rows = occluders, occluders.shape[-1]
+        self._work, self._left = work, deque(range(start, work.end(start)) for start in starts)
         self._scores = self._blank(0)
         self._quarantined: dict[int, str] = {}
 
@@ -55,13 +55,19 @@ class Blocks:
 
     def labels(self, part: Block) -> Tensor:
         """Return the labels of a part's pictures, int64 [B]."""
-        return torch.from_numpy(self._store.labels[part.start : part.start + len(part.images)]).long()
+        return torch.from_numpy(self._work.labels[part.start : part.start + len(part.images)]).long()
+
+    def occluders(self, part: Block) -> Tensor:
+        """Return the occluders that each picture of a part meets, int64 [B, R]."""
+        count = len(part.images)
+        own = self._occluders
+        return own.expand(count, -1) if own.ndim == 1 else own[part.start : part.start + count]
 
     def take(self, part: Block, scores: Score) -> Iterator[ScoredBlock]:
         """Take the scores of the next part's readable pictures, picture by picture; yield the blocks that are whole."""
         found = self._blank(len(part.images))
         for target, values in zip(found, scores, strict=True):
-            target[part.readable] = values.view(-1, len(self.occluders)).to(target.dtype)
+            target[part.readable] = values.view(-1, self.rows).to(target.dtype)
         self._scores = Score(*(torch.cat(both) for both in zip(self._scores, found, strict=True)))
         self._quarantined |= {part.start + position: why for position, why in part.quarantined.items()}
         while self._left and len(self._left[0]) <= len(self._scores.rank):
@@ -71,7 +77,7 @@ class Blocks:
             self._scores = Score(*(values[len(block) :] for values in self._scores))
 
     def _blank(self, pictures: int) -> Score:
-        shape = (pictures, len(self.occluders))
+        shape = (pictures, self.rows)
         return Score(*(torch.full(shape, fill) for fill in (-1, -1, math.nan)))
 
 

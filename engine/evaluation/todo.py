@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...export.errors import InputError
@@ -46,19 +49,70 @@ def to_do(store: RunStore, own: Sequence[int] | None = None, files: PictureFiles
     return ToDo(own, [start for start in own if start in pending or changed.get(start)], sum(changed.values()))
 
 
-class Work:
-    """What is left to do of some stores.
+class Assignment(Protocol):
+    """Pairs to evaluate: pictures in blocks, the occluders that they meet, and where the verdicts go."""
 
-    Attributes
+    @property
+    def paths(self) -> Sequence[str]:
+        """Paths of all pictures relative to the data root, in order."""
+        ...
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """Their class ids, [N]."""
+        ...
+
+    @property
+    def block(self) -> int:
+        """Pictures in a block; the last one may have fewer."""
+        ...
+
+    @property
+    def pending(self) -> Mapping[int, Any]:
+        """Blocks to evaluate, by their first pictures, and what their pictures meet."""
+        ...
+
+    def end(self, start: int) -> int:
+        """Return where the block that starts here ends."""
+        ...
+
+    def occluders(self, which: Any) -> Tensor:
+        """Return the engine's occluder indices of an entry of `pending`, int64 [R], or [N, R] for each picture."""
+        ...
+
+    def set_aside(self) -> Mapping[str, Quarantined]:
+        """Return the quarantined pictures of blocks that are done, by path."""
+        ...
+
+    def refuse(self, found: Collection[Quarantined]) -> None:
+        """Raise `InputError` if these quarantined pictures are too many."""
+        ...
+
+    def file(self, start: int) -> object:
+        """Name what blocks that are written together have in common, None where a block is not to be written."""
+        ...
+
+    def write(self, start: int, scores: Score, quarantined: Mapping[int, str], stamps: Sequence[int] | None) -> None:
+        """Write blocks that lie side by side and have one `file`: scores of [n] pictures × R."""
+        ...
+
+
+class Work:
+    """What is left to do of some stores: an `Assignment`.
+
+    A picture is clean once, whatever the number of stores. An entry of `pending` lists the stores that lack the block.
+
+    Parameters
     ----------
-    pending
-        Blocks that are not done, by their first pictures: the stores that lack them.
-    pairs, pairs_left
-        All pairs, and those of pending blocks; a picture is clean once, whatever the number of stores.
+    max_quarantined
+        Share of a store's pictures that may be quarantined, 0 … 1.
     """
 
-    def __init__(self, stores: Sequence[RunStore], todo: Sequence[ToDo]) -> None:
-        self._stores, self._todo = stores, todo
+    def __init__(self, stores: Sequence[RunStore], todo: Sequence[ToDo], max_quarantined: float = 1.0) -> None:
+        self._stores, self._todo, self._max_quarantined = stores, todo, max_quarantined
+        self.paths: Sequence[str] = stores[0].paths
+        self.labels: NDArray[np.int32] = stores[0].labels
+        self.block: int = stores[0].block
         self._own = len(stores[0].occluders) - 1
         lacking = [set(one.pending) for one in todo]
         lists = ((start, [i for i, starts in enumerate(lacking) if start in starts]) for start in todo[0].own)
@@ -67,6 +121,14 @@ class Work:
         self.pairs_left = sum(
             stores[0].count([start]) * (1 + self._own * len(which)) for start, which in self.pending.items()
         )
+
+    def end(self, start: int) -> int:
+        """See `Assignment.end`."""
+        return self._stores[0].end(start)
+
+    def refuse(self, found: Collection[Quarantined]) -> None:
+        """See `Assignment.refuse`."""
+        refuse_quarantined(self._stores[0], found, self._max_quarantined)
 
     @property
     def every(self) -> int:
@@ -86,12 +148,12 @@ class Work:
         return "pairs" if len(self._stores) > 1 else "pictures"
 
     def occluders(self, which: Sequence[int]) -> Tensor:
-        """Return the engine's occluder indices of some stores, int64: clean, then the rows of each."""
+        """Return the engine's occluder indices of some stores, int64 [R]: clean, then the rows of each."""
         rows = torch.arange(1, 1 + self._own)
         return torch.cat([torch.zeros(1, dtype=torch.int64), *(self._own * i + rows for i in which)])
 
     def set_aside(self) -> dict[str, Quarantined]:
-        """Return the quarantined pictures of blocks that are done, by path."""
+        """See `Assignment.set_aside`."""
         found: dict[str, Quarantined] = {}
         for store, todo in zip(self._stores, self._todo, strict=True):
             finished = sorted(set(todo.own) - set(todo.pending))
