@@ -209,6 +209,35 @@ class ClusterFacts(Facts):
     grown_mb: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReplayFacts(Facts):
+    """Facts of the suite `replay`.
+
+    Attributes
+    ----------
+    cell
+        `matched` or `unmatched`.
+    half_width
+        Half-width of the 95% interval that ends a replay; of a confidence sequence None.
+    coverage
+        Share of the replays whose interval holds the truth; of a sequence, whose bounds held it at every look.
+    bias
+        Mean of estimate − truth.
+    drawn, total
+        Pairs that a replay draws on average, and that there are.
+    simple
+        Pairs that a plain mean of randomly drawn pairs would take.
+    """
+
+    cell: str | None = None
+    half_width: float | None = None
+    coverage: float | None = None
+    bias: float | None = None
+    drawn: float | None = None
+    simple: int | None = None
+    total: int | None = None
+
+
 F_co = TypeVar("F_co", bound=Facts, covariant=True)
 
 
@@ -221,11 +250,12 @@ class BenchRow(Generic[F_co]):
     stage
         `bare`, `pairs`, `end-to-end`, `baseline`, `loader`, `train`, `train-forward`, `train-baseline`, `train-reach`,
         `train-reach-baseline`, `kernel`, `kernel-check`, `loop`, `loop-waiting`, `store-create`, `store-write`,
-        `store-pending`, `store-read`, `store-summary`, `cluster-tasks`; of the suite `device` also `memory-check` and
-        `self-test`.
+        `store-pending`, `store-read`, `store-summary`, `cluster-tasks`, `replay`, `replay-sequence`; of the suite
+        `device` also `memory-check` and `self-test`.
     engine
         What did the work; for a kernel `reference`, `triton`, or the straightforward formula in `eager` PyTorch or
-        through torch's `compile`; for a loop `simulated`, for a store `zarr`, for a cluster `dask`.
+        through torch's `compile`; for a loop `simulated`, for a store `zarr`, for a cluster `dask`, for
+        a replay `sample`.
     precision, model, weights
         `fp32`, `bf16`, …; the model's name; the source of its weights, `random` among them.
     pictures, occluders
@@ -284,6 +314,7 @@ KEYS: Final = (
     *("target", "reached", "clean_accuracy", "accuracy", "image_steps", "seconds"),
     *("waits", "max_error", "allowed_error", "agreement"),
     *("files", "bytes_per_pair", "grown_mb"),
+    *("cell", "half_width", "coverage", "bias", "drawn", "simple", "total"),
 )
 """Keys of every row in JSON, in order; those of facts that another package's suite adds follow."""
 

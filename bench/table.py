@@ -153,9 +153,17 @@ _COLUMNS: Mapping[str, Cell] = {
     "seconds": _number("seconds", ",.1f"),
     "files": _number("files", ",d"),
     "bytes a pair": _number("bytes_per_pair", ".2f"),
+    "cell": _text("cell"),
+    "±": _number("half_width", "g"),
+    "coverage": _number("coverage", ".1%"),
+    "bias": _number("bias", "+.5f"),
+    "drawn": _number("drawn", ",.0f"),
+    "simple": _number("simple", ",d"),
+    "total": _number("total", ",d"),
 }
 _NUMBERS = (
     *("pictures", "K", "cores", "p20", "p50", "p80"),
     *("of ceiling", "of copy", "MiB a call", "max error", "allowed", "agreement", "max diff", "mean diff"),
     *("clean", "target", "reached", "left", "image-steps", "seconds", "files", "bytes a pair"),
+    *("±", "coverage", "bias", "drawn", "simple", "total"),
 )

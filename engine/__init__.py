@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from .parity.checked_export import ParityConfig, export_checked
     from .progress import TerminalProgress
     from .reporting import ReportFiles, report
+    from .sampling.evaluate import evaluate_sample
+    from .sampling.spec import Claim, SamplingSpec
     from .training.config import TrainConfig
     from .training.preserve import PreserveConfig
     from .training.train import train
 
 __all__ = [
+    "Claim",
     "DataSpec",
     "Engine",
     "EngineChoice",
@@ -26,11 +29,13 @@ __all__ = [
     "ParityConfig",
     "PreserveConfig",
     "ReportFiles",
+    "SamplingSpec",
     "Summary",
     "TerminalProgress",
     "TrainConfig",
     "choose_engine",
     "evaluate",
+    "evaluate_sample",
     "evaluate_strengths",
     "export_checked",
     "open_engine",
@@ -40,6 +45,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Claim": "sampling.spec",
     "DataSpec": "data.spec",
     "Engine": "engines.base",
     "EngineChoice": "engines.choice",
@@ -47,11 +53,13 @@ _HOMES = {
     "ParityConfig": "parity.checked_export",
     "PreserveConfig": "training.preserve",
     "ReportFiles": "reporting",
+    "SamplingSpec": "sampling.spec",
     "Summary": "evaluation.summary",
     "TerminalProgress": "progress",
     "TrainConfig": "training.config",
     "choose_engine": "engines.choice",
     "evaluate": "evaluation.evaluate",
+    "evaluate_sample": "sampling.evaluate",
     "evaluate_strengths": "evaluation.evaluate",
     "export_checked": "parity.checked_export",
     "open_engine": "engines.choice",

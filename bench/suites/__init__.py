@@ -27,6 +27,7 @@ SUITES: Table[Suite[Any]] = Table(
         "loop": ".loop:Loop",
         "store": ".store:Store",
         "cluster": ".cluster:Cluster",
+        "replay": ".replay:Replay",
         "device": ".device:DeviceSuite",
         "sweep": ".sweep:SweepSuite",
     },

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ...export.models.spec import ModelSpec
     from ..evaluation.results import Accuracy, Rate, Ratio
     from ..evaluation.summary import Summary
+    from ..sampling.spec import SamplingSpec
 
 app = options.new_app()
 
@@ -79,16 +80,47 @@ class RunOptions(options.Group):
     ] = "1"
 
 
+@dataclass(frozen=True)
+class SampleOptions(options.Group):
+    """Whether a part of the pairs is enough."""
+
+    panel: ClassVar[str] = "Sample"
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="W|CELL=W[,…]",
+            help="Draw pairs at random until the 95% half-width of every cell, or of those named, is at most W.",
+        ),
+    ] = None
+    claim: Annotated[
+        str | None,
+        typer.Option(metavar="CELL<=X|CELL>=X[,…]", help="Draw pairs at random until these claims are decided."),
+    ] = None
+    max_pairs: Annotated[int | None, typer.Option(help="The most pairs to draw.")] = None
+
+    def spec(self) -> SamplingSpec | None:
+        """Return when the sampling ends; None where all pairs are evaluated. Raises `InputError`."""
+        if self.until is None and self.claim is None:
+            if self.max_pairs is not None:
+                raise InputError(f"--max-pairs {self.max_pairs}: limits --until and --claim; give one of them")
+            return None
+        from ..sampling.spec import SamplingSpec, parse_claims, parse_until
+
+        until = {} if self.until is None else parse_until(self.until)
+        return SamplingSpec(until, () if self.claim is None else parse_claims(self.claim), self.max_pairs)
+
+
 @options.command(app)
 def evaluate(
     subject: SubjectOptions,
     data: SelectionOptions,
     engine: options.EngineOptions,
     run: RunOptions,
+    sample: SampleOptions,
     cluster: options.ClusterOptions,
     log_json: options.LogJson = None,
 ) -> None:
-    """Evaluate all pairs of DATA/SPLIT. Finished blocks are kept; the same command resumes."""
+    """Evaluate all pairs of DATA/SPLIT, or a sample. Finished blocks are kept; the same command resumes."""
     from ..evaluation.config import EvaluationConfig, run_folders
     from ..evaluation.evaluate import evaluate_strengths
 
@@ -103,10 +135,15 @@ def evaluate(
         strengths=_strengths(run.strength),
         cluster=cluster.spec(),
     )
+    sampling = sample.spec()
     with options.progress("gfo-eval", log_json) as progress:
-        summaries = evaluate_strengths(
-            subject.subject(run.seed), subject.occluders, data.spec(data.split), run.out, config, progress
-        )
+        what = subject.subject(run.seed), subject.occluders, data.spec(data.split), run.out, config
+        if sampling is not None:
+            from ..sampling.evaluate import evaluate_sample
+
+            print("\n".join(_sampled_lines(evaluate_sample(*what, sampling, progress), run.out)))
+            return
+        summaries = evaluate_strengths(*what, progress)
     if not all(summary.complete for summary in summaries.values()):
         most = max(summary.remaining for summary in summaries.values())
         left = f"{most} pictures belong to other workers or are not done"
@@ -163,6 +200,25 @@ def _lines(summary: Summary) -> list[str]:
         )
         lines.append("once they are fixed, the same command reads them")
     return lines
+
+
+def _sampled_lines(summary: Summary, out: Path) -> list[str]:
+    """Return a line for each cell of a sampled run with both of its intervals, one for each claim, and the file."""
+    assert summary.sample is not None
+    lines = _lines(summary)
+    lines.append("sampled, 95% over the pairs that were not drawn")
+    for cell in summary.sample.cells:
+        drawn = f"{cell.pairs:,} of {cell.total:,} pairs" if cell.half_width else f"all {cell.total:,} pairs, exact"
+        lines.append(f"{cell.cell:{_NAME_WIDTH}} {cell.value:.4f}  ± {cell.half_width:.4f}  {drawn}")
+    for claim in summary.sample.claims:
+        low, high = claim.sequence
+        needed = f"; probably decided after {claim.pairs_needed:,} pairs" if claim.pairs_needed else ""
+        lines.append(
+            f"claim {claim.claim}: {claim.decision}  at any look at 95% within {low:.4f} to {high:.4f}{needed}"
+        )
+    for cell in summary.sample.short:
+        lines.append(f"{cell.cell}: ± {cell.half_width:.4f}, not ± {cell.wanted:g}: --max-pairs was reached")
+    return [*lines, f"{out / 'summary.json'}"]
 
 
 def _frontier_lines(summary: Summary) -> list[str]:

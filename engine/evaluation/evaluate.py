@@ -20,6 +20,7 @@ from ..progress import Progress, no_progress
 from .config import EvaluationConfig
 from .metrics import summarize, summarize_strengths
 from .results import PENDING, Results
+from .sample import Sample
 from .station import Job, Station, open_station
 from .store import FIT_FITTED, FIT_HELD_OUT, FIT_PRESERVED, FIT_UNSEEN, RunStore
 from .summary import SCHEMA, SUMMARY_FILE, Fit, Speed, Summary, read_summary
@@ -101,7 +102,7 @@ def evaluate_strengths(
             progress.say(f"evaluating again the blocks of pictures that have changed since ({changed})")
             for place in station.places:
                 (place / SUMMARY_FILE).unlink(missing_ok=True)
-        worked = [station.fill(todo), *_mend(station, shard, progress)]
+        worked = [station.fill(todo), *mend(station, shard, progress)]
     seconds, pairs = map(sum, zip(*worked, strict=True))
     touched = [bool(one.pending) or len(worked) > 1 for one in todo]
     stores, places = station.stores, station.places
@@ -128,7 +129,7 @@ def _open(job: Job, progress: Progress) -> contextlib.AbstractContextManager[Sta
     return open_remote(job, job.config.cluster, progress)
 
 
-def _mend(station: Station | Remote, shard: tuple[int, int], progress: Progress) -> list[tuple[float, int]]:
+def mend(station: Station | Remote, shard: tuple[int, int], progress: Progress) -> list[tuple[float, int]]:
     """Read every answer once no other worker has blocks left, and evaluate again those that are damaged or missing.
 
     Returns what `Station.fill` does, of each time.
@@ -160,10 +161,13 @@ def _summaries(stores: Sequence[RunStore], speeds: Sequence[Speed]) -> list[Summ
     else:
         counted = zip(stores, remaining, strict=True)
         results = [PENDING if left else summarize(store, seed=store.run.seed) for store, left in counted]
-    return [_summary(*facts) for facts in zip(stores, speeds, remaining, results, strict=True)]
+    return [summary_of(*facts) for facts in zip(stores, speeds, remaining, results, strict=True)]
 
 
-def _summary(store: RunStore, speed: Speed, remaining: int, results: Results) -> Summary:
+def summary_of(
+    store: RunStore, speed: Speed, remaining: int, results: Results, sample: Sample | None = None
+) -> Summary:
+    """Return the summary of a store; `remaining` counts the pictures that are not done."""
     quarantined = tuple(store.quarantined(store.starts() if remaining else None))  # what is damaged is mended later
     codes = {"unseen": FIT_UNSEEN, "fitted": FIT_FITTED, "held_out": FIT_HELD_OUT, "preserved": FIT_PRESERVED}
     return Summary(
@@ -174,6 +178,7 @@ def _summary(store: RunStore, speed: Speed, remaining: int, results: Results) ->
         quarantined_count=len(quarantined),
         quarantined=quarantined,
         fit=Fit(**{name: int((store.fit == code).sum()) for name, code in codes.items()}),
+        sample=sample,
         **vars(results),
         **vars(speed),
     )

@@ -36,6 +36,8 @@ class Accuracy:
     """95 % interval over classes and their occluders; null for a single class."""
     pictures: Count
     """How many pictures it rests on."""
+    half_width: float | None = None
+    """Half-width of the 95 % interval over pairs that were not drawn; null where all were evaluated."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Ratio(Record):
     """95 % interval over pictures of the same classes."""
     ci95_classes: Interval | None
     """95 % interval over classes and their occluders; null for a single class."""
+    half_width: float | None = None
+    """Half-width of the 95 % interval over pairs that were not drawn; null where all were evaluated."""
 
 
 @dataclass(frozen=True)

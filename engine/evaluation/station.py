@@ -40,13 +40,17 @@ _MOVABLE = ("gfo_version", "weights", "bank", "data_root", "impl")
 
 @dataclass(frozen=True)
 class Job:
-    """What is evaluated; see `evaluate`."""
+    """What is evaluated; see `evaluate`.
+
+    With `clean_only` the bank is there for pairs that are drawn, and the store has clean answers alone.
+    """
 
     model: ModelSpec | FrozenClassifier | Artefact
     bank: OccluderBank | Path | None
     data: DataSpec
     out: Path
     config: EvaluationConfig
+    clean_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ def open_station(job: Job, progress: Progress) -> Iterator[Station]:
     choice = replace(config.engine, pairs=config.batch_size)
     with open_engine(choice, subject) as engine:  # before anything is written: a failing engine leaves no RUN
         source = open_source(data, subject.preprocessing, engine.torch_device)
-        run, columns = _run(engine, source, (held, where), folders, job), _rows(held)
+        run = _run(engine, source, (held, where), folders, job)
+        columns = [CLEAN] if job.clean_only else _rows(held)
         rows = scaled_rows(held, config.strengths, config.seed) if isinstance(held, OccluderBank) else None
         del held  # of 1,000 classes it takes 600 MB
         if rows is not None:

@@ -240,6 +240,13 @@ class RunStore:
             ) from error
         return found
 
+    def margins(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Read the margins of done pictures, float32 [n, K+2], NaN for quarantined ones; errors as of `predictions`."""
+        try:
+            return np.asarray(self._array("margin")[start:stop])
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"{self.path}: margins are damaged ({error}); run the same gfo-eval again") from error
+
     def end(self, start: int) -> int:
         """Return where the block that starts here ends."""
         return min(start + self.block, len(self))

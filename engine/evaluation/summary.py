@@ -17,6 +17,7 @@ from ...export.records import load_record, read_record, save_record
 from ..data.folders import name_of
 from ..data.spec import Split
 from .results import Count, Record, Results, Text
+from .sample import Sample
 
 SUMMARY_FILE: Final = "summary.json"
 STORE: Final = "predictions.zarr"
@@ -152,6 +153,8 @@ class _Counts(Record):
     """Those pictures; they count in no accuracy."""
     fit: Fit
     """All pictures of the run, by what the bank's training used them for."""
+    sample: Sample | None = None
+    """How pairs were drawn; null where all were evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +162,7 @@ class _Head(Record):
     schema: Literal[1]
     """Version of this record."""
     complete: bool
-    """Whether every picture is done; the file is written only then."""
+    """Whether every picture is done, or the sampling of pairs has ended; the file is written only then."""
 
 
 # A dataclass lists the fields of its last base first: this is the order of the file.

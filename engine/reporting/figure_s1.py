@@ -87,6 +87,8 @@ def figure_blocks(run: RunFolder, classes: int, pictures: int) -> list[Block]:
     InputError
         The predictions are missing or damaged.
     """
+    if run.summary.sample is not None:
+        raise Moved(f"{run.directory} has answers to a sample of the pairs; evaluate without --until and --claim")
     right = {entry.class_id for entry in run.summary.classes if entry.clean}
     eligible = [row for row, class_id in enumerate(run.summary.class_ids) if class_id in right]
     if not eligible:

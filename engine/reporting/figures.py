@@ -107,17 +107,31 @@ def _draw_matrices(rows: Sequence[Row], out: Path) -> list[Drawn]:
     drawn: list[Drawn] = []
     for row in rows:
         for split, run in sorted(row.runs.items(), reverse=True):
-            matrix, columns = accuracy_matrix(RunStore.open(run.directory))
+            sampled = run.summary.sample is not None
+            matrix, columns = _matrix(run)
             title = f"{row.label}, ε = {row.epsilon}, {split} pictures"
             path = _save(matrix_figure(run, matrix, columns, title), out / f"matrix-{row.slug}-{split}.png")
             caption = (
                 f"All pairs. {title}: top-1 accuracy of each occluder (rows) on the pictures of each class (columns); "
                 "clean above, random noise of the same strength below; grey was not evaluated."
             )
+            if sampled:
+                caption += (
+                    " Estimated from a sample of the pairs: occluded cells are what a regression expects, drawn "
+                    "towards the effects of their occluder and class; clean is exact."
+                )
             if set(columns) & set(run.summary.preserved_classes):
                 caption += f" {_PRESERVED} marks classes of which training preserved pictures."
             drawn.append(Drawn("matrix", path, caption))
     return drawn
+
+
+def _matrix(run: RunFolder) -> tuple[NDArray[np.float64], list[int]]:
+    if run.summary.sample is None:
+        return accuracy_matrix(RunStore.open(run.directory))
+    from ..sampling.matrix import sampled_matrix  # takes SciPy, which other reports do not need
+
+    return sampled_matrix(run.directory, run.summary)
 
 
 def matrix_figure(run: RunFolder, matrix: NDArray[np.float64], columns: Sequence[int], title: str) -> Figure:

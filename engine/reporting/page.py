@@ -117,6 +117,14 @@ def notes(rows: Sequence[Row]) -> tuple[str, ...]:
                 f"{run.directory}: pictures quarantined as unreadable: {run.summary.quarantined_count}; they count "
                 "in no accuracy, and summary.json lists them."
             )
+        if (sample := run.summary.sample) is not None:
+            cells = [cell for cell in sample.cells if "/" not in cell.cell and cell.cell != "clean"]
+            drawn = ", ".join(f"{cell.pairs:,} of {cell.total:,} {cell.cell} ones" for cell in cells)
+            found.append(
+                f"{run.directory}: pairs were drawn at random ({drawn}); ± is the 95% half-width over those that were "
+                "not drawn, and numbers of single classes are what a regression expects."
+            )
+            found += [f"{run.directory}: claim {one.claim}: {one.decision}." for one in sample.claims]
         used = run.summary.fit.used
         if run.summary.split == "val" and used:
             found.append(

@@ -33,30 +33,35 @@ def ratio_of(name: RatioName) -> Measure:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A rate in 0 … 1 (a ratio in 0 … ∞), how many pictures it rests on, and its two 95% intervals."""
+    """A rate in 0 … 1 (a ratio in 0 … ∞), how many pictures it rests on, and its 95% intervals.
+
+    `half_width` is that of the interval over pairs that were not drawn; None where all were evaluated.
+    """
 
     value: float
     pictures: int | None = None
     ci95_pictures: tuple[float, float] | None = None
     ci95_classes: tuple[float, float] | None = None
+    half_width: float | None = None
 
     @classmethod
     def of(cls, cell: Cell) -> Estimate:
         """Read a cell of a summary."""
         match cell:
             case Accuracy():
-                return cls(cell.accuracy, cell.pictures, cell.ci95_pictures, cell.ci95_classes)
+                return cls(cell.accuracy, cell.pictures, cell.ci95_pictures, cell.ci95_classes, cell.half_width)
             case Rate():
                 return cls(cell.value, cell.pictures, cell.ci95_pictures, cell.ci95_classes)
             case Ratio():
-                return cls(cell.value, None, cell.ci95_pictures, cell.ci95_classes)
+                return cls(cell.value, None, cell.ci95_pictures, cell.ci95_classes, cell.half_width)
             case LabelShare():
                 return cls(cell.value)
 
     @property
     def text(self) -> str:
-        """Four decimals, as the source prints."""
-        return f"{self.value:.4f}"
+        """Four decimals, as the source prints, with the half-width of a sample."""
+        sampled = "" if self.half_width is None else f" ±{self.half_width:.4f}"
+        return f"{self.value:.4f}{sampled}"
 
     @property
     def interval(self) -> str:
@@ -71,6 +76,7 @@ class Estimate:
             "_pictures": self.pictures,
             **{f"_ci95_pictures_{end}": bound for end, bound in zip(("low", "high"), pictures, strict=True)},
             **{f"_ci95_classes_{end}": bound for end, bound in zip(("low", "high"), classes, strict=True)},
+            "_half_width": self.half_width,
         }
 
 

@@ -202,6 +202,10 @@ def test_train_names_what_is_out_of_range(
         ("--shard", f"0/{'9' * 5000}", "expected I/N"),
         ("--shard", "3/3", "I from 0 to N - 1"),
         ("--input-size", "20", "input_size 16, not 20"),
+        ("--until", "x", "expected a half-width"),
+        ("--until", "noise=0.1", "no cell is called 'noise'"),
+        ("--claim", "matched<0.1", "expected claims"),
+        ("--max-pairs", "2000", "limits --until and --claim"),
     ],
 )
 def test_eval_names_what_is_out_of_range(

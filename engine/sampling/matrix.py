@@ -1,0 +1,58 @@
+"""The all-pairs matrix of a sampled run, as the regressions expect it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ...export.errors import InputError
+from ..evaluation.store import RunStore
+from ..evaluation.summary import Summary
+from .cells import expected_matrix
+from .estimate import DifferenceEstimator
+from .population import SAMPLE, population_of
+from .sampler import orders
+from .store import PairStore
+from .strata import STRATA, Floats, StratumName
+
+
+def sampled_matrix(run: Path, summary: Summary) -> tuple[Floats, list[int]]:
+    """Compute accuracy[k, c] of occluder row k (clean, the bank, noise) on pictures of class c.
+
+    Clean accuracies are exact. Those of occluders are expectations, drawn towards the effects of the occluder and of
+    the class: a sample has few pairs of each.
+
+    Returns
+    -------
+    tuple
+        float64 [K + 2, C] in 0 … 1, NaN where nothing was drawn, and for noise; the C class ids, those of the bank.
+
+    Raises
+    ------
+    InputError
+        The answers are missing or damaged.
+    """
+    assert summary.sample is not None
+    store = RunStore.open(run / SAMPLE)
+    population = population_of(store)
+    strata = {name: population.stratum(name) for name in STRATA}
+    kept = PairStore(store.path.parent, {name: strata[name].total for name in STRATA})
+    drawn = {cell.cell: cell.pairs for cell in summary.sample.cells}
+    estimators: dict[StratumName, DifferenceEstimator] = {}
+    for name, order in orders(population, summary.seed).items():
+        if name not in drawn:
+            continue
+        picture, row = strata[name].pairs(order.first(drawn[name]))
+        images = population.pictures[picture]
+        found = kept.answers(name, 0, images, row)
+        if found is None:
+            raise InputError(f"{kept.path}: answers are missing; run the same gfo-eval again")
+        estimators[name] = DifferenceEstimator(strata[name])
+        estimators[name].add(picture, row, (found == store.labels[images]).astype(float))
+    rows = population.rows
+    matrix = np.full((rows + 2, rows), np.nan)
+    with np.errstate(invalid="ignore"):
+        matrix[0] = np.bincount(population.own, population.right, rows) / population.counts
+    matrix[1:-1] = expected_matrix(estimators)
+    return matrix, list(summary.class_ids)

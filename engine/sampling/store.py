@@ -1,0 +1,117 @@
+"""The answers to sampled pairs, in the order in which they were drawn: `RUN/sample/pairs.zarr`.
+
+A group for each cell has arrays over `pair`: `image` and `row` say which pair was drawn, `prediction`, `rank` and
+`margin` what the network answered. A chunk is what is evaluated between two looks. Arrays are as long as the cell has
+pairs; chunks that were never drawn are no files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from ...export.errors import InputError
+from ...export.files import atomic_folder, naming
+from .order import Ints
+from .spec import LOOK
+from .strata import STRATA, StratumName
+
+if TYPE_CHECKING:  # answers are read without PyTorch
+    from ...kernels.score import Score
+
+PAIRS: Final = "pairs.zarr"
+_NOT_DONE = -1
+_ARRAYS: Final = {
+    "image": ("int64", _NOT_DONE),
+    "row": ("int32", _NOT_DONE),
+    "rank": ("int32", _NOT_DONE),
+    "margin": ("float32", np.nan),
+    "prediction": ("int32", _NOT_DONE),  # the last one: it says that a chunk is done
+}
+
+
+class PairStore:
+    """`pairs.zarr`, created or opened.
+
+    Parameters
+    ----------
+    folder
+        That holds it.
+    totals
+        Pairs of each cell.
+    """
+
+    def __init__(self, folder: Path, totals: dict[StratumName, int]) -> None:
+        self.path = folder / PAIRS
+        if not self.path.exists():
+            with atomic_folder(self.path) as partial:
+                _create(partial, totals)
+        try:
+            self._group = zarr.open_group(self.path, mode="r+")
+            found = {name: self._array(name, "prediction").shape[0] for name in STRATA}
+        except (KeyError, ValueError, TypeError, RuntimeError, FileNotFoundError) as error:
+            raise self._damaged(error) from error
+        if found != totals:
+            raise InputError(
+                f"{self.path}: was drawn from {sum(found.values())} pairs, there are {sum(totals.values())} now, as "
+                "pictures have changed; remove it, and the same command draws again"
+            )
+
+    def _array(self, stratum: str, name: str) -> zarr.Array[Any]:
+        array = self._group[f"{stratum}/{name}"]
+        if not isinstance(array, zarr.Array):
+            raise KeyError(name)
+        return array
+
+    def _damaged(self, error: object) -> InputError:
+        return InputError(f"{self.path}: is damaged ({error}); remove it, and the same command draws the same pairs")
+
+    def answers(self, stratum: StratumName, start: int, images: Ints, rows: Ints) -> NDArray[np.int32] | None:
+        """Return the predictions for pairs from the `start`-th drawn on, int32 [n]; None unless all are there.
+
+        `images` are places in the store of the run, and `rows` those of its bank.
+
+        Raises
+        ------
+        InputError
+            Other pairs were drawn, or a chunk is damaged.
+        """
+        part = slice(start, start + len(images))
+        try:
+            predictions = np.asarray(self._array(stratum, "prediction")[part])
+            if bool((predictions == _NOT_DONE).any()):
+                return None
+            kept = {name: np.asarray(self._array(stratum, name)[part]) for name in ("image", "row")}
+        except (ValueError, RuntimeError) as error:
+            raise self._damaged(error) from error
+        if not (np.array_equal(kept["image"], images) and np.array_equal(kept["row"], rows)):
+            raise self._damaged("it holds other pairs than are drawn")
+        return predictions
+
+    def write(self, stratum: StratumName, start: int, images: Ints, rows: Ints, scores: Score) -> None:
+        """Write the answers to pairs from the `start`-th drawn on, whole chunks. Raises `OSError` if that fails."""
+        values = {"image": images, "row": rows, **scores._asdict()}
+        with naming(self.path):
+            for name in _ARRAYS:
+                self._array(stratum, name)[start : start + len(images)] = np.asarray(values[name])
+
+
+def _create(path: Path, totals: dict[StratumName, int]) -> None:
+    group = zarr.open_group(path, mode="w", zarr_format=3)
+    for stratum, total in totals.items():
+        for name, (dtype, fill) in _ARRAYS.items():
+            group.create_array(
+                f"{stratum}/{name}",
+                shape=(total,),
+                chunks=(min(LOOK, max(total, 1)),),
+                dtype=dtype,
+                fill_value=fill,
+                dimension_names=("pair",),
+                compressors=[ZstdCodec(level=1), Crc32cCodec()],
+                chunk_key_encoding={"name": "default", "separator": "."},
+            )
