@@ -86,9 +86,11 @@ class DifferenceEstimator:
     def expected_cells(self) -> Floats:
         """Return what is expected of occluder k on pictures of class c, [K, K], within 0 … 1.
 
-        It is NaN where a class has no picture, and where this stratum has no pair: on the diagonal or off it.
+        It is NaN where a class has no picture, and where this stratum has no pair: on the diagonal or off it. With all
+        pairs it is what they gave.
         """
-        found = self._cells_of(self.ridge.fit())
+        known = len(self) == self.stratum.total
+        found = self.unbiased_cells() if known else self._cells_of(self.ridge.fit())
         return np.where(self.stratum.shares() > 0, np.clip(found, 0, 1), np.nan)
 
     def unbiased_cells(self) -> Floats:

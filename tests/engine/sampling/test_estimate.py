@@ -120,5 +120,6 @@ def test_parts_by_class_and_occluder_sum_to_the_estimate(made: Callable[..., Any
         assert (parts * shares).sum() == pytest.approx(estimator.estimate().value)
         expected = estimator.expected_cells()
         assert np.array_equal(np.isnan(expected), shares == 0)
+        assert count < stratum.total or expected == pytest.approx(np.where(shares > 0, parts, np.nan), nan_ok=True)
         assert np.nanmin(expected) >= 0
         assert np.nanmax(expected) <= 1
