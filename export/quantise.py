@@ -26,7 +26,15 @@ from .errors import InputError, in_short
 from .int8 import Int8Facts, Int8Network
 from .onnx_graph import NETWORK_INPUT, bare_network
 from .optional import optional
-from .quantised_graph import check_scales, conversions_counted, in_float32, positive_axes, squared, weighted
+from .quantised_graph import (
+    check_scales,
+    conversions_counted,
+    in_float32,
+    not_converted,
+    positive_axes,
+    squared,
+    weighted,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -96,7 +104,7 @@ def _converted(
                 subset_size=len(batches),
                 preset=nncf.QuantizationPreset.PERFORMANCE,
                 advanced_parameters=how,
-                ignored_scope=nncf.IgnoredScope(names=list(kept)),
+                ignored_scope=nncf.IgnoredScope(names=list(kept), types=not_converted(graph), validate=False),
             )
     except Exception as error:  # NNCF raises kinds of its own and those of ONNX Runtime
         raise InputError(f"{model}: NNCF cannot quantise it ({in_short(error)}); use --precision bf16") from error
@@ -124,14 +132,14 @@ def _ends_tried(
     truth = logits(graph)
     errors, kept, chosen = {"all": _error(truth, logits(converted))}, dict(squares), converted
     names = [name for name in weighted(graph) if name not in squares]
-    for place, name in {"first": names[:1], "last": names[1:][-1:]}.items():
-        for layer in name:
-            tried = in_float32(converted, graph, layer)
-            errors[place] = _error(truth, logits(tried))
-            gain = 1 - errors[place] / errors["all"] if errors["all"] else 0.0
-            if gain >= _WORTH:
-                kept[layer] = f"the {place} layer, worth {gain:.0%} of the logits' error"
-                chosen = in_float32(chosen, graph, layer)
+    # Of two layers nothing would be left.
+    ends = {"first": names[0], "last": names[-1]} if len(names) > 2 else {}
+    for place, layer in ends.items():
+        errors[place] = _error(truth, logits(in_float32(converted, graph, layer)))
+        gain = 1 - errors[place] / errors["all"] if errors["all"] else 0.0
+        if gain >= _WORTH:
+            kept[layer] = f"the {place} layer, worth {gain:.0%} of the logits' error"
+            chosen = in_float32(chosen, graph, layer)
     errors["written"] = _error(truth, logits(chosen))
     return chosen, kept, {name: round(error, 5) for name, error in errors.items()}
 

@@ -18,6 +18,8 @@ _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _DOWN, _UP = "QuantizeLinear", "DequantizeLinear"
 # They only move or clip values: what is exact in 8 bits before them is so behind them.
 _PASSING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Relu", "Clip", "MaxPool", "Concat")
+# What lies between layers with weights and runs in 8 bits, too, where engines can.
+_BETWEEN = ("Add", "AveragePool", "GlobalAveragePool", "ReduceMean")
 _SQUARES = "sums squares, whose range 8 bits do not span"
 
 
@@ -36,6 +38,12 @@ def squared(model: onnx.ModelProto) -> dict[str, str]:
         for name, node in found.items()
         if node is not None and node.op_type == "Mul" and node.input[0] == node.input[1]
     }
+
+
+def not_converted(model: onnx.ModelProto) -> list[str]:
+    """Return the types of the nodes that stay in float32: roots, products of activations and the like gain no speed."""
+    converted = {*_WEIGHTED, *_PASSING, *_BETWEEN}
+    return sorted({node.op_type for node in model.graph.node} - converted)
 
 
 def positive_axes(model: onnx.ModelProto) -> None:
@@ -136,7 +144,8 @@ def _drop_unused(model: onnx.ModelProto) -> None:
             needed.update(node.input)
             nodes.insert(0, node)
     arrays = [array for array in model.graph.initializer if array.name in needed]
-    for field, kept in ((model.graph.node, nodes), (model.graph.initializer, arrays)):
+    parts: list[tuple[Any, list[Any]]] = [(model.graph.node, nodes), (model.graph.initializer, arrays)]
+    for field, kept in parts:
         copies = [type(one)() for one in kept]
         for copy, one in zip(copies, kept, strict=True):
             copy.CopyFrom(one)

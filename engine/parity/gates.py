@@ -118,12 +118,13 @@ def judge(
     """Compare an engine's logits with those of float32 PyTorch, all on the CPU.
 
     - `fp32`: every top-1 is the same, and no logit is off by more than 1e-3 of the logits' range.
-    - `accuracy` (labels): for no kind does the interval of the accuracy's difference lie wholly beyond ±0.5 point; at bf16
-      and fp16 97 % of clean top-1 are the same, too. int8 changes more answers, in both directions: how many is
+    - `accuracy` (labels): for no kind does the interval of the accuracy's difference lie wholly beyond ±0.5 point; at
+      bf16 and fp16 97 % of clean top-1 are the same, too. int8 changes more answers, in both directions: how many is
       reported. The gate sees no logits: swapped unmatched rows can pass.
-    - `rounding` (no labels): the RMS error, less each class's mean over the pairs, is at most twice that of the reference
-      at that precision: PyTorch's, or at int8 that of the graph, node by node. Without trained weights logits are mostly a constant of the class, and so is much of
-      their rounding; the rest is the effect of pictures and occluders. A constant shift of a class goes unseen here:
+    - `rounding` (no labels): the RMS error, less each class's mean over the pairs, is at most twice that of the
+      reference at that precision: PyTorch's, or at int8 that of the graph, node by node. Without trained weights logits
+      are mostly a constant of the class, and so is much of their rounding; the rest is the effect of pictures and
+      occluders. A constant shift of a class goes unseen here:
       `rms_error` beside `own_rms_error` shows it, and so does the `fp32` gate on the same graph.
 
     Parameters
