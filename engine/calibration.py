@@ -59,4 +59,5 @@ class CalibrationConfig:
         """Draw and read the pictures, the same number of each class; return what was drawn, too."""
         data = replace(self.data, split="train")
         drawn = draw_pictures(data, classifier, bank.header.folders, self.pictures, self.seed)
-        return Calibration.draw(drawn.images[: self.pictures], bank, str(data.folder), self.seed), drawn
+        images, folder = drawn.images[: self.pictures], str(data.folder)
+        return Calibration.draw(images, bank.occluders, folder, self.seed, bank.hash), drawn

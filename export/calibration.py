@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..kernels.occlude import Normalisation, occlude
 from ..kernels.pairs import Pairs
-from .bank import OccluderBank
 from .files import add_tensors
 from .int8 import CalibrationFacts
 from .preprocessing import Preprocessing
@@ -33,20 +32,21 @@ class Calibration:
     facts: CalibrationFacts
 
     @classmethod
-    def draw(cls, images: Tensor, bank: OccluderBank, data: str, seed: int) -> Self:
+    def draw(cls, images: Tensor, occluders: Tensor, data: str, seed: int, bank_hash: str = "") -> Self:
         """Put every other picture under an occluder: a seeded draw of pictures, and of a row of the bank for each.
 
-        Rows are drawn evenly, as all pairs are what the network will see. Pictures come in a seeded order.
+        `bank_hash` is that of the bank, empty for occluders without one. Rows are drawn evenly, as all pairs are what
+        the network will see. Pictures come in a seeded order.
         """
         count, generator = len(images), torch.Generator().manual_seed(seed)
         images = images[torch.randperm(count, generator=generator)].contiguous()
-        occluder_index = torch.randint(1, len(bank.occluders) + 1, (count,), generator=generator)
+        occluder_index = torch.randint(1, len(occluders) + 1, (count,), generator=generator)
         occluder_index[::2] = 0
         digest = hashlib.sha256()
-        add_tensors(digest, {"images": images, "occluder_index": occluder_index}, {})
+        add_tensors(digest, {"images": images, "occluder_index": occluder_index, "occluders": occluders}, {})
         occluded = int((occluder_index > 0).sum())
-        facts = CalibrationFacts(data, count, occluded, seed, f"sha256:{digest.hexdigest()}", bank.hash)
-        return cls(images, occluder_index, bank.occluders, facts)
+        facts = CalibrationFacts(data, count, occluded, seed, f"sha256:{digest.hexdigest()}", bank_hash)
+        return cls(images, occluder_index, occluders, facts)
 
     def batches(self, preprocessing: Preprocessing) -> Iterator[NDArray[np.float32]]:
         """Yield what the network is given for them, float32 [≤ 10, 3, S, S], by the occlusion of every engine."""

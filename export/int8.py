@@ -27,9 +27,9 @@ class CalibrationFacts:
     seed
         Seed of the draw of pictures and occluders.
     pictures_hash
-        SHA-256 over the decoded pictures and the occluder of each.
+        SHA-256 over the decoded pictures, the occluders, and which of them each picture is under.
     bank_hash
-        Hash of the bank that the occluders are of.
+        Hash of the bank that the occluders are of; empty where they are of none.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT

@@ -81,8 +81,7 @@ def quantise(classifier: FrozenClassifier, calibration: Calibration) -> FrozenCl
     built_with = {"nncf": nncf.__version__, "onnxruntime": runtime.__version__}
     facts = Int8Facts(calibration.facts, counted, reasons, others, errors)
     made = {"calibration": calibration.facts.pictures_hash, "tools": built_with, "version": QUANTISE_VERSION}
-    bank = {"bank": calibration.facts.bank_hash}
-    return replace(classifier, int8=Int8Network(chosen, facts, built_with, key({**made, **bank})))
+    return replace(classifier, int8=Int8Network(chosen, facts, built_with, key(made)))
 
 
 def _converted(

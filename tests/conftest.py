@@ -174,7 +174,7 @@ def int8_classifier(tiny_classifier: FrozenClassifier, make_bank: Callable[..., 
     pytest.importorskip("nncf")
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(0, 256, (40, 16, 16, 3), dtype=torch.uint8, generator=generator)
-    return quantise(tiny_classifier, Calibration.draw(images, make_bank(), "noise", 0))
+    return quantise(tiny_classifier, Calibration.draw(images, make_bank().occluders, "noise", 0))
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ IMAGES = torch.randint(0, 256, (12, 16, 16, 3), dtype=torch.uint8, generator=tor
 
 @pytest.fixture
 def calibration(make_bank: Callable[..., OccluderBank]) -> Calibration:
-    return Calibration.draw(IMAGES, make_bank(), "noise", 3)
+    return Calibration.draw(IMAGES, make_bank().occluders, "noise", 3)
 
 
 def logits(graph: onnx.ModelProto, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -55,9 +55,12 @@ def test_every_other_picture_is_occluded_by_the_formula(
     wanted = (((calibration.images + rows).clamp(0, 255) / 255 - mean) / std).permute(0, 3, 1, 2)
     found = torch.from_numpy(np.concatenate(list(calibration.batches(tiny_classifier.preprocessing))))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
-    again = Calibration.draw(IMAGES, make_bank(), "noise", 3)
+    again = Calibration.draw(IMAGES, make_bank().occluders, "noise", 3)
     assert again.facts == calibration.facts
-    assert Calibration.draw(IMAGES, make_bank(), "noise", 4).facts.pictures_hash != calibration.facts.pictures_hash
+    assert (
+        Calibration.draw(IMAGES, make_bank().occluders, "noise", 4).facts.pictures_hash
+        != calibration.facts.pictures_hash
+    )
 
 
 def test_the_facts_count_the_graph_and_the_error_is_that_of_the_logits(int8_classifier: FrozenClassifier) -> None:
