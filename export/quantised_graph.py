@@ -95,10 +95,11 @@ def conversions_counted(model: onnx.ModelProto) -> tuple[dict[str, int], dict[st
 
 
 def _is_eight(sources: dict[str, Any], name: str) -> bool:
+    """Return whether a value is one of 8 bits, or several that were only moved or clipped since."""
     node = sources.get(name)
-    while node is not None and node.op_type in _PASSING and node.op_type != "Concat":
-        node = sources.get(node.input[0])
-    return node is not None and node.op_type == _UP
+    if node is None or node.op_type not in _PASSING:
+        return node is not None and node.op_type == _UP
+    return all(_is_eight(sources, each) for each in (node.input if node.op_type == "Concat" else node.input[:1]))
 
 
 def in_float32(model: onnx.ModelProto, original: onnx.ModelProto, name: str) -> onnx.ModelProto:

@@ -238,7 +238,7 @@ def test_an_engine_that_computes_something_else_fails_the_export_with_4(
 def test_bad_exports_are_refused(tiny_data: Path, tiny_bank: Path, tmp_path: Path, refused: Refused) -> None:
     words = [*EXPORT, "--occluders", tiny_bank, "--out", tmp_path / "out"]
     refused([*words, "--format", "caffe"], "--format caffe: expected one of onnx, openvino, trt")
-    refused([*words, "--precision", "int8"], "--precision int8: expected one of")
+    refused([*words, "--precision", "int4"], "--precision int4: expected one of")
     refused([*words, "--data", tmp_path / "none"], tmp_path / "none", "no such folder")
     refused([*words, "--data", tiny_data, "--split", "test"], "--split test: expected one of")
     refused([*words, "--parity-pairs", 2], "--parity-pairs 2")
