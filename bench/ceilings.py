@@ -41,8 +41,10 @@ def convolution(precision: str, device: torch.device) -> tuple[Call, int] | None
     precision has no convolution on the device.
     """
     from ..engine.devices import exact_float32
-    from ..export.classifier import DTYPES
+    from ..export.classifier import DTYPES, INT8
 
+    if precision == INT8:
+        return None
     pictures, dtype = _PICTURES[device.type], DTYPES[precision]
     channels_last = {"dtype": dtype, "device": device, "memory_format": torch.channels_last}
     pixels = torch.randn(pictures, _CHANNELS, _SIDE, _SIDE).to(**channels_last)

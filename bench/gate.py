@@ -7,9 +7,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..engine.engines.base import Engine
-from ..engine.engines.torch import TorchEngine
 from ..engine.parity.gates import judge
 from ..engine.parity.pairs import ParityPairs, parity_pairs
+from ..engine.parity.reference import reference
 from ..export.classifier import FrozenClassifier
 from .workload import Workload
 
@@ -47,12 +47,12 @@ def check_engine(engine: Engine, work: Workload, images: Tensor) -> GateVerdict:
 def _reference(
     classifier: FrozenClassifier, precision: str, images: Tensor, pairs: ParityPairs, banks: tuple[Tensor, ...]
 ) -> list[Tensor]:
-    """Return PyTorch's logits under each bank."""
+    """Return the reference's logits under each bank."""
     found = []
-    with TorchEngine(classifier, precision, "cpu") as reference:
+    with reference(classifier, precision, "cpu") as right:
         for bank in banks:
-            reference.load_bank(bank)
-            found.append(_logits(reference, images, pairs))
+            right.load_bank(bank)
+            found.append(_logits(right, images, pairs))
     return found
 
 

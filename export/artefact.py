@@ -18,15 +18,18 @@ import torch
 
 from .bank import OccluderBank, check_keys
 from .bank_header import BankHeader, EmbeddedBank
-from .classifier import FrozenClassifier, load_classifier
+from .calibration import Calibration
+from .classifier import INT8, FrozenClassifier, load_classifier
 from .errors import InputError
 from .files import atomic_folder, load_tensors, remove_abandoned, save_tensors
 from .formats import FORMATS
 from .formats.base import ExportConfig
+from .int8 import Int8Facts
 from .manifest import EMBEDDED, FIT, INPUT, Manifest, Parity, file_facts
 from .models.spec import ModelSpec
 from .onnx_graph import occluded_graph
 from .preprocessing import Preprocessing
+from .quantise import quantise
 from .records import read_record
 
 _EXPORTERS = ("torch", "onnx", "onnxscript")
@@ -195,6 +198,11 @@ class Export:
         self.classifier = load_classifier(model) if isinstance(model, ModelSpec) else model
         self.bank = OccluderBank.of(bank, self.classifier)
 
+    def calibrate(self, calibration: Calibration) -> Int8Facts:
+        """Give the classifier its int8 form, which an export at `int8` needs. Raises what `quantise` raises."""
+        self.classifier = quantise(self.classifier, calibration)
+        return self.classifier.int8_network().facts
+
     def write(self, prove: Callable[[Artefact], object] | None = None) -> Artefact:
         """Write the artefact, have `prove` check it before its folder appears, and return it; see `export`."""
         with atomic_folder(self.out) as partial:
@@ -205,6 +213,7 @@ class Export:
 
     def _write(self, folder: Path) -> Manifest:
         classifier, config = self.classifier, self.config
+        int8 = classifier.int8_network() if config.precision == INT8 else None
         layout = FORMATS[config.format]
         embedded = None if config.bank_input else self.bank
         graph = occluded_graph(
@@ -231,9 +240,14 @@ class Export:
             bank_hash=None if embedded is None else embedded.hash,
             bank_header=None if embedded is None else embedded.header.to_dict(),
             files=file_facts(folder, names),
-            built_with={**{name: version(name) for name in _EXPORTERS}, **written.built_with},
+            built_with={
+                **{name: version(name) for name in _EXPORTERS},
+                **(int8.built_with if int8 else {}),
+                **written.built_with,
+            },
             limits=written.limits,
             layers=written.layers,
+            int8=int8 and int8.facts,
         )
         manifest.write(folder)
         return manifest
@@ -277,7 +291,7 @@ def export(
     Parameters
     ----------
     model
-        A classifier, or the specification of one.
+        A classifier, or the specification of one. An export at `int8` takes what `quantise` has returned.
     bank
         A bank of it, its file, or `zero:K` for K occluders of zeros.
     out
@@ -291,7 +305,7 @@ def export(
     Raises
     ------
     InputError
-        A bank of another model, `out` exists, or a network that cannot be exported.
+        A bank of another model, `out` exists, a network that cannot be exported, or int8 of a classifier without it.
     EngineUnavailable
         A library that the format needs is not installed.
     """

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,22 @@ from .models.weights import check_tensors, dtype_name, unusable
 from .preprocessing import Preprocessing
 from .rewrites import rewritten
 
+if TYPE_CHECKING:
+    from .int8 import Int8Network
+
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Those that the weights of a network in PyTorch can have."""
+INT8 = "int8"
+GRAPH_PRECISIONS = (*PRECISIONS, INT8)
+"""Those that a graph can have: int8 is made of a network by `quantise`, with pictures, and not by a cast."""
+# What enters and leaves an int8 network is float32; it holds the conversions itself.
+DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    INT8: torch.float32,
+}
 UNNAMED = "module"
 """The model of a network that is handed over in memory."""
 
@@ -53,6 +66,8 @@ class FrozenClassifier:
         Library and version that the network's code comes from; empty for a user's own.
     accuracy, doubt
         See `Loaded`.
+    int8
+        The network as an int8 graph, once `quantise` has made it; without it the classifier has no int8.
     """
 
     network: nn.Module
@@ -64,6 +79,7 @@ class FrozenClassifier:
     origin: str = ""
     accuracy: float | None = None
     doubt: str | None = None
+    int8: Int8Network | None = None
 
     @property
     def name(self) -> str:
@@ -97,6 +113,15 @@ class FrozenClassifier:
     def network_as(self, precision: str) -> nn.Module:
         """Return a copy of the network with weights in `precision` (autocast would convert them in every pass)."""
         return copy.deepcopy(self.network).to(DTYPES[precision])
+
+    def int8_network(self) -> Int8Network:
+        """Return the network as an int8 graph. Raises `InputError` where none has been made."""
+        if self.int8 is None:
+            raise InputError(
+                f"--precision {INT8}: {self.model} has no int8 form until training pictures have set its ranges; "
+                f"gfo-export --precision {INT8} writes an artefact that has, and gfo-eval --artefact runs it"
+            )
+        return self.int8
 
     @classmethod
     def from_module(

@@ -18,6 +18,7 @@ from typing_extensions import TypedDict  # pydantic takes typing's own from Pyth
 from .errors import InputError
 from .formats import FORMATS
 from .formats.base import Limits
+from .int8 import Int8Facts
 from .preprocessing import Preprocessing
 from .records import STRICT, load_record, save_record
 
@@ -77,7 +78,7 @@ class Manifest:
     format
         A name of `FORMATS`.
     precision
-        The network's, `fp32`, `bf16` or `fp16`.
+        The network's, `fp32`, `bf16`, `fp16` or `int8`.
     model, weights, weights_hash, preprocessing, num_classes
         As those of `FrozenClassifier`.
     bank
@@ -92,6 +93,8 @@ class Manifest:
         Limits of a file that is compiled for certain GPUs; other formats take any size.
     layers
         Number of layer outputs of each type in a TensorRT network, as its parser reports them.
+    int8
+        How an int8 network was made; None at other precisions.
     parity
         Verdict of the comparison with PyTorch.
     gfo_version, schema
@@ -114,6 +117,7 @@ class Manifest:
     built_with: dict[str, str]
     limits: Limits | None = None
     layers: dict[str, int] | None = None
+    int8: Int8Facts | None = None
     parity: Parity = field(default_factory=lambda: Parity(status=NOT_RUN, reason="not checked yet"))
     gfo_version: str = field(default_factory=lambda: version("gfo"))
     schema: Literal[1] = 1
@@ -127,6 +131,8 @@ class Manifest:
             raise ValueError(f"bank_hash {self.bank_hash!r}: bank is {self.bank!r}")
         if (self.limits is not None) != layout.for_gpus:
             raise ValueError(f"limits: format is {self.format!r}")
+        if (self.int8 is not None) != (self.precision == "int8"):
+            raise ValueError(f"int8: precision is {self.precision!r}")
         needed = {layout.first, *layout.beside, *((FIT,) if embedded else ())}
         wrong = (needed - set(self.files)) | (set(self.files) - needed - {*layout.optional})
         if wrong:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .classifier import DTYPES, FrozenClassifier
+from .classifier import DTYPES, INT8, FrozenClassifier
 from .errors import InputError
 from .files import usual_mode
 from .preprocessing import Preprocessing
@@ -33,7 +33,7 @@ Gather = Literal["uint8", "float32"]
 GATHERS: tuple[Gather, ...] = get_args(Gather)
 
 # bfloat16 convolutions are in the standard since 22.
-OPSETS: Mapping[str, int] = {"fp32": 20, "fp16": 20, "bf16": 22}
+OPSETS: Mapping[str, int] = {"fp32": 20, "fp16": 20, "bf16": 22, INT8: 20}
 INPUTS = ("images", "image_index", "occluder_index")
 BANK, LOGITS = "bank", "logits"
 NETWORK_INPUT, NETWORK_OUTPUT = "pictures", "logits"
@@ -64,8 +64,13 @@ def bare_network(classifier: FrozenClassifier, precision: str) -> onnx.ModelProt
     Raises
     ------
     InputError
-        The network cannot be exported; the message has the first line of the reason.
+        The network cannot be exported; the message has the first line of the reason. Or int8 of a classifier that has
+        none.
     """
+    if precision == INT8:
+        copied = import_onnx().ModelProto()
+        copied.CopyFrom(classifier.int8_network().graph)
+        return copied
     size = classifier.preprocessing.input_size
     # In channels-last memory global average pooling is exported as arithmetic on shapes, which GPU runtimes refuse.
     network = classifier.network_as(precision).to(memory_format=torch.contiguous_format)

@@ -30,10 +30,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from gfo.engine.evaluation.summary import Run
 from gfo.export.bank import OccluderBank
 from gfo.export.bank_header import BankHeader
+from gfo.export.calibration import Calibration
 from gfo.export.classifier import FrozenClassifier, load_classifier
 from gfo.export.models.spec import ModelSpec
 from gfo.export.optional import silence
 from gfo.export.preprocessing import Preprocessing
+from gfo.export.quantise import quantise
 
 silence()  # some tests import libraries without `optional`
 
@@ -164,6 +166,15 @@ def tiny_bank(make_bank: Callable[..., OccluderBank], tmp_path_factory: pytest.T
     path = tmp_path_factory.mktemp("bank") / "bank.safetensors"
     make_bank().save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def int8_classifier(tiny_classifier: FrozenClassifier, make_bank: Callable[..., OccluderBank]) -> FrozenClassifier:
+    """`tiny_classifier` with its int8 form, calibrated on noise."""
+    pytest.importorskip("nncf")
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (40, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    return quantise(tiny_classifier, Calibration.draw(images, make_bank().occluders, "noise", 0))
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 Precisions = Annotated[
-    str, typer.Option(help="fp32, bf16, fp16, or several separated by commas.", rich_help_panel=ENGINE)
+    str,
+    typer.Option(help="fp32, bf16, fp16, for engines int8, or several separated by commas.", rich_help_panel=ENGINE),
 ]
 Engines = Annotated[
     str,
@@ -101,6 +102,13 @@ class EngineOptions(PrecisionOptions):
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="An option of the engine; repeatable."),
     ] = None
+
+    @property
+    def precisions(self) -> list[str]:
+        """The precisions that the options name; engines have one more than training."""
+        from ...export.classifier import GRAPH_PRECISIONS
+
+        return names("--precision", self.precision, GRAPH_PRECISIONS)
 
     def choices(self) -> list[EngineChoice]:
         """Return every engine at every precision; raise if the only engine is not available."""

@@ -6,7 +6,7 @@ An engine is compared with float32 PyTorch first; one that differs has no speed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -22,8 +22,13 @@ from .options import EngineOptions, ImageOptions, ModelOptions, names
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...export.classifier import FrozenClassifier
     from ..throughput import PairsConfig
     from ..workload import Workload
+
+
+# Pictures that set the ranges of an int8 network.
+_CALIBRATED = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,16 +138,33 @@ class Pairs(PairsOptions):
 
         workers, bank = self.chosen_workers(), self.bank()
         with picture_folder(self.images) as folder:
+            paths = picture_paths(folder)
             yield Workload(
-                self.classifier,
+                self.ready(folder, paths, bank),
                 bank,
                 folder,
-                picture_paths(folder),
+                paths,
                 self.data(folder),
                 pictures=self.pictures,
                 pairs=self.batch_size,
                 workers=workers,
             )
+
+    def ready(self, folder: Path, paths: Sequence[str], bank: Tensor) -> FrozenClassifier:
+        """Return the classifier, for int8 calibrated on what it will be given: speed does not depend on ranges."""
+        from ...export.classifier import INT8
+
+        if INT8 not in self.precisions:
+            return self.classifier
+        from ...engine.machine import worker_count
+        from ...export.calibration import Calibration
+        from ...export.quantise import quantise
+        from ..pictures import open_pictures
+
+        source = open_pictures("pillow", folder, self.classifier.preprocessing, worker_count())
+        chosen = list(paths[:_CALIBRATED])
+        block = next(iter(source.blocks(chosen, len(chosen))))
+        return quantise(self.classifier, Calibration.draw(block.images, bank, str(folder), self.seed))
 
     def chosen_stages(self) -> list[str]:
         """Return the stages that the options name."""

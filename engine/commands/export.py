@@ -15,6 +15,7 @@ from . import options
 
 if TYPE_CHECKING:
     from ...export.artefact import ExportConfig
+    from ..calibration import CalibrationConfig
     from ..parity.checked_export import ParityConfig
 
 app = options.new_app()
@@ -28,7 +29,7 @@ class ArtefactOptions(options.Group):
     occluders: Annotated[Path, typer.Option(help="A bank that gfo-train wrote for this model, or zero:K.")]
     out: Annotated[Path, typer.Option(help="A new folder for the artefact.")]
     format_: Annotated[str, typer.Option("--format", help=f"{FORMATS.listed()}.")] = "onnx"
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32"
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8.")] = "fp32"
     bank_input: Annotated[
         bool, typer.Option("--bank-input", help="Leave the bank an input of the graph, for any bank of this model.")
     ] = False
@@ -59,7 +60,7 @@ class ParityOptions(options.Group):
         bool, typer.Option("--parity/--no-parity", help="Compare every engine here that runs it with PyTorch.")
     ] = True
     parity_pairs: Annotated[
-        int | None, typer.Option(help="Pairs to compare; 300, or 2,100 for half precision on real pictures.")
+        int | None, typer.Option(help="Pairs to compare; 300, or 2,100 below fp32 on real pictures.")
     ] = None
     seed: options.Seed = 0
 
@@ -87,8 +88,45 @@ class ParityOptions(options.Group):
             raise InputError(f"{', '.join(unread)}: not read without --data; pass --data as well, or leave that out")
 
 
+@dataclass(frozen=True)
+class CalibrationOptions(options.Group):
+    """The pictures that set the ranges of an int8 network."""
+
+    panel: ClassVar[str] = "Calibration"
+    calibration: Annotated[
+        Path | None, typer.Option(help="int8: calibrate on pictures CALIBRATION/train/<class>/*; DATA if not given.")
+    ] = None
+    calibration_pictures: Annotated[
+        int | None, typer.Option(help="int8: number of pictures, half of them occluded; 300 if not given.")
+    ] = None
+
+    def config(self, precision: str, parity: ParityOptions) -> CalibrationConfig | None:
+        """Return the configuration, as functions take it; None for a precision that needs no pictures."""
+        from ...export.classifier import INT8
+        from ..calibration import PICTURES, CalibrationConfig
+        from ..data.spec import DataSpec
+
+        given = {"--calibration": self.calibration, "--calibration-pictures": self.calibration_pictures}
+        unread = [name for name, value in given.items() if value is not None]
+        if precision != INT8:
+            if unread:
+                raise InputError(
+                    f"{', '.join(unread)}: not read at --precision {precision}; use {INT8}, or leave that out"
+                )
+            return None
+        root = self.calibration or parity.data
+        if root is None:
+            raise InputError(
+                f"--precision {INT8}: needs training pictures to calibrate on; pass --calibration or --data"
+            )
+        pictures = PICTURES if self.calibration_pictures is None else self.calibration_pictures
+        return CalibrationConfig(DataSpec(root, "train", class_map=parity.class_map), pictures, parity.seed)
+
+
 @options.command(app)
-def export(model: options.ModelOptions, artefact: ArtefactOptions, parity: ParityOptions) -> None:
+def export(
+    model: options.ModelOptions, artefact: ArtefactOptions, calibration: CalibrationOptions, parity: ParityOptions
+) -> None:
     """Freeze model, occluders and preprocessing into one graph, and check that engines compute what PyTorch does.
 
     Exit code 4 if the check fails; the artefact stays, marked as failed, and gfo-eval refuses it.
@@ -104,6 +142,7 @@ def export(model: options.ModelOptions, artefact: ArtefactOptions, parity: Parit
         artefact.config(),
         parity.config(),
         TerminalProgress(),
+        calibration.config(artefact.precision, parity),
     )
     facts = written.manifest
     size = sum(file["bytes"] for file in facts.files.values())

@@ -130,7 +130,7 @@ class EngineOptions(Group):
     panel: ClassVar[str] = "Engine"
     engine: Annotated[str, typer.Option(help=f"{ENGINES.listed('auto')}.")] = "auto"
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16; that of the artefact, or fp32, if not given.")
+        str | None, typer.Option(help="fp32, bf16 or fp16; that of the artefact (int8, too), or fp32, if not given.")
     ] = None
     device: Device = "auto"
     batch_size: Annotated[

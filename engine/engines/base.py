@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...export.classifier import FrozenClassifier
+from ...export.classifier import INT8, FrozenClassifier
 from ...export.errors import InputError
 from ...export.options import NoOptions
 from ...export.subject import Subject
@@ -25,7 +25,9 @@ from . import ENGINES
 
 
 def check_precision(subject: Subject, precision: str) -> None:
-    """Raise `InputError` for an artefact that was exported at another precision."""
+    """Raise `InputError` for an artefact that was exported at another precision, or a classifier without its int8."""
+    if precision == INT8 and isinstance(subject, FrozenClassifier):
+        subject.int8_network()
     if subject.exported_precision not in (None, precision):
         raise InputError(
             f"--precision {precision}: {subject.name} was exported at {subject.exported_precision}; leave --precision "
@@ -93,7 +95,7 @@ class Engine(ABC):
     subject
         What to run.
     precision
-        fp32, bf16 or fp16.
+        fp32, bf16, fp16 or int8.
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
     options

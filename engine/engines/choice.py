@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...export.classifier import PRECISIONS
+from ...export.classifier import GRAPH_PRECISIONS
 from ...export.errors import EngineUnavailable, InputError
 from ...export.options import read_options
 from ...export.subject import Subject
@@ -33,7 +33,7 @@ class EngineChoice:
     name
         A name in `ENGINES`, or `auto`: the fastest available one.
     precision
-        fp32, bf16 or fp16; None means that of the artefact, or fp32 for a classifier.
+        fp32, bf16, fp16 or int8; None means that of the artefact, or fp32 for a classifier.
     device
         `auto`, `cpu`, `cuda` or `cuda:N`.
     options
@@ -74,8 +74,8 @@ def choose_engine(choice: EngineChoice, subject: Subject) -> EngineChoice:
     """
     ENGINES.check(choice.name, "auto")
     precision = choice.precision or subject.exported_precision or "fp32"
-    if precision not in PRECISIONS:
-        raise InputError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
+    if precision not in GRAPH_PRECISIONS:
+        raise InputError(f"--precision {precision}: expected one of {', '.join(GRAPH_PRECISIONS)}")
     check_precision(subject, precision)
     choice = replace(choice, precision=precision)
     if choice.name != "auto":

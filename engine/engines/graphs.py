@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ...export.artefact import Artefact
 from ...export.cache import cache_dir, key
-from ...export.classifier import FrozenClassifier
+from ...export.classifier import INT8, FrozenClassifier
 from ...export.errors import InputError
 from ...export.files import atomic_folder
 from ...export.formats import FORMATS
@@ -58,7 +58,7 @@ def graph_key(classifier: FrozenClassifier, precision: str, form: str) -> str | 
         "graph": GRAPH_VERSION,
         "versions": {name: version(name) for name in _EXPORTERS},
     }
-    return key(facts)
+    return key(facts | {"int8": classifier.int8_network().key} if precision == INT8 else facts)
 
 
 def cached_graph(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ...export.classifier import DTYPES
+from ...export.classifier import DTYPES, INT8
 from ...export.errors import EngineUnavailable, InputError, in_short, lacks_gpu_memory
 from ...export.files import ScratchFolder
 from ...export.onnx_graph import (
@@ -28,8 +28,9 @@ from .base import Engine
 from .graphs import Graph, bare_file, occluded_file
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
-# Its CPU provider has no half-precision convolutions: it would put casts around float32 ones and call that fp16.
-_PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16")}
+# Its CPU provider has no half-precision convolutions, its CUDA provider none of int8: they would put casts and
+# conversions around float32 ones and call that fp16 or int8.
+_PRECISIONS = {"cpu": ("fp32", INT8), "cuda": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16")}
 
 
 def _onnxruntime() -> Any:
@@ -42,6 +43,10 @@ class OnnxRuntimeOptions:
 
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = field(
         default="auto", metadata={"help": "execution provider: auto (CUDA where there is a GPU), cpu, cuda, tensorrt"}
+    )
+    literal: bool = field(
+        default=False,
+        metadata={"help": "run the graph node by node as it is written, fusing nothing: a slow reference"},
     )
 
 
@@ -109,6 +114,8 @@ class OnnxRuntimeEngine(Engine):
         # Spinning threads would take the cores from decoding, scoring and PyTorch.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what is an error is raised
+        if self.options.literal:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         # Without these a GPU provider that fails only warns, and the CPU does the work.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "0" if self._provider == "cpu" else "1")
         try:

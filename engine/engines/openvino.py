@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...export.classifier import DTYPES
+from ...export.classifier import DTYPES, INT8
 from ...export.errors import InputError
 from ...export.files import ScratchFolder
 from ...export.formats.openvino import openvino_reason
@@ -30,7 +30,7 @@ from .kept_folder import private_copy
 Hint = Literal["latency", "throughput"]
 HINTS: tuple[Hint, ...] = get_args(Hint)
 _TYPES = {"UINT8": "u8", "INT64": "i64", "FLOAT": "f32"}
-_CAPABILITIES = {"FP32": "fp32", "BF16": "bf16", "FP16": "fp16"}
+_CAPABILITIES = {"FP32": "fp32", "BF16": "bf16", "FP16": "fp16", "INT8": INT8}
 # Pairs in a call that measures a hint.
 _TRIAL_PAIRS = 16
 

@@ -7,36 +7,37 @@ The report is `parity.json`; its verdict goes into the manifest: `passed`, `fail
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...export.artefact import Artefact, Export, ExportConfig
 from ...export.bank import OccluderBank
+from ...export.calibration import Calibration
 from ...export.classifier import FrozenClassifier
 from ...export.errors import EngineUnavailable, InputError
 from ...export.files import atomic_path
 from ...export.manifest import FAILED, NOT_RUN, PASSED, Parity
 from ...export.models.spec import ModelSpec
-from ..data.folders import list_classes
-from ..data.loading import open_source
+from ..calibration import CalibrationConfig
+from ..data.draw import draw_pictures
 from ..data.spec import DataSpec
 from ..engines import ENGINES
 from ..engines.base import Engine
-from ..engines.torch import TorchEngine
 from ..progress import Progress, no_progress
 from .gates import judge
 from .pairs import ParityPairs, parity_pairs
+from .reference import reference
 
 REPORT = "parity.json"
 
-# Half precision is judged by accuracies, which takes many pairs; everything else by the logits themselves.
-_PAIRS, _PAIRS_HALF = 300, 2100
-_SYNTHETIC_PICTURES, _READ_BLOCK = 32, 64
+# Half precision and int8 are judged by accuracies, which takes many pairs; everything else by the logits themselves.
+_PAIRS, _PAIRS_BELOW = 300, 2100
+_SYNTHETIC_PICTURES = 32
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class ParityConfig:
     data
         Pictures for the comparison; None takes synthetic ones. Its `classes` are not read.
     pairs
-        Number of pairs to compare, at least 3; None means 300, or 2,100 for half precision on real pictures.
+        Number of pairs to compare, at least 3; None means 300, or 2,100 below fp32 on real pictures.
     seed
         Seed of pictures and pairs.
     """
@@ -63,7 +64,7 @@ class ParityConfig:
 
     def wanted(self, precision: str) -> int:
         """Return the number of pairs to compare at a precision."""
-        return self.pairs or (_PAIRS_HALF if self.data is not None and precision != "fp32" else _PAIRS)
+        return self.pairs or (_PAIRS_BELOW if self.data is not None and precision != "fp32" else _PAIRS)
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def export_checked(
     config: ExportConfig | None = None,
     check: ParityConfig | None = ParityConfig(),
     progress: Progress = no_progress,
+    calibration: CalibrationConfig | None = None,
 ) -> Artefact:
     """Export a model and its bank into the folder `out`, and prove that engines compute what PyTorch does.
 
@@ -91,6 +93,8 @@ def export_checked(
         See `export`.
     check
         How the artefact is compared with PyTorch; None skips the comparison, and the manifest says so.
+    calibration
+        Pictures for an export at `int8`, which needs them; other precisions have none.
 
     Returns
     -------
@@ -106,7 +110,10 @@ def export_checked(
     for line in filter(None, (job.classifier.doubt, job.classifier.preprocessing.doubt)):
         progress.say(line)
     # Before anything is exported, so that missing pictures are reported first.
-    comparison = None if check is None else _Comparison.of(job, check, progress)
+    drawn = None if calibration is None else calibration.read(job.classifier, job.bank)
+    comparison = None if check is None else _Comparison.of(job, check, progress, drawn[1].files if drawn else ())
+    if drawn is not None:
+        _calibrate(job, drawn[0], progress)
     what = f"{job.classifier.model} with {len(job.bank.class_ids)} occluders to {job.config.format}"
     progress.say(f"exporting {what}, {job.config.precision}")
 
@@ -117,34 +124,30 @@ def export_checked(
     return job.write(prove)
 
 
+def _calibrate(job: Export, calibration: Calibration, progress: Progress) -> None:
+    """Make the classifier's int8 form, and say what it is."""
+    facts = calibration.facts
+    progress.say(f"calibrating on {facts.pictures} pictures of {facts.data}, {facts.occluded} of them occluded")
+    for line in job.calibrate(calibration).lines():
+        progress.say(f"  {line}")
+
+
 # ---- pictures
 
 
-def _material(job: Export, check: ParityConfig) -> _Material:
-    """Take about a third as many pictures as pairs, the same number of each class; or synthetic ones."""
+def _material(job: Export, check: ParityConfig, calibrated: Collection[Path]) -> _Material:
+    """Take about a third as many pictures as pairs, the same number of each class; or synthetic ones.
+
+    Pictures that served the calibration do not judge its result.
+    """
     classifier, data = job.classifier, check.data
     if data is None:
         return _Material(_synthetic(classifier.preprocessing.input_size, check.seed), None, "synthetic")
-    own = list(job.bank.header.folders)
-    # A single occluder meets pictures of other classes only if these are read too.
-    there = len(own) > 1 and all((data.folder / folder).is_dir() for folder in own)
-    folders = list_classes(data, own if there else "all", classifier.num_classes, check.seed)
     count = -(-check.wanted(job.config.precision) // 3)
-    rng, share = np.random.default_rng(check.seed), -(-count // len(folders))
-    chosen = [
-        (folder.paths[i], folder.class_id)
-        for folder in folders
-        for i in sorted(rng.permutation(len(folder.paths))[:share])
-    ]
-    paths, labels = [path for path, _ in chosen], torch.tensor([class_id for _, class_id in chosen])
-    blocks = list(open_source(data, classifier.preprocessing).blocks(paths, _READ_BLOCK))
-    images = torch.cat([block.images[block.readable] for block in blocks])
-    readable = torch.cat([block.readable + block.start for block in blocks])
-    if len(images) == 0:
-        raise InputError(f"{data.folder}: none of {len(paths)} pictures could be read; fix them or use other --data")
+    drawn = draw_pictures(data, classifier, job.bank.header.folders, count, check.seed, calibrated)
     # With random weights an answer is right by accident only: accuracies would say nothing.
-    known = labels[readable] if classifier.weights != "random" else None
-    return _Material(images, known, f"{len(images)} pictures of {data.folder}")
+    known = drawn.labels if classifier.weights != "random" else None
+    return _Material(drawn.images, known, f"{len(drawn.images)} pictures of {data.folder}")
 
 
 def _synthetic(size: int, seed: int) -> Tensor:
@@ -171,9 +174,9 @@ class _Comparison:
     progress: Progress
 
     @classmethod
-    def of(cls, job: Export, check: ParityConfig, progress: Progress) -> _Comparison:
+    def of(cls, job: Export, check: ParityConfig, progress: Progress, calibrated: Collection[Path]) -> _Comparison:
         """Read the pictures and draw the pairs."""
-        material, count = _material(job, check), check.wanted(job.config.precision)
+        material, count = _material(job, check, calibrated), check.wanted(job.config.precision)
         pairs = parity_pairs(material.labels, job.bank.class_ids, len(material.images), count, check.seed)
         return cls(job, material, pairs, progress)
 
@@ -195,11 +198,11 @@ class _Comparison:
         }
 
     def _references(self, precision: str) -> dict[str, Tensor]:
-        """Return PyTorch's logits by precision: float32, and the artefact's own where rounding is the measure."""
-        # Where labels decide by accuracy, PyTorch's own rounding is not needed, and half precision is slow on CPUs.
+        """Return the reference's logits by precision: float32, and the artefact's own where rounding is the measure."""
+        # Where labels decide by accuracy, its own rounding is not needed, and half precision is slow on CPUs.
         own = (precision,) if precision != "fp32" and self.material.labels is None else ()
         classifier = self.job.classifier
-        return {name: self._logits(TorchEngine(classifier, name), f"reference {name}") for name in ("fp32", *own)}
+        return {name: self._logits(reference(classifier, name), f"reference {name}") for name in ("fp32", *own)}
 
     def _compared(self, engine: Engine, logits: dict[str, Tensor]) -> dict[str, Any]:
         """Return the entry of one engine in the report."""

@@ -32,7 +32,7 @@ class ExportConfig:
     format
         A name of `FORMATS`: `onnx`, `openvino` or `trt`.
     precision
-        `fp32`, `bf16` or `fp16` for the network; occlusion and logits are float32.
+        `fp32`, `bf16`, `fp16` or `int8` for the network; occlusion and logits are float32.
     bank_input
         Leave the bank an input of the graph, for any bank of the model, instead of embedding it.
     batch_size
@@ -53,10 +53,10 @@ class ExportConfig:
     compute_capabilities: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        from ..classifier import PRECISIONS
+        from ..classifier import GRAPH_PRECISIONS
 
-        if self.precision not in PRECISIONS:
-            raise InputError(f"--precision {self.precision}: expected one of {', '.join(PRECISIONS)}")
+        if self.precision not in GRAPH_PRECISIONS:
+            raise InputError(f"--precision {self.precision}: expected one of {', '.join(GRAPH_PRECISIONS)}")
         if self.batch_size < 1:
             raise InputError(f"--batch-size {self.batch_size}: expected at least 1")
 

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from ..classifier import INT8
 from ..errors import InputError
-from ..files import atomic_path
-from ..onnx_graph import BANK, INPUTS, NETWORK_INPUT, bare_network
+from ..files import ScratchFolder, atomic_path
+from ..onnx_graph import BANK, INPUTS, NETWORK_INPUT, bare_network, save_graph
+from ..quantised_graph import signed
 from .library import (
     RTX,
     Log,
@@ -41,7 +43,8 @@ Profile: TypeAlias = Mapping[str, tuple[Shape, Shape, Shape]]
 PLAN_VERSION = 1
 """Raised when this file makes another plan of the same graph, so that cached ones are not used any more."""
 
-_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+# The products of an int8 network are between conversions, which are layers of their own: they are parsed as float32.
+_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", INT8: "FLOAT"}
 _ARITHMETIC = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 # From this number of elements on a tensor's offsets overflow inside kernels, silently (NVIDIA/TensorRT#4123).
 _TOO_MANY = 2**31
@@ -145,7 +148,7 @@ def tensorrt_from_onnx(
     Parameters
     ----------
     precision
-        The precision of the network in the graph: `fp32` (never TF32), `fp16` or `bf16`.
+        The precision of the network in the graph: `fp32` (never TF32), `fp16`, `bf16` or `int8`.
     profile
         Sizes to build for.
     compute_capabilities
@@ -167,7 +170,11 @@ def tensorrt_from_onnx(
     builder = trt.Builder(log.native)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log.native)  # owns the weights: it must outlive the build
-    _parse(parser, source, log)
+    if precision == INT8:
+        with ScratchFolder() as scratch:
+            _parse(parser, _signed_copy(source, Path(scratch)), log)
+    else:
+        _parse(parser, source, log)
     _check_inputs(network, profile, source)
     types = _checked_types(network, precision, source)
     _check_sizes(network, profile, source)
@@ -184,6 +191,16 @@ def tensorrt_from_onnx(
         with atomic_path(timing_cache) as partial:
             partial.write_bytes(memoryview(timing.serialize()))
     return PlanReport(library, version, targets, types)
+
+
+def _signed_copy(source: Path, folder: Path) -> Path:
+    """Return a file of the graph whose 8-bit numbers all are signed."""
+    import onnx
+
+    graph = onnx.load(source)
+    signed(graph)
+    save_graph(graph, folder / source.name)
+    return folder / source.name
 
 
 def _parse(parser: Any, source: Path, log: Log) -> None:
@@ -232,7 +249,13 @@ def _checked_types(network: Any, precision: str, source: Path) -> dict[str, int]
             f"--precision {precision}: {source.name} should have every convolution and product in "
             f"{_TYPES[precision]}, and TensorRT finds {listed}; export it again at that precision"
         )
-    return dict(Counter(dtype for _, dtype in outputs))
+    types = dict(Counter(dtype for _, dtype in outputs))
+    if (precision == INT8) != (types.get("INT8", 0) > 0):
+        raise InputError(
+            f"--precision {precision}: {source.name} has {types.get('INT8', 0)} conversions to int8; export it again "
+            "at that precision"
+        )
+    return types
 
 
 def _check_sizes(network: Any, profile: Profile, source: Path) -> None:

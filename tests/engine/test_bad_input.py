@@ -189,7 +189,7 @@ def test_train_names_what_is_out_of_range(
     [
         ("--split", "test", "train, val"),
         ("--engine", "tensorflow", "expected one of auto, torch"),
-        ("--precision", "int8", "fp32, bf16, fp16"),
+        ("--precision", "int4", "fp32, bf16, fp16, int8"),
         ("--pictures", "some", "all, fitted, held-out, preserved, unseen"),
         ("--pictures", "fitted", "choose others"),
         ("--per-class", "0", "at least 1"),

@@ -233,7 +233,7 @@ def test_bad_exports_leave_nothing(
     bank, out = make_bank(), tmp_path / "out"
     for word, changes in (
         ("--format caffe: expected one of onnx, openvino, trt", {"format": "caffe"}),
-        ("--precision int8: expected one of fp32, bf16, fp16", {"precision": "int8"}),
+        ("--precision int4: expected one of fp32, bf16, fp16, int8", {"precision": "int4"}),
         ("--batch-size 0: expected at least 1", {"batch_size": 0}),
         ("--compute-capability 8.9: is for --format trt", {"compute_capabilities": ("8.9",)}),
     ):

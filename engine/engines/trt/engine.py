@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ....export.artefact import Artefact
-from ....export.classifier import DTYPES, FrozenClassifier
+from ....export.classifier import DTYPES, INT8, FrozenClassifier
 from ....export.errors import EngineUnavailable, InputError
 from ....export.files import ScratchFolder
 from ....export.onnx_graph import NETWORK_INPUT
@@ -86,7 +86,7 @@ class TrtEngine(Engine):
         with torch.cuda.device(_gpu(device)):
             capability = str(capability_here())
         check_gpu(trt, library, capability)
-        return ("fp32", "fp16", "bf16") if int(capability.partition(".")[0]) >= 8 else ("fp32", "fp16")
+        return ("fp32", "fp16", "bf16", INT8) if int(capability.partition(".")[0]) >= 8 else ("fp32", "fp16", INT8)
 
     def open(self) -> None:
         """Build the plan, or load what an earlier run built, and allocate the memory of a pass."""

@@ -38,8 +38,9 @@ ROWS = 3
 # Unordered, repeated, clean in between; long enough to be cut into pieces.
 PAIRS = torch.tensor([[3, 0, 1, 1, 0, 3, 3, 2, 2, 1, 0], [0, 3, 1, 1, 0, 2, 0, 3, 1, 2, 1]])
 
-# What plain PyTorch may differ by from itself in another order of the same sums; half precisions by their own rounding.
-TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2, "fp16": 3e-3}
+# What plain PyTorch may differ by from itself in another order of the same sums; others by their own rounding: int8
+# rounds three layers' inputs to 1/127 of their range, and noise reaches beyond it.
+TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2, "fp16": 3e-3, "int8": 0.1}
 CPU_ENGINES = [name for name in ENGINES.own if "cpu" in ENGINES[name].devices]
 INPUT = ", bank an input"
 
@@ -72,7 +73,7 @@ class Case:
 
 @pytest.fixture(scope="module")
 def artefact(
-    tiny_classifier: FrozenClassifier, make_bank: Callable[..., OccluderBank], tmp_path_factory: pytest.TempPathFactory
+    int8_classifier: FrozenClassifier, make_bank: Callable[..., OccluderBank], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, str], Artefact]:
     """The artefact of a form and precision, exported once."""
     made: dict[tuple[str, str], Artefact] = {}
@@ -82,7 +83,7 @@ def artefact(
             out = tmp_path_factory.mktemp("artefact") / "out"
             kind, _, rest = form.partition(",")
             config = ExportConfig(kind, precision, bank_input=bool(rest))
-            made[form, precision] = export(tiny_classifier, make_bank(), out, config)
+            made[form, precision] = export(int8_classifier, make_bank(), out, config)
         return made[form, precision]
 
     return artefact
@@ -90,11 +91,11 @@ def artefact(
 
 @pytest.fixture(params=CASES, ids=", ".join)
 def case(
-    request: pytest.FixtureRequest, tiny_classifier: FrozenClassifier, artefact: Callable[[str, str], Artefact]
+    request: pytest.FixtureRequest, int8_classifier: FrozenClassifier, artefact: Callable[[str, str], Artefact]
 ) -> Case:
     engine, precision, form = request.param
     if form == "model":  # as one of a library, whose graph is exported once and cached
-        return Case(engine, precision, form, replace(tiny_classifier, origin="tests"))
+        return Case(engine, precision, form, replace(int8_classifier, origin="tests"))
     return Case(engine, precision, form, artefact(form, precision))
 
 

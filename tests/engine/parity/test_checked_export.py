@@ -84,6 +84,88 @@ def test_the_command_says_what_it_made(
         assert said["status"] in ("passed", "not run")
 
 
+INT8 = ("--precision", "int8", "--calibration-pictures", 12)
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_int8_is_exported_judged_and_evaluated(
+    form: str, tiny_data: Path, tiny_bank: Path, tmp_path: Path, run: Run
+) -> None:
+    pytest.importorskip("nncf")
+    out = tmp_path / "out"
+    words = ("--occluders", tiny_bank, "--data", tiny_data, "--format", form, "--out", out)
+    code, _, err = run(*EXPORT, *words, *INT8)
+    said, full = parity_of(out)
+    assert code == 0, (err, said)
+    assert f"calibrating on 12 pictures of {tiny_data / 'train'}, 6 of them occluded" in err
+    assert "in int8: " in err
+    assert "error of the logits: all " in err
+    ran = [each for each in full["engines"] if each["status"] == "passed"]
+    assert [each["engine"] for each in ran] == [name for name in ENGINES if form == "onnx" or name == form]
+    for each in ran:
+        assert each["gate"] == "accuracy"
+        for kind in ("clean", "matched", "unmatched"):
+            assert len(each["kinds"][kind]["ci95_points"]) == 2
+            assert 0 <= each["kinds"][kind]["agreement"] <= 1
+    facts = json.loads((out / "manifest.json").read_text())
+    assert facts["int8"]["calibration"]["bank_hash"] == facts["bank_hash"]
+    assert facts["int8"]["calibration"]["seed"] == 0
+    assert "nncf" in facts["built_with"]
+    words = ("--artefact", out, "--data", tiny_data, "--split", "val", "--engine", "openvino")
+    code, _, err = run("gfo-eval", *words, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["precision"] == "int8"
+
+
+def test_int8_that_answers_otherwise_fails_the_export_with_4(
+    tiny_data: Path, tiny_bank: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nncf")
+    infer = OnnxRuntimeEngine._infer
+    monkeypatch.setattr(OnnxRuntimeEngine, "_infer", lambda *given: -infer(*given))
+    words = ("--occluders", tiny_bank, "--data", tiny_data, "--out", tmp_path / "out")
+    labels = json.loads((tiny_data / "classes.json").read_text())
+    assert labels
+    code, printed, _ = run(*EXPORT, *words, *INT8, "--split", "train")
+    said, full = parity_of(tmp_path / "out")
+    pictures = full["engines"][0]["kinds"]["clean"]["pictures"]
+    assert pictures == 6  # of 18 training pictures 12 have calibrated
+    differs = full["engines"][0]["kinds"]["clean"]["accuracy_truth"] > 0
+    assert (code == 4) == (said["status"] == "failed")
+    assert code == (4 if differs else 0), printed
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--precision", "int8"), ("--precision int8", "pass --calibration or --data")),
+        (("--precision", "bf16", "--calibration", "DATA"), ("--calibration", "not read at --precision bf16")),
+        (("--calibration-pictures", 9), ("--calibration-pictures", "not read at --precision fp32")),
+        (("--precision", "int8", "--calibration", "DATA/val"), ("val", "no train folder", "validation pictures")),
+        (("--precision", "int8", "--calibration", "DATA", "--calibration-pictures", 1), ("expected at least 2",)),
+    ],
+)
+def test_calibrations_that_cannot_be_are_refused(
+    words: tuple[object, ...],
+    named: tuple[str, ...],
+    tiny_data: Path,
+    tiny_bank: Path,
+    tmp_path: Path,
+    refused: Refused,
+) -> None:
+    given = [str(word).replace("DATA", str(tiny_data)) for word in words]
+    refused([*EXPORT, "--occluders", tiny_bank, "--out", tmp_path / "out", *given], *named)
+
+
+@pytest.mark.parametrize("engine", ["auto", "openvino", "onnxruntime", "torch"])
+def test_a_model_has_no_int8_without_an_artefact(
+    engine: str, tiny_data: Path, tiny_bank: Path, tmp_path: Path, refused: Refused, evaluate: Command
+) -> None:
+    words = evaluate(tiny_data, tiny_bank, tmp_path / "run", "--precision", "int8")
+    words[words.index("--engine") + 1] = engine
+    refused(words, "--precision int8", "gfo-export --precision int8")
+
+
 def test_zeros_without_parity(tmp_path: Path, run: Run) -> None:
     code, out, _ = run(*EXPORT, "--occluders", "zero:2", "--out", tmp_path / "out", "--no-parity")
     assert code == 0
@@ -156,7 +238,7 @@ def test_an_engine_that_computes_something_else_fails_the_export_with_4(
 def test_bad_exports_are_refused(tiny_data: Path, tiny_bank: Path, tmp_path: Path, refused: Refused) -> None:
     words = [*EXPORT, "--occluders", tiny_bank, "--out", tmp_path / "out"]
     refused([*words, "--format", "caffe"], "--format caffe: expected one of onnx, openvino, trt")
-    refused([*words, "--precision", "int8"], "--precision int8: expected one of")
+    refused([*words, "--precision", "int4"], "--precision int4: expected one of")
     refused([*words, "--data", tmp_path / "none"], tmp_path / "none", "no such folder")
     refused([*words, "--data", tiny_data, "--split", "test"], "--split test: expected one of")
     refused([*words, "--parity-pairs", 2], "--parity-pairs 2")

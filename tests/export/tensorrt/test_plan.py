@@ -156,6 +156,25 @@ def test_every_form_builds_at_every_precision(graphs: Callable[..., Path], preci
     assert size > 5_000
 
 
+@pytest.mark.parametrize("form", ["bare", "embedded"])
+def test_int8_builds_with_signed_conversions_around_float32_products(
+    form: str, int8_classifier: FrozenClassifier, tmp_path: Path
+) -> None:
+    path, bank = tmp_path / "int8.onnx", torch.full((2, 16, 16, 3), 8.0)
+    if form == "bare":
+        made, profile = bare_graph(int8_classifier, "int8"), bare_profile(16, 3)
+    else:
+        made = occluded_graph(int8_classifier, "int8", bank, gather="float32")
+        profile = self_contained_profile(16, 7, None)
+    save_graph(made, path)
+    report, size = build(path, "int8", profile, "8.9")
+    assert report.layer_types["INT8"] >= 2
+    assert {"HALF", "BF16", "UINT8"}.isdisjoint(report.layer_types)
+    assert size > 5_000
+    with pytest.raises(InputError, match=r"--precision fp32: int8\.onnx has \d+ conversions to int8"):
+        build(path, "fp32", profile)
+
+
 def test_a_profile_has_the_ranges_that_it_is_asked_for() -> None:
     picture = (16, 16, 3)
     assert self_contained_profile(16, 7, (2, 9)) == {
