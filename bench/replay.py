@@ -18,6 +18,7 @@ from ..engine.sampling.sampler import ERROR, Sampler
 from ..engine.sampling.sequence import ConfidenceSequence
 from ..engine.sampling.spec import SamplingSpec
 from ..engine.sampling.strata import STRATA, Population, StratumName
+from ..export.errors import InputError
 from .rows import BenchRow, ReplayFacts
 
 _TOLERANCE: Final = 1e-9
@@ -49,6 +50,8 @@ def enlarged(answers: Answers, classes: int, pictures: int, seed: int) -> Answer
     answers under its own occluder; an occluder of another class after any of the others'.
     """
     population, generator = answers.population, np.random.default_rng(seed)
+    if population.rows < 2:
+        raise InputError(f"{answers.run}: has a single class; --classes draws after RUNs of several")
     models = generator.choice(np.flatnonzero(population.counts), size=classes)
     picked = [generator.choice(np.flatnonzero(population.own == model), size=pictures) for model in models]
     source = np.concatenate(picked)

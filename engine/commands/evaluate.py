@@ -104,10 +104,9 @@ class SampleOptions(options.Group):
             if self.max_pairs is not None:
                 raise InputError(f"--max-pairs {self.max_pairs}: limits --until and --claim; give one of them")
             return None
-        from ..sampling.spec import SamplingSpec, parse_claims, parse_until
+        from ..sampling.spec import parse_spec
 
-        until = {} if self.until is None else parse_until(self.until)
-        return SamplingSpec(until, () if self.claim is None else parse_claims(self.claim), self.max_pairs)
+        return parse_spec(self.until, self.claim, self.max_pairs)
 
 
 @options.command(app)
@@ -208,7 +207,8 @@ def _sampled_lines(summary: Summary, out: Path) -> list[str]:
     lines = _lines(summary)
     lines.append("sampled, 95% over the pairs that were not drawn")
     for cell in summary.sample.cells:
-        drawn = f"{cell.pairs:,} of {cell.total:,} pairs" if cell.half_width else f"all {cell.total:,} pairs, exact"
+        known = cell.pairs == cell.total
+        drawn = f"all {cell.total:,} pairs, exact" if known else f"{cell.pairs:,} of {cell.total:,} pairs"
         lines.append(f"{cell.cell:{_NAME_WIDTH}} {cell.value:.4f}  ± {cell.half_width:.4f}  {drawn}")
     for claim in summary.sample.claims:
         low, high = claim.sequence

@@ -107,7 +107,7 @@ def evaluate_strengths(
     touched = [bool(one.pending) or len(worked) > 1 for one in todo]
     stores, places = station.stores, station.places
     peak = peak_rss_mb() if config.cluster is None else None  # of workers nothing is known
-    speeds = [_speed(place, seconds, pairs * some, peak) for place, some in zip(places, touched, strict=True)]
+    speeds = [speed_of(place, seconds, pairs * some, peak) for place, some in zip(places, touched, strict=True)]
     summaries = _summaries(stores, speeds)
     first = summaries[0]
     if all(summary.complete for summary in summaries):  # otherwise other workers' shards are not done
@@ -184,7 +184,7 @@ def summary_of(
     )
 
 
-def _speed(out: Path, seconds: float, pairs: int, peak: float | None) -> Speed:
+def speed_of(out: Path, seconds: float, pairs: int, peak: float | None) -> Speed:
     """Return the speed of this call, or of the last one that did something where this one had nothing left to do."""
     if not pairs and (out / SUMMARY_FILE).is_file():
         with contextlib.suppress(InputError):  # damaged: it is written anew, without a speed

@@ -47,16 +47,14 @@ def below_ratio(population: Population, stratum: StratumName) -> float:
     return pairs.weighted(population.right.astype(float), np.zeros(population.rows)) / pairs.total
 
 
-def expected_matrix(estimators: Estimators) -> Floats:
+def expected_matrix(population: Population, estimators: Estimators) -> Floats:
     """Return accuracy[k, c], what the regressions expect of occluder k on pictures of class c, [K, K], 0 … 1.
 
     Each is drawn towards the effects of its occluder and of its class. It is NaN where nothing was drawn.
     """
-    found: Floats | None = None
+    found = np.full((population.rows, population.rows), np.nan)
     for estimator in estimators.values():
-        cells = estimator.expected_cells()
-        found = cells if found is None else np.where(np.isnan(found), cells, found)
-    assert found is not None
+        found = np.where(np.isnan(found), estimator.expected_cells(), found)
     return found
 
 
@@ -71,8 +69,8 @@ class _Draws:
 def results_of(run: Run, population: Population, estimators: Estimators) -> Results:
     """Return the numbers of a sampled run; what was not drawn is null.
 
-    Intervals over classes resample these with their occluders, as in a full run, whose pictures they resample, too:
-    here the pictures drawn differ from class to class, which the spread of the classes includes.
+    Intervals over classes resample these with their occluders. Those of a full run resample the pictures, too, and are
+    wider where a class has few.
     """
     rows, generator = population.rows, np.random.default_rng(run.seed)
     classes = generator.multinomial(rows, np.full(rows, 1 / rows), size=REPLICATES).astype(float)
@@ -138,7 +136,7 @@ def _resampled(estimator: DifferenceEstimator, cells: Floats, shares: Floats, dr
 
 
 def _class_rows(run: Run, population: Population, estimators: Estimators) -> tuple[ClassRow, ...]:
-    matrix = expected_matrix(estimators)
+    matrix = expected_matrix(population, estimators)
     right = np.bincount(population.own, population.right, population.rows)
     found: list[ClassRow] = []
     for row, class_id in enumerate(run.class_ids):

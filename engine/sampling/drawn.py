@@ -15,6 +15,7 @@ from ..data.decoded_cache import DecodedCache
 from ..data.source import Block, PictureSource
 from ..evaluation.store import READ_TOGETHER, RunStore
 from ..evaluation.summary import Quarantined
+from ..progress import Progress, Silent
 from .order import Ints
 
 
@@ -76,6 +77,17 @@ class DrawnPairs:
         """The verdicts, in the order in which the pairs were given."""
         back = torch.from_numpy(np.argsort(self._order))
         return Score(*(values[back] for values in self._found))
+
+
+class OnlyLines(Silent):
+    """Progress that says lines and drops events: blocks of drawn pairs are none of the run."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def say(self, line: str) -> None:
+        """See `Progress.say`."""
+        self._progress.say(line)
 
 
 class DrawnPictures(PictureSource):

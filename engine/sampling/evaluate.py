@@ -21,15 +21,16 @@ from ..data.spec import DataSpec
 from ..doubts import accuracy_doubt
 from ..evaluation.all_pairs import run_assignment
 from ..evaluation.config import EvaluationConfig
-from ..evaluation.evaluate import mend, summary_of
+from ..evaluation.evaluate import mend, speed_of, summary_of
 from ..evaluation.passes import Passes
 from ..evaluation.station import Job, Station, open_station
-from ..evaluation.summary import STORE, Speed, Summary
+from ..evaluation.strengths import check_out
+from ..evaluation.summary import STORE, SUMMARY_FILE, Summary
 from ..evaluation.todo import refuse_quarantined
 from ..machine import peak_rss_mb
 from ..progress import Progress, no_progress
 from .cells import results_of
-from .drawn import DrawnPairs, pictures_of
+from .drawn import DrawnPairs, OnlyLines, pictures_of
 from .population import SAMPLE, population_of
 from .sampler import Pairs, Sampler
 from .spec import LEAST, SamplingSpec
@@ -74,9 +75,11 @@ def evaluate_sample(
     job = Job(model, bank, data, out / SAMPLE, config, clean_only=True)
     with open_station(job, progress) as station:
         (store,) = station.stores
+        sampling.check_classes(len(store.run.class_ids))
         started, todo = time.perf_counter(), station.to_do()
         if todo[0].changed:
             progress.say(f"{todo[0].changed} pictures have changed since: evaluating these and drawing again")
+            (out / SUMMARY_FILE).unlink(missing_ok=True)
             shutil.rmtree(store.path.parent / PAIRS, ignore_errors=True)
         passes = station.passes(len(store) + 2 * LEAST)
         counted = [station.fill(todo, passes), *mend(station, (0, 1), progress)]
@@ -85,7 +88,7 @@ def evaluate_sample(
         sampler = Sampler(population, sampling, config.seed)
         drawn = _draw(station, sampler, PairStore(store.path.parent, sampler.totals), passes, progress)
         seconds, pairs = time.perf_counter() - started, drawn + sum(count for _, count in counted)
-    speed = Speed(pairs=pairs, seconds=seconds, pairs_per_second=pairs / seconds, peak_rss_mb=peak_rss_mb())
+    speed = speed_of(out, seconds, pairs, peak_rss_mb())
     results = results_of(store.run, population, sampler.estimators)
     summary = summary_of(store, speed, 0, results, sampler.record())
     summary.write(out)
@@ -101,6 +104,7 @@ def _check(out: Path, config: EvaluationConfig) -> None:
         raise InputError(f"--until, --claim: a sample is drawn by one process; leave {option} out")
     if len(config.strengths) > 1:
         raise InputError("--until, --claim: take a single --strength; evaluate each with an --out of its own")
+    check_out(out, config.strengths)
     if (out / STORE).exists():
         raise InputError(f"{out}: holds a RUN of all pairs; leave --until and --claim out, or use another --out")
 
@@ -139,7 +143,7 @@ def _evaluated(
     rows = {name: row for name, (_, row) in looks.items()}
     work = DrawnPairs(store, np.concatenate(list(images.values())), np.concatenate(list(rows.values())))
     source = pictures_of(station.source, store, work)
-    run_assignment(station.engine, work, source, passes, no_progress, progress=station.progress)
+    run_assignment(station.engine, work, source, passes, no_progress, progress=OnlyLines(station.progress))
     answers: dict[StratumName, NDArray[np.int32]] = {}
     start = 0
     for name in looks:

@@ -37,7 +37,7 @@ def sampled_matrix(run: Path, summary: Summary) -> tuple[Floats, list[int]]:
     store = RunStore.open(run / SAMPLE)
     population = population_of(store)
     strata = {name: population.stratum(name) for name in STRATA}
-    kept = PairStore(store.path.parent, {name: strata[name].total for name in STRATA})
+    kept = PairStore(store.path.parent, {name: strata[name].total for name in STRATA}, writable=False)
     drawn = {cell.cell: cell.pairs for cell in summary.sample.cells}
     estimators: dict[StratumName, DifferenceEstimator] = {}
     for name, order in orders(population, summary.seed).items():
@@ -54,5 +54,5 @@ def sampled_matrix(run: Path, summary: Summary) -> tuple[Floats, list[int]]:
     matrix = np.full((rows + 2, rows), np.nan)
     with np.errstate(invalid="ignore"):
         matrix[0] = np.bincount(population.own, population.right, rows) / population.counts
-    matrix[1:-1] = expected_matrix(estimators)
+    matrix[1:-1] = expected_matrix(population, estimators)
     return matrix, list(summary.class_ids)

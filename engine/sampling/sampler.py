@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Final, TypeAlias
+
+import numpy as np
 
 from ...export.errors import InputError
 from ..evaluation.sample import CellName, DecidedClaim, Sample, SampledCell
@@ -18,6 +21,9 @@ from .strata import STRATA, Floats, Population, Stratum, StratumName
 ERROR: Final = 0.05
 """Probability, at most, that any claim of a call is decided wrongly."""
 _GROWTH = 8  # a look takes at least this part of the pairs before it
+# Pairs of each class whose pairs weigh more than twice the mean, or all of them, before the sampling may end: they
+# decide the variance, and are few.
+_OF_HEAVY = 10
 DESIGN: Final = "matched and unmatched pairs each in a seeded, uniform order without replacement; every picture clean"
 ESTIMATOR: Final = "model-assisted difference estimator; two-fold cross-fitted ridge regression on the clean answers"
 
@@ -29,6 +35,15 @@ Pairs: TypeAlias = tuple[Ints, Ints]
 def orders(population: Population, seed: int) -> dict[StratumName, Order]:
     """Return the order of the pairs of each cell."""
     return {name: Order(population.stratum(name).total, seed, place) for place, name in enumerate(STRATA)}
+
+
+def _there(spec: SamplingSpec, population: Population) -> SamplingSpec:
+    """Return the specification with those of its widths whose cells there are; it may have none."""
+    names = {name for name in STRATA if population.stratum(name).total}
+    ratios = population.clean > 0
+    cells: list[CellName] = [cell for cell in spec.until if stratum_of(cell) in names and (ratios or "/" not in cell)]
+    until: dict[CellName, float] = {cell: spec.until[cell] for cell in cells}
+    return replace(spec, until=until)
 
 
 class Sampler:
@@ -57,7 +72,10 @@ class Sampler:
     """
 
     def __init__(self, population: Population, spec: SamplingSpec, seed: int) -> None:
-        self.population, self._spec = population, spec
+        self.population = population
+        if spec.as_there_are:
+            spec = _there(spec, population)
+        self._spec = spec
         strata: dict[StratumName, Stratum] = {name: population.stratum(name) for name in STRATA}
         self.totals: dict[StratumName, int] = {name: stratum.total for name, stratum in strata.items()}
         asked = {stratum_of(cell) for cell in spec.cells}
@@ -101,11 +119,19 @@ class Sampler:
                 left -= size
         return wanted
 
+    def _heavy_seen(self, name: StratumName) -> bool:
+        """Return whether the variance can have seen the classes that weigh most."""
+        estimator = self.estimators[name]
+        stratum, population = estimator.stratum, self.population
+        of_class = population.counts * (1 if stratum.matched else population.rows - 1)
+        drawn = np.bincount(population.own[estimator.picture], minlength=population.rows)
+        return bool((drawn >= np.minimum(of_class, _OF_HEAVY))[stratum.heavy].all())
+
     def _enough(self, name: StratumName) -> bool:
         n = self.drawn(name)
         if n == self.totals[name]:
             return True
-        if n < LEAST:
+        if n < LEAST or not self._heavy_seen(name):
             return False
         widths = all(
             self._estimate(cell).half_width <= mark
@@ -123,7 +149,11 @@ class Sampler:
             expected: Expected | None = estimator.ridge.fit() if len(estimator) else None
             self._sequences[name].add(picture, row, correct, expected)
         estimator.add(picture, row, correct)
-        self.estimates[name] = estimator.estimate()
+        found = estimator.estimate()
+        if name in self._sequences and found.pairs < found.total:  # where a claim may end the sampling, only they hold
+            sequence = self._sequences[name]
+            found = replace(found, half_width=max(sequence.high - found.value, found.value - sequence.low))
+        self.estimates[name] = found
 
     def _estimate(self, cell: CellName) -> Estimate:
         return estimate_of(cell, self.population, self.estimates)

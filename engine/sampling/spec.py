@@ -17,6 +17,7 @@ LOOK: Final = 250
 """Pairs of a cell between two looks at its interval."""
 LEAST: Final = 500
 """Pairs of a cell before the first look that may end the sampling: a variance from fewer is not to be trusted."""
+_ROUNDING = 1e-9  # of a cell that is known
 _CLAIM = re.compile(r"([a-z/]+)\s*(<=|>=)\s*(\S+)")
 
 
@@ -34,8 +35,8 @@ class Claim:
     def decided(self, low: float, high: float) -> bool | None:
         """Return whether it holds for all of `low` … `high`, or for none of them; None where only for some."""
         if self.at_most:
-            return True if high <= self.bound else False if low > self.bound else None
-        return True if low >= self.bound else False if high < self.bound else None
+            return True if high <= self.bound + _ROUNDING else False if low > self.bound + _ROUNDING else None
+        return True if low >= self.bound - _ROUNDING else False if high < self.bound - _ROUNDING else None
 
 
 def stratum_of(cell: CellName) -> StratumName | None:
@@ -56,6 +57,8 @@ class SamplingSpec:
         Claims to decide; all decisions of a call hold together with a probability of 95 %.
     max_pairs
         The most pairs to evaluate beside the clean ones; None for as many as it takes.
+    as_there_are
+        Whether `until` is about those of its cells that there are; otherwise a cell without pairs is refused.
 
     Raises
     ------
@@ -66,25 +69,43 @@ class SamplingSpec:
     until: Mapping[CellName, float] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
     max_pairs: int | None = None
+    as_there_are: bool = False
 
     @property
     def cells(self) -> set[CellName]:
         """Cells that something is asked of."""
         return {*self.until, *(claim.cell for claim in self.claims)}
 
+    def check_classes(self, count: int) -> None:
+        """Raise `InputError` if something is asked of unmatched pairs and the bank has a single class."""
+        asked: list[CellName] = [claim.cell for claim in self.claims]
+        if not self.as_there_are:
+            asked += self.until
+        if count == 1 and "unmatched" in map(stratum_of, asked):
+            raise InputError("--until, --claim: the bank has a single class, so no pair is unmatched; ask of matched")
+
     def __post_init__(self) -> None:
         if not self.until and not self.claims:
             raise InputError("--until, --claim: give at least one of them")
+        if "clean" in self.until:
+            raise InputError("--until clean: every picture is evaluated clean, so that it is exact; leave it out")
         for cell, mark in self.until.items():
             if not 0 < mark < 1:
                 raise InputError(f"--until {cell}={mark:g}: a half-width is above 0 and below 1, as 0.01 for ±1 point")
         for claim in self.claims:
-            if not 0 <= claim.bound < math.inf:
-                raise InputError(f"--claim {claim}: the bound must be 0 or more")
+            if not 0 <= claim.bound < math.inf or (claim.bound > 1 and "/" not in claim.cell):
+                raise InputError(f"--claim {claim}: accuracies are from 0 to 1, and ratios from 0 on")
         if len(set(self.claims)) < len(self.claims):
             raise InputError(f"--claim {','.join(map(str, self.claims))}: names a claim twice; leave one out")
         if self.max_pairs is not None and self.max_pairs < 2 * LEAST:
             raise InputError(f"--max-pairs {self.max_pairs}: must be at least {2 * LEAST}, {LEAST} of each cell")
+
+
+def parse_spec(until: str | None, claim: str | None, max_pairs: int | None) -> SamplingSpec:
+    """Read the options of `gfo-eval`; a single number is for the cells that there are. Raises `InputError`."""
+    marks = {} if until is None else parse_until(until)
+    claims = () if claim is None else parse_claims(claim)
+    return SamplingSpec(marks, claims, max_pairs, as_there_are=until is not None and "=" not in until)
 
 
 def parse_until(text: str) -> dict[CellName, float]:

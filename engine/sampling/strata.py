@@ -14,6 +14,7 @@ from .order import Ints
 Floats = NDArray[np.float64]
 StratumName = Literal["matched", "unmatched"]
 STRATA: Final[tuple[StratumName, ...]] = ("matched", "unmatched")
+_HEAVY = 2.0
 _SPREAD = 3.0  # standard deviations beyond which a clean margin says no more than at them
 
 
@@ -59,7 +60,9 @@ class Population:
     @property
     def clean(self) -> float:
         """Clean accuracy, the mean over classes."""
-        return float(self.right @ _shares(self))
+        present = self.counts > 0
+        right = np.bincount(self.own, self.right, self.rows)
+        return float((right[present] / self.counts[present]).mean())
 
     def stratum(self, name: StratumName) -> Stratum:
         """Return the pairs of a cell."""
@@ -80,6 +83,8 @@ class Stratum:
         The factors of the weights, [N] and [K].
     heaviest
         The largest weight.
+    heavy
+        Rows of the classes whose pairs weigh more than twice the mean, bool [K].
     """
 
     def __init__(self, name: StratumName, population: Population) -> None:
@@ -92,6 +97,9 @@ class Stratum:
             present = population.counts > 0
             self.by_row = 1 / np.maximum(present.sum() - present, 1)
         self.by_picture = self.by_picture * (self.total / max(self._sum_of_weights(), 1e-300))
+        of_class = np.zeros(rows)
+        of_class[population.own] = self.by_picture
+        self.heavy = of_class > _HEAVY
         self.heaviest = float(self.by_picture.max(initial=0) * self.by_row.max(initial=0))
 
     @property

@@ -244,14 +244,17 @@ def test_changed_pictures_are_drawn_again(sample: Callable[..., Summary], data: 
     assert before.sample is not None
 
 
-def test_damaged_answers_are_named(sample: Callable[..., Summary], tmp_path: Path) -> None:
-    sample(tmp_path / "run")
+def test_damaged_answers_are_evaluated_again(sample: Callable[..., Summary], tmp_path: Path) -> None:
+    whole = sample(tmp_path / "run")
+    kept = answers(tmp_path / "run", "matched")
     chunk = tmp_path / "run" / "sample" / "pairs.zarr" / "matched" / "prediction" / "c.0"
     content = bytearray(chunk.read_bytes())
     content[-6] ^= 1
     chunk.write_bytes(bytes(content))
-    with pytest.raises(InputError, match=r"pairs\.zarr: is damaged"):
-        sample(tmp_path / "run")
+    found = sample(tmp_path / "run")
+    assert (found.sample, found.matched) == (whole.sample, whole.matched)
+    assert 0 < found.pairs < whole.pairs
+    assert answers(tmp_path / "run", "matched") == kept
 
 
 def test_what_a_sample_cannot_do_is_refused(
@@ -265,6 +268,9 @@ def test_what_a_sample_cannot_do_is_refused(
             sample(tmp_path / "run", config=config)
     with pytest.raises(InputError, match="holds a RUN of all pairs"):
         sample(full[0])
+    (tmp_path / "several" / "0.5" / "predictions.zarr").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"holds the RUNs of --strength 0\.5"):
+        sample(tmp_path / "several")
 
 
 def test_the_report_marks_what_is_estimated(
@@ -286,6 +292,13 @@ def test_the_report_marks_what_is_estimated(
     assert matrix[0] == pytest.approx(truth[0])
     assert np.isnan(matrix[-1]).all()
     assert np.abs(matrix[1:-1] - truth[1:-1]).max() < 0.12
+
+
+def test_clean_claims_alone_have_a_report(sample: Callable[..., Summary], tmp_path: Path) -> None:
+    found = sample(tmp_path / "run", SamplingSpec(claims=(Claim("clean", False, 0.01),)))
+    assert found.matched is None
+    assert found.unmatched is None
+    assert report([tmp_path / "run"], tmp_path / "report").page.is_file()
 
 
 def test_silent_by_default(sample: Callable[..., Summary], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

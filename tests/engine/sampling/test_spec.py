@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gfo.engine.sampling.spec import Claim, SamplingSpec, parse_claims, parse_until
+from gfo.engine.sampling.spec import Claim, SamplingSpec, parse_claims, parse_spec, parse_until
 from gfo.export.errors import InputError
 
 
@@ -20,6 +20,20 @@ def test_claims_are_read_and_shown_alike() -> None:
     claims = parse_claims("matched<=0.25, unmatched/clean >= 0.7")
     assert claims == (Claim("matched", True, 0.25), Claim("unmatched/clean", False, 0.7))
     assert list(map(str, claims)) == ["matched<=0.25", "unmatched/clean>=0.7"]
+
+
+def test_a_bound_that_is_the_cell_is_met() -> None:
+    for value in (0.3 - 1e-16, 0.3, 0.30000000000000004):
+        assert Claim("matched", True, 0.3).decided(value, value)
+        assert Claim("matched", False, 0.3).decided(value, value)
+
+
+def test_unmatched_pairs_need_two_classes() -> None:
+    parse_spec("0.01", "matched<=0.5", None).check_classes(1)
+    for until, claim in (("unmatched=0.01", None), ("0.01", "unmatched/clean>=0.5")):
+        parse_spec(until, claim, None).check_classes(2)
+        with pytest.raises(InputError, match="single class"):
+            parse_spec(until, claim, None).check_classes(1)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +64,8 @@ def test_bad_claims_are_refused(text: str) -> None:
     [
         ({}, "--until, --claim"),
         ({"until": {"matched": 0.0}}, "--until matched=0"),
+        ({"until": {"clean": 0.1}}, "--until clean"),
+        ({"claims": (Claim("matched", True, 25.0),)}, "--claim matched<=25"),
         ({"until": {"matched": float("nan")}}, "--until matched=nan"),
         ({"claims": (Claim("matched", True, -0.1),)}, "--claim matched<=-0.1"),
         ({"claims": (Claim("matched", True, float("nan")),)}, "--claim matched<=nan"),
