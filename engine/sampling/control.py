@@ -71,3 +71,8 @@ class Ridge:
         of_features, of_classes, of_rows = np.split(coefficients, [self._features, self._features + rows])
         by_picture = population.features @ of_features + of_classes[population.own]
         return Expected(by_picture, of_rows if len(of_rows) else np.zeros(rows))
+
+    def degrees(self) -> float:
+        """Return the effective number of coefficients of a regression on all pairs: what the penalty leaves of them."""
+        products = self._products.sum(axis=0)
+        return float(np.trace(np.linalg.solve(products + np.diag(self._penalty), products)))

@@ -20,7 +20,7 @@ MODEL = ("--model", "python:gfo_tiny:network", "--weights", "default", "--second
     [
         (("--engine", "tensorflow"), "--engine tensorflow: expected some of auto, torch"),
         (("--stages", "bare,fast"), "--stages fast: expected some of bare, pairs"),
-        (("--precision", "int8"), "--precision int8: expected some of fp32"),
+        (("--precision", "int4"), "--precision int4: expected some of fp32"),
         (("--seconds", "0"), "--seconds 0.0: expected a number above 0"),
         (("--images", "nowhere"), "--images nowhere: no such folder"),
         (("--occluders", "0"), "--occluders 0: expected at least 1"),

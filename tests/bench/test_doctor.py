@@ -39,7 +39,7 @@ def test_json_is_the_last_line_and_complete(monkeypatch: pytest.MonkeyPatch, cap
     options = {state["engine"]: state["options"] for state in facts["engines"]}
     assert options["torch"] == {"impl": "auto", "compiled": False}
     assert options["openvino"] == {"hint": "auto", "streams": None}
-    assert (options["onnxruntime"], options["trt"]) == ({"provider": "auto"}, {})
+    assert (options["onnxruntime"], options["trt"]) == ({"provider": "auto", "literal": False}, {})
 
 
 def test_tables_only_without_the_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

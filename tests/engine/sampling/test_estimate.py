@@ -136,6 +136,8 @@ def test_the_ridge_is_that_of_least_squares_with_rows_for_its_penalty(
     above = np.concatenate([design[ours], penalty]), np.concatenate([correct[ours], np.zeros(len(penalty))])
     coefficients = np.linalg.lstsq(*above, rcond=None)[0]
     assert found.of(picture, row) == pytest.approx(design @ coefficients, abs=1e-6)
+    hat = design @ np.linalg.inv(design.T @ design + penalty**2) @ design.T
+    assert ridge.degrees() == pytest.approx(np.trace(hat), abs=1e-6)
 
 
 def test_parts_by_class_and_occluder_sum_to_the_estimate(made: Callable[..., Any]) -> None:
