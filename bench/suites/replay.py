@@ -40,7 +40,7 @@ class Replay(TableSuite):
     def check(self) -> None:
         """See `Suite.check`."""
         if not self.runs:
-            raise InputError("--runs: name at least one RUN of gfo-eval, as runs/demo/val")
+            raise InputError("--runs: name at least one RUN of gfo-eval, as runs/demo/digits-resnet")
         if self.replays < 1:
             raise InputError(f"--replays {self.replays}: must be at least 1")
         if self.classes is not None and self.classes < 2:

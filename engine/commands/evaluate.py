@@ -205,17 +205,15 @@ def _sampled_lines(summary: Summary, out: Path) -> list[str]:
     """Return a line for each cell of a sampled run with both of its intervals, one for each claim, and the file."""
     assert summary.sample is not None
     lines = _lines(summary)
-    lines.append("sampled, 95% over the pairs that were not drawn")
+    lines.append("sampled; ± is the 95% half-width over the pairs that were not drawn")
     for cell in summary.sample.cells:
         known = cell.pairs == cell.total
         drawn = f"all {cell.total:,} pairs, exact" if known else f"{cell.pairs:,} of {cell.total:,} pairs"
         lines.append(f"{cell.cell:{_NAME_WIDTH}} {cell.value:.4f}  ± {cell.half_width:.4f}  {drawn}")
     for claim in summary.sample.claims:
         low, high = claim.sequence
-        needed = f"; probably decided after {claim.pairs_needed:,} pairs" if claim.pairs_needed else ""
-        lines.append(
-            f"claim {claim.claim}: {claim.decision}  at any look at 95% within {low:.4f} to {high:.4f}{needed}"
-        )
+        needed = f"; some {claim.pairs_needed:,} pairs would probably decide it" if claim.pairs_needed else ""
+        lines.append(f"claim {claim.claim}: {claim.decision}; 95% at every look {low:.4f} to {high:.4f}{needed}")
     for cell in summary.sample.short:
         lines.append(f"{cell.cell}: ± {cell.half_width:.4f}, not ± {cell.wanted:g}: --max-pairs was reached")
     return [*lines, f"{out / 'summary.json'}"]

@@ -16,7 +16,7 @@ from ..evaluation.sample import CellName
 from ..evaluation.summary import Run
 from .estimate import DifferenceEstimator, Estimate
 from .spec import stratum_of
-from .strata import Floats, Population, StratumName
+from .strata import Floats, Population, Stratum, StratumName
 
 Estimators = Mapping[StratumName, DifferenceEstimator]
 RATIO_OF: Final[Mapping[StratumName, RatioName]] = {"matched": "matched/clean", "unmatched": "unmatched/clean"}
@@ -30,21 +30,15 @@ def estimate_of(cell: CellName, population: Population, estimates: Mapping[Strat
     found = estimates[stratum]
     if "/" not in cell:
         return found
-    below = below_ratio(population, stratum)
+    below = population.stratum(stratum).clean
     return Estimate(found.value / below, found.half_width / below, found.pairs, found.total)
 
 
 def check_ratio(cell: CellName, population: Population) -> None:
     """Raise `InputError` for a ratio where no clean answer is right."""
     stratum = stratum_of(cell)
-    if "/" in cell and stratum is not None and not below_ratio(population, stratum):
+    if "/" in cell and stratum is not None and not population.stratum(stratum).clean:
         raise InputError(f"{cell}: no clean answer is right, so that there is no ratio; ask for {stratum} alone")
-
-
-def below_ratio(population: Population, stratum: StratumName) -> float:
-    """Return what a ratio divides a cell by: the accuracy of the same pairs without an occluder."""
-    pairs = population.stratum(stratum)
-    return pairs.weighted(population.right.astype(float), np.zeros(population.rows)) / pairs.total
 
 
 def expected_matrix(population: Population, estimators: Estimators) -> Floats:
@@ -66,7 +60,9 @@ class _Draws:
     generator: np.random.Generator
 
 
-def results_of(run: Run, population: Population, estimators: Estimators) -> Results:
+def results_of(
+    run: Run, population: Population, estimators: Estimators, estimates: Mapping[StratumName, Estimate]
+) -> Results:
     """Return the numbers of a sampled run; what was not drawn is null.
 
     Intervals over classes resample these with their occluders. Those of a full run resample the pictures, too, and are
@@ -80,9 +76,9 @@ def results_of(run: Run, population: Population, estimators: Estimators) -> Resu
     cells: dict[str, Any] = {"clean": clean.accuracy(present, len(population))}
     ratios = PENDING.ratios.copy()
     for name, estimator in estimators.items():
-        estimate = estimator.estimate()
-        cell = _cell(estimator, estimate, draws)
-        below = _cell_of_clean(estimator, draws)
+        estimate, stratum = estimates[name], estimator.stratum
+        cell = _cell(estimate.value, estimator.unbiased_cells(), stratum, draws)
+        below = _cell(stratum.clean, np.nan_to_num(population.clean_by_class), stratum, draws)
         pictures = len(np.unique(estimator.picture))
         interval = cell.intervals(present)[1]
         cells[name] = Accuracy(estimate.value, None, interval, pictures, estimate.half_width)
@@ -98,46 +94,33 @@ def results_of(run: Run, population: Population, estimators: Estimators) -> Resu
 def _clean(population: Population, draws: _Draws) -> Bootstrapped:
     """Return clean accuracy with the replicates of both bootstraps."""
     counts, present = population.counts, population.counts > 0
-    right = np.bincount(population.own, population.right, population.rows)
-    means = np.divide(right, counts, out=np.zeros(len(counts)), where=present)
+    means = np.nan_to_num(population.clean_by_class)
     drawn = draws.generator.binomial(counts, means, size=(REPLICATES, len(counts))) / np.maximum(counts, 1)
     with np.errstate(invalid="ignore"):
         classes = (draws.classes * drawn).sum(axis=1) / draws.classes[:, present].sum(axis=1)
     return Bootstrapped(population.clean, drawn[:, present].mean(axis=1), classes)
 
 
-def _cell(estimator: DifferenceEstimator, estimate: Estimate, draws: _Draws) -> Bootstrapped:
-    cells, shares = estimator.unbiased_cells(), estimator.stratum.shares()
-    return Bootstrapped(estimate.value, np.full(REPLICATES, np.nan), _resampled(estimator, cells, shares, draws))
+def _cell(value: float, cells: Floats, stratum: Stratum, draws: _Draws) -> Bootstrapped:
+    """Return the mean of cells [k, c] (or [c], the same under every occluder) with its replicates over classes.
 
-
-def _cell_of_clean(estimator: DifferenceEstimator, draws: _Draws) -> Bootstrapped:
-    """Return the clean accuracy of a cell's pairs."""
-    population, shares = estimator.stratum.population, estimator.stratum.shares()
-    right = np.bincount(population.own, population.right, population.rows) / np.maximum(population.counts, 1)
-    cells = np.broadcast_to(right, shares.shape)
-    value = below_ratio(population, estimator.stratum.name)
-    return Bootstrapped(value, np.full(REPLICATES, np.nan), _resampled(estimator, cells, shares, draws))
-
-
-def _resampled(estimator: DifferenceEstimator, cells: Floats, shares: Floats, draws: _Draws) -> Floats:
-    """Return the mean of cells [k, c] in each replicate: each counts as often as its occluder and its class are drawn.
-
-    A pair of a class with its own occluder is drawn once, as both are.
+    A cell counts as often as its occluder and its class are drawn; one of a class with its own occluder once, as both
+    are.
     """
-    if estimator.stratum.matched:
-        weights = draws.classes * np.diag(shares)
-        above, below = weights @ np.diag(cells), weights.sum(axis=1)
+    shares = stratum.shares()
+    weighted = shares * cells
+    if stratum.matched:
+        above, below = (draws.classes @ np.diag(part) for part in (weighted, shares))
     else:
-        above = np.einsum("rk,kc,rc->r", draws.classes, shares * cells, draws.classes, optimize=True)
-        below = np.einsum("rk,kc,rc->r", draws.classes, shares, draws.classes, optimize=True)
+        above, below = (
+            np.einsum("rk,kc,rc->r", draws.classes, part, draws.classes, optimize=True) for part in (weighted, shares)
+        )
     with np.errstate(invalid="ignore", divide="ignore"):
-        return above / below
+        return Bootstrapped(value, np.full(REPLICATES, np.nan), above / below)
 
 
 def _class_rows(run: Run, population: Population, estimators: Estimators) -> tuple[ClassRow, ...]:
     matrix = expected_matrix(population, estimators)
-    right = np.bincount(population.own, population.right, population.rows)
     found: list[ClassRow] = []
     for row, class_id in enumerate(run.class_ids):
         pictures = int(population.counts[row])
@@ -151,7 +134,7 @@ def _class_rows(run: Run, population: Population, estimators: Estimators) -> tup
                 folder=run.folders[str(class_id)],
                 name=run.class_names[str(class_id)],
                 pictures=pictures,
-                clean=float(right[row] / pictures),
+                clean=float(population.clean_by_class[row]),
                 matched=float(matrix[row, row]),
                 matched_wilson95=None,
                 top_wrong_label=None,

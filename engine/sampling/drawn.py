@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -109,16 +110,16 @@ class DrawnPictures(PictureSource):
         """See `PictureSource.blocks`."""
         assert not isinstance(parts, int)
         wanted = [range(i, i + 1) for i in np.unique(self._images).tolist()]
-        singles = self._source.blocks(self._paths, wanted)
         last: Block | None = None
-        for part in parts:
-            blocks: list[Block] = []
-            for i in self._images[part.start : part.stop].tolist():
-                if last is None or last.start != i:
-                    last = next(singles)
-                blocks.append(last)
-            broken = {at: one.quarantined[0] for at, one in enumerate(blocks) if one.quarantined}
-            yield Block(part.start, torch.cat([one.images for one in blocks]), broken)
+        with closing(self._source.blocks(self._paths, wanted)) as singles:  # type: ignore[type-var]
+            for part in parts:
+                blocks: list[Block] = []
+                for i in self._images[part.start : part.stop].tolist():
+                    if last is None or last.start != i:
+                        last = next(singles)
+                    blocks.append(last)
+                broken = {at: one.quarantined[0] for at, one in enumerate(blocks) if one.quarantined}
+                yield Block(part.start, torch.cat([one.images for one in blocks]), broken)
 
 
 def pictures_of(source: PictureSource, store: RunStore, pairs: DrawnPairs) -> PictureSource:

@@ -89,7 +89,7 @@ def evaluate_sample(
         drawn = _draw(station, sampler, PairStore(store.path.parent, sampler.totals), passes, progress)
         seconds, pairs = time.perf_counter() - started, drawn + sum(count for _, count in counted)
     speed = speed_of(out, seconds, pairs, peak_rss_mb())
-    results = results_of(store.run, population, sampler.estimators)
+    results = results_of(store.run, population, sampler.estimators, sampler.estimates)
     summary = summary_of(store, speed, 0, results, sampler.record())
     summary.write(out)
     if line := accuracy_doubt(population.clean, store.run.num_classes, station.accuracy):

@@ -12,9 +12,9 @@ from ..evaluation.summary import Summary
 from .cells import expected_matrix
 from .estimate import DifferenceEstimator
 from .population import SAMPLE, population_of
-from .sampler import orders
+from .sampler import orders, totals
 from .store import PairStore
-from .strata import STRATA, Floats, StratumName
+from .strata import Floats, StratumName
 
 
 def sampled_matrix(run: Path, summary: Summary) -> tuple[Floats, list[int]]:
@@ -36,23 +36,21 @@ def sampled_matrix(run: Path, summary: Summary) -> tuple[Floats, list[int]]:
     assert summary.sample is not None
     store = RunStore.open(run / SAMPLE)
     population = population_of(store)
-    strata = {name: population.stratum(name) for name in STRATA}
-    kept = PairStore(store.path.parent, {name: strata[name].total for name in STRATA}, writable=False)
+    kept = PairStore(store.path.parent, totals(population), writable=False)
     drawn = {cell.cell: cell.pairs for cell in summary.sample.cells}
     estimators: dict[StratumName, DifferenceEstimator] = {}
     for name, order in orders(population, summary.seed).items():
         if name not in drawn:
             continue
-        picture, row = strata[name].pairs(order.first(drawn[name]))
+        estimators[name] = DifferenceEstimator(population.stratum(name))
+        picture, row = estimators[name].stratum.pairs(order.first(drawn[name]))
         images = population.pictures[picture]
         found = kept.answers(name, 0, images, row)
         if found is None:
             raise InputError(f"{kept.path}: answers are missing; run the same gfo-eval again")
-        estimators[name] = DifferenceEstimator(strata[name])
         estimators[name].add(picture, row, (found == store.labels[images]).astype(float))
     rows = population.rows
     matrix = np.full((rows + 2, rows), np.nan)
-    with np.errstate(invalid="ignore"):
-        matrix[0] = np.bincount(population.own, population.right, rows) / population.counts
+    matrix[0] = population.clean_by_class
     matrix[1:-1] = expected_matrix(population, estimators)
     return matrix, list(summary.class_ids)

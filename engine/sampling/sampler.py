@@ -8,15 +8,14 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from ...export.errors import InputError
 from ..evaluation.sample import CellName, DecidedClaim, Sample, SampledCell
-from .cells import below_ratio, check_ratio, estimate_of
+from .cells import check_ratio, estimate_of
 from .control import Expected
 from .estimate import DifferenceEstimator, Estimate
 from .order import Ints, Order
 from .sequence import ConfidenceSequence
 from .spec import CELLS, LEAST, LOOK, Claim, SamplingSpec, stratum_of
-from .strata import STRATA, Floats, Population, Stratum, StratumName
+from .strata import STRATA, Floats, Population, StratumName
 
 ERROR: Final = 0.05
 """Probability, at most, that any claim of a call is decided wrongly."""
@@ -32,14 +31,19 @@ Pairs: TypeAlias = tuple[Ints, Ints]
 """Pictures, as places in the population, and rows of the bank, int64 [n] each."""
 
 
+def totals(population: Population) -> dict[StratumName, int]:
+    """Return how many pairs each cell has."""
+    return {name: stratum.total for name, stratum in population.strata.items()}
+
+
 def orders(population: Population, seed: int) -> dict[StratumName, Order]:
     """Return the order of the pairs of each cell."""
-    return {name: Order(population.stratum(name).total, seed, place) for place, name in enumerate(STRATA)}
+    return {name: Order(total, seed, place) for place, (name, total) in enumerate(totals(population).items())}
 
 
 def _there(spec: SamplingSpec, population: Population) -> SamplingSpec:
     """Return the specification with those of its widths whose cells there are; it may have none."""
-    names = {name for name in STRATA if population.stratum(name).total}
+    names = {name for name, total in totals(population).items() if total}
     ratios = population.clean > 0
     cells: list[CellName] = [cell for cell in spec.until if stratum_of(cell) in names and (ratios or "/" not in cell)]
     until: dict[CellName, float] = {cell: spec.until[cell] for cell in cells}
@@ -76,15 +80,13 @@ class Sampler:
         if spec.as_there_are:
             spec = _there(spec, population)
         self._spec = spec
-        strata: dict[StratumName, Stratum] = {name: population.stratum(name) for name in STRATA}
-        self.totals: dict[StratumName, int] = {name: stratum.total for name, stratum in strata.items()}
-        asked = {stratum_of(cell) for cell in spec.cells}
-        names: list[StratumName] = [name for name in STRATA if name in asked]
-        for name in names:
-            if not self.totals[name]:
-                raise InputError(f"--until, --claim: there are no {name} pairs, as the bank has a single class")
+        spec.check_classes(population.rows)
         for cell in spec.cells:
             check_ratio(cell, population)
+        strata = population.strata
+        self.totals = totals(population)
+        asked = {stratum_of(cell) for cell in spec.cells}
+        names: list[StratumName] = [name for name in STRATA if name in asked]
         self.estimators: dict[StratumName, DifferenceEstimator] = {
             name: DifferenceEstimator(strata[name]) for name in names
         }
@@ -168,7 +170,7 @@ class Sampler:
         low, high = sequence.low, sequence.high
         if found is not None and found.pairs == found.total:
             low = high = found.value
-        below = below_ratio(self.population, name) if "/" in cell else 1.0
+        below = self.population.stratum(name).clean if "/" in cell else 1.0
         return low / below, high / below
 
     def decision(self, claim: Claim) -> bool | None:

@@ -59,7 +59,8 @@ class ConfidenceSequence:
             expected = Expected(np.full(len(stratum.population), 0.5), np.zeros(stratum.population.rows))
         weights = stratum.weights(picture, row)
         foreseen = weights * np.clip(expected.of(picture, row), 0, 1)
-        earlier = stratum.weights(self._picture, self._row) * np.clip(expected.of(self._picture, self._row), 0, 1)
+        past = stratum.weights(self._picture, self._row)
+        earlier = past * np.clip(expected.of(self._picture, self._row), 0, 1)
         answers = weights * correct
         left = total - before - np.arange(n)  # pairs that were left when each was drawn
         of_left = (stratum.weighted_within(*expected) - earlier.sum() - _before(foreseen)) / left
@@ -76,7 +77,7 @@ class ConfidenceSequence:
         half_width = stratum.heaviest * (self._bar + variation) / counted
         # What is certain: pairs not drawn yet are all wrong, or all right.
         surely = drawn + answers
-        weight_left = total - self._weight_of_past() - np.cumsum(weights)
+        weight_left = total - past.sum() - np.cumsum(weights)
         low = np.maximum(bet_on / counted - half_width, surely / total)
         high = np.minimum(bet_on / counted + half_width, (surely + weight_left) / total)
         self.low, self.high = max(self.low, float(low.max())), min(self.high, float(high.min()))
@@ -84,9 +85,6 @@ class ConfidenceSequence:
         self._squares += float((missed**2).sum())
         self._sum += float(answers.sum())
         self._picture, self._row = np.append(self._picture, picture), np.append(self._row, row)
-
-    def _weight_of_past(self) -> float:
-        return float(self._stratum.weights(self._picture, self._row).sum())
 
 
 def _before(values: Floats) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal
@@ -57,16 +58,25 @@ class Population:
         right = self.right[:, None].astype(float)
         return np.concatenate([np.ones_like(right), right, powers, right * powers], axis=1)
 
+    @cached_property
+    def clean_by_class(self) -> Floats:
+        """Clean accuracy of each row's class, [K]; NaN where it has no picture."""
+        with np.errstate(invalid="ignore"):
+            return np.bincount(self.own, self.right, self.rows) / self.counts
+
     @property
     def clean(self) -> float:
         """Clean accuracy, the mean over classes."""
-        present = self.counts > 0
-        right = np.bincount(self.own, self.right, self.rows)
-        return float((right[present] / self.counts[present]).mean())
+        return float(np.nanmean(self.clean_by_class))
+
+    @cached_property
+    def strata(self) -> Mapping[StratumName, Stratum]:
+        """The pairs of each cell."""
+        return {name: Stratum(name, self) for name in STRATA}
 
     def stratum(self, name: StratumName) -> Stratum:
         """Return the pairs of a cell."""
-        return Stratum(name, self)
+        return self.strata[name]
 
 
 class Stratum:
@@ -97,10 +107,10 @@ class Stratum:
             present = population.counts > 0
             self.by_row = 1 / np.maximum(present.sum() - present, 1)
         self.by_picture = self.by_picture * (self.total / max(self._sum_of_weights(), 1e-300))
-        of_class = np.zeros(rows)
-        of_class[population.own] = self.by_picture
+        of_class, most = np.zeros(rows), float(self.by_row.max(initial=0))
+        of_class[population.own] = self.by_picture * most
         self.heavy = of_class > _HEAVY
-        self.heaviest = float(self.by_picture.max(initial=0) * self.by_row.max(initial=0))
+        self.heaviest = float(self.by_picture.max(initial=0) * most)
 
     @property
     def matched(self) -> bool:
@@ -109,6 +119,11 @@ class Stratum:
 
     def _sum_of_weights(self) -> float:
         return self.weighted(np.ones(len(self.population)), np.zeros(self.population.rows))
+
+    @cached_property
+    def clean(self) -> float:
+        """Accuracy of the same pairs without an occluder: what a ratio divides the cell by."""
+        return self.weighted(self.population.right.astype(float), np.zeros(self.population.rows)) / self.total
 
     def weighted(self, by_picture: Floats, by_row: Floats) -> float:
         """Return the sum over all pairs of weight × (a of the picture [N] + b of the occluder [K])."""

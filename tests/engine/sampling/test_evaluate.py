@@ -17,7 +17,7 @@ from PIL import Image
 from gfo.engine.data.spec import DataSpec
 from gfo.engine.engines.choice import EngineChoice
 from gfo.engine.evaluation.config import EvaluationConfig
-from gfo.engine.evaluation.evaluate import evaluate
+from gfo.engine.evaluation.evaluate import evaluate as evaluate_all
 from gfo.engine.evaluation.store import RunStore
 from gfo.engine.evaluation.summary import Summary, read_summary
 from gfo.engine.progress import Silent, no_progress
@@ -61,7 +61,7 @@ def full(
     tiny_classifier: FrozenClassifier, bank: OccluderBank, data: DataSpec, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Summary]:
     out = tmp_path_factory.mktemp("full") / "run"
-    return out, evaluate(tiny_classifier, bank, data, out, CONFIG)
+    return out, evaluate_all(tiny_classifier, bank, data, out, CONFIG)
 
 
 @pytest.fixture
@@ -198,12 +198,16 @@ def test_claims_are_decided_and_right(
         Claim("matched/clean", False, (matched + 0.15) / clean),
         Claim("clean", False, clean / 2),
     )
-    found = sample(tmp_path / "run", SamplingSpec(claims=claims)).sample
+    whole = sample(tmp_path / "run", SamplingSpec(claims=claims))
+    found = whole.sample
     assert found is not None
     assert [claim.decision for claim in found.claims] == ["yes", "no", "yes"]
     assert [claim.pairs_needed for claim in found.claims] == [None, None, None]
     low, high = found.claims[0].sequence
     assert low <= matched <= high <= matched + 0.15
+    cell, shown = found.cells[1], whole.matched
+    assert shown is not None
+    assert shown.half_width == cell.half_width == max(high - cell.value, cell.value - low)
     assert found.claims[1].sequence == pytest.approx((low / clean, high / clean))
     assert found.cells[1].pairs < 850
 
@@ -299,6 +303,25 @@ def test_clean_claims_alone_have_a_report(sample: Callable[..., Summary], tmp_pa
     assert found.matched is None
     assert found.unmatched is None
     assert report([tmp_path / "run"], tmp_path / "report").page.is_file()
+
+
+def test_the_command_says_how_sure_it_is(
+    run: Callable[..., tuple[int, str, str]],
+    evaluate: Callable[..., list[object]],
+    refused: Callable[..., None],
+    tiny_data: Path,
+    tiny_bank: Path,
+    tmp_path: Path,
+) -> None:
+    words = evaluate(tiny_data, tiny_bank, tmp_path / "run", "--until", "0.01", "--claim", "matched<=1")
+    code, out, _ = run(*words)
+    assert code == 0
+    lines = out.splitlines()
+    assert "claim matched<=1: yes; 95% at every look " in out
+    for cell, pairs in (("clean", 18), ("matched", 18), ("unmatched", 36)):
+        assert any(line.startswith(f"{cell} ") and line.endswith(f"all {pairs} pairs, exact") for line in lines)
+    assert lines[-1] == str(tmp_path / "run" / "summary.json")
+    refused([*words, "--shard", "0/2"], "--until, --claim", "leave --shard out")
 
 
 def test_silent_by_default(sample: Callable[..., Summary], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
