@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ...export.models.spec import ModelSpec
     from ..evaluation.results import Accuracy, Rate, Ratio
     from ..evaluation.summary import Summary
+    from ..sampling.certify import CertificateSpec
     from ..sampling.spec import SamplingSpec
 
 app = options.new_app()
@@ -97,9 +98,38 @@ class SampleOptions(options.Group):
         typer.Option(metavar="CELL<=X|CELL>=X[,…]", help="Draw pairs at random until these claims are decided."),
     ] = None
     max_pairs: Annotated[int | None, typer.Option(help="The most pairs to draw.")] = None
+    certify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fp32|ARTEFACT",
+            help="After all pairs, draw some in fp32, and say what the cells would be; --until (0.005) is about these.",
+        ),
+    ] = None
+
+    def certificate(self) -> CertificateSpec | None:
+        """Return when the certification ends; None for none. Raises `InputError`."""
+        if self.certify is None:
+            return None
+        if self.claim is not None:
+            raise InputError(f"--claim {self.claim}: is decided by a sample; with --certify, leave it out")
+        from ..sampling.certify import parse_certificate
+
+        return parse_certificate(self.until, self.max_pairs)
+
+    def reference(self, subject: ModelSpec | Artefact) -> ModelSpec | Artefact:
+        """Return what answers in fp32. Raises `InputError`."""
+        from ...export.artefact import Artefact
+
+        if self.certify != "fp32":
+            return Artefact.load(Path(str(self.certify)))
+        if isinstance(subject, Artefact):
+            raise InputError("--certify fp32: an artefact has one precision; pass the folder of its fp32 export here")
+        return subject
 
     def spec(self) -> SamplingSpec | None:
         """Return when the sampling ends; None where all pairs are evaluated. Raises `InputError`."""
+        if self.certify is not None:
+            return None
         if self.until is None and self.claim is None:
             if self.max_pairs is not None:
                 raise InputError(f"--max-pairs {self.max_pairs}: limits --until and --claim; give one of them")
@@ -134,9 +164,16 @@ def evaluate(
         strengths=_strengths(run.strength),
         cluster=cluster.spec(),
     )
-    sampling = sample.spec()
+    sampling, certificate = sample.spec(), sample.certificate()
     with options.progress("gfo-eval", log_json) as progress:
         what = subject.subject(run.seed), subject.occluders, data.spec(data.split), run.out, config
+        if certificate is not None:
+            from ..sampling.certify import evaluate_certified
+
+            reference = sample.reference(what[0])
+            summary = evaluate_certified(reference, *what, certificate, progress)
+            print("\n".join([*_lines(summary), *_certificate_lines(summary), f"{run.out / 'summary.json'}"]))
+            return
         if sampling is not None:
             from ..sampling.evaluate import evaluate_sample
 
@@ -152,7 +189,7 @@ def evaluate(
     for strength, summary in summaries.items():
         if len(summaries) > 1:
             print(f"strength {strength:g}, ε = {summary.epsilon:g}")
-        print("\n".join(_lines(summary)))
+        print("\n".join([*_lines(summary), *_certificate_lines(summary)]))
         print(f"{places[strength] / 'summary.json'}")
     for line in _frontier_lines(summaries[config.strengths[0]]):
         print(line)
@@ -217,6 +254,23 @@ def _sampled_lines(summary: Summary, out: Path) -> list[str]:
     for cell in summary.sample.short:
         lines.append(f"{cell.cell}: ± {cell.half_width:.4f}, not ± {cell.wanted:g}: --max-pairs was reached")
     return [*lines, f"{out / 'summary.json'}"]
+
+
+def _certificate_lines(summary: Summary) -> list[str]:
+    """Return a line for each cell as it would be in fp32; none where it was not asked."""
+    found = summary.certificate
+    if found is None:
+        return []
+    lines = [f"in fp32, by engine {found.engine}; ± is the 95% half-width over the pairs that were not drawn"]
+    for cell in found.cells:
+        changed = "" if cell.changed is None else f", {cell.changed:.2%} of them right in only one"
+        lines.append(
+            f"{cell.cell:{_NAME_WIDTH}} {cell.value:.4f}  ± {cell.half_width:.4f}  ({summary.precision} {cell.run:.4f})"
+            f"  {cell.pairs:,} of {cell.total:,} pairs{changed}"
+        )
+    short = "--max-pairs was reached"
+    lines += [f"{cell.cell}: ± {cell.half_width:.4f}, not ± {cell.wanted:g}: {short}" for cell in found.short]
+    return lines
 
 
 def _frontier_lines(summary: Summary) -> list[str]:

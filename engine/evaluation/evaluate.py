@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,7 +108,10 @@ def evaluate_strengths(
     stores, places = station.stores, station.places
     peak = peak_rss_mb() if config.cluster is None else None  # of workers nothing is known
     speeds = [speed_of(place, seconds, pairs * some, peak) for place, some in zip(places, touched, strict=True)]
-    summaries = _summaries(stores, speeds)
+    summaries = [
+        summary if some else _with_certificate(summary, place)
+        for summary, place, some in zip(_summaries(stores, speeds), places, touched, strict=True)
+    ]
     first = summaries[0]
     if all(summary.complete for summary in summaries):  # otherwise other workers' shards are not done
         refuse_quarantined(stores[0], first.quarantined, config.max_quarantined)  # each worker has counted its own
@@ -162,6 +165,15 @@ def _summaries(stores: Sequence[RunStore], speeds: Sequence[Speed]) -> list[Summ
         counted = zip(stores, remaining, strict=True)
         results = [PENDING if left else summarize(store, seed=store.run.seed) for store, left in counted]
     return [summary_of(*facts) for facts in zip(stores, speeds, remaining, results, strict=True)]
+
+
+def _with_certificate(summary: Summary, place: Path) -> Summary:
+    """Return the summary with the certificate of an earlier one, if it is of these very results."""
+    with contextlib.suppress(InputError, FileNotFoundError):
+        before = read_summary(place / SUMMARY_FILE)
+        if all(getattr(before, field.name) == getattr(summary, field.name) for field in fields(Results)):
+            return replace(summary, certificate=before.certificate)
+    return summary
 
 
 def summary_of(

@@ -54,6 +54,26 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """What evaluates pairs: an engine that is open, with its bank, and pictures.
+
+    Attributes
+    ----------
+    run
+        Description of the run, at strength 1.
+    columns
+        Columns of its store.
+    """
+
+    job: Job
+    engine: Engine
+    source: PictureSource
+    run: Run
+    pictures: Sequence[Picture]
+    columns: Sequence[int]
+
+
+@dataclass(frozen=True)
 class Station:
     """What evaluates blocks of a run.
 
@@ -117,6 +137,16 @@ def open_station(job: Job, progress: Progress) -> Iterator[Station]:
     config = job.config
     check_out(job.out, config.strengths)
     places = run_folders(job.out, config.strengths)
+    with open_job(job, progress) as opened:
+        stores = _open_stores(places, opened.run, opened.pictures, opened.columns)
+        yield Station(opened.job, opened.engine, opened.source, stores, list(places.values()), progress)
+
+
+@contextlib.contextmanager
+def open_job(job: Job, progress: Progress) -> Iterator[Opened]:
+    """Open all but the stores for a `with` block; errors are those of `evaluate`."""
+    config = job.config
+    places = run_folders(job.out, config.strengths)
     job = replace(job, data=replace(job.data, loader=_loader(job.data, places.values())))
     data = job.data
     subject: Subject = load_classifier(job.model) if isinstance(job.model, ModelSpec) else job.model
@@ -135,7 +165,6 @@ def open_station(job: Job, progress: Progress) -> Iterator[Station]:
         if rows is not None:
             load_rows(engine, rows, config.strengths)
         del rows
-        stores = _open_stores(places, run, pictures, columns)
         of_model = (unchecked, subject.doubt, subject.preprocessing.doubt)
         of_data = (beside_the_classes(data), mapped_elsewhere(data, folders, subject.num_classes))
         for line in filter(None, (*of_model, *of_data)):
@@ -143,7 +172,7 @@ def open_station(job: Job, progress: Progress) -> Iterator[Station]:
         why = f"{engine.reason}; {engine.how}"
         progress.say(f"engine {engine.name} on {engine.device}, {engine.precision}: {why}")
         progress.say(f"loader {source.name}: {source.how}")
-        yield Station(job, engine, source, stores, list(places.values()), progress)
+        yield Opened(job, engine, source, run, pictures, columns)
 
 
 def _loader(data: DataSpec, places: Iterable[Path]) -> str:

@@ -16,6 +16,7 @@ from ...export.preprocessing import Preprocessing
 from ...export.records import load_record, read_record, save_record
 from ..data.folders import name_of
 from ..data.spec import Split
+from .certificate import Certificate
 from .results import Count, Record, Results, Text
 from .sample import Sample
 
@@ -155,6 +156,8 @@ class _Counts(Record):
     """All pictures of the run, by what the bank's training used them for."""
     sample: Sample | None = None
     """How pairs were drawn; null where all were evaluated."""
+    certificate: Certificate | None = None
+    """What the cells would be in fp32; null where nobody has asked."""
 
 
 @dataclass(frozen=True, kw_only=True)

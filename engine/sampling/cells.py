@@ -14,11 +14,12 @@ from ..evaluation.metrics import REPLICATES
 from ..evaluation.results import PENDING, Accuracy, ClassRow, Ratio, RatioName, Results
 from ..evaluation.sample import CellName
 from ..evaluation.summary import Run
-from .estimate import DifferenceEstimator, Estimate
+from .cell_estimates import CellEstimator
+from .estimate import Estimate
 from .spec import stratum_of
 from .strata import Floats, Population, Stratum, StratumName
 
-Estimators = Mapping[StratumName, DifferenceEstimator]
+Estimators = Mapping[StratumName, CellEstimator]
 RATIO_OF: Final[Mapping[StratumName, RatioName]] = {"matched": "matched/clean", "unmatched": "unmatched/clean"}
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from .control import FOLDS, Expected, Ridge
+from .control import FOLDS, Expectation, Ridge
 from .order import Ints
 from .strata import Floats, Stratum
 
@@ -44,13 +44,13 @@ class DifferenceEstimator:
 
         value = Σ_f n_f/n · (mean over all pairs of m_f + mean over the pairs of fold f of (correct − m_f))
 
-    all means weighted as the cell is. Whatever the regression is worth, its bias is far below the half-width: it comes
-    from fold f being drawn from what the other fold has left.
+    all means weighted as the cell is. `ridge` makes the regressions. Whatever they are worth, the bias is far below the
+    half-width: it comes from fold f being drawn from what the other fold has left.
     """
 
-    def __init__(self, stratum: Stratum) -> None:
+    def __init__(self, stratum: Stratum, ridge: Ridge[Expectation]) -> None:
         self.stratum = stratum
-        self.ridge = Ridge(stratum)
+        self._ridge = ridge
         self.picture, self.row = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self.correct = np.zeros(0)
 
@@ -59,7 +59,7 @@ class DifferenceEstimator:
 
     def add(self, picture: Ints, row: Ints, correct: Floats) -> None:
         """Add the pairs that were drawn next: pictures as places in the population, rows, and 1.0 or 0.0, [n] each."""
-        self.ridge.add(picture, row, correct, (len(self) + np.arange(len(correct))) % FOLDS)
+        self._ridge.add(picture, row, correct, (len(self) + np.arange(len(correct))) % FOLDS)
         self.picture, self.row = np.append(self.picture, picture), np.append(self.row, row)
         self.correct = np.append(self.correct, correct)
 
@@ -69,61 +69,20 @@ class DifferenceEstimator:
         weights = stratum.weights(self.picture, self.row)
         if n == stratum.total:
             return Estimate(float((weights * self.correct).mean()), 0.0, n, n)
-        fits = [self.ridge.fit(without=fold) for fold in range(FOLDS)]
+        fits = [self._ridge.fit(without=fold) for fold in range(FOLDS)]
         fold = np.arange(n) % FOLDS
         value, squares = 0.0, 0.0
         for which, expected in enumerate(fits):
             left = weights[fold == which] * (self.correct - expected.of(self.picture, self.row))[fold == which]
             share = len(left) / n
-            value += share * (stratum.weighted(*expected) / stratum.total + float(left.mean()))
+            value += share * (expected.mean(stratum) + float(left.mean()))
             squares += share * float(left.var(ddof=1))
         # The folds are fitted on each other, which the variance within them leaves out: in replays with 100 classes,
         # and a coefficient for 11 pairs, it was a tenth too small.
-        squares = (squares + _ADDED / n) * (1 + self.ridge.degrees() / n)
+        squares = (squares + _ADDED / n) * (1 + self._ridge.degrees() / n)
         drawn = n / stratum.total
         # The two regressions differ, which does not vanish as the pairs run out: half of the difference of two means,
         # each over half of the sample.
-        disagreement = weights * (self._of(fits[0]) - self._of(fits[1]))
+        disagreement = weights * np.subtract(*(expected.of(self.picture, self.row) for expected in fits))
         variance = (1 - drawn) * squares / n + drawn * float(disagreement.var(ddof=1)) / (4 * n)
         return Estimate(value, Z95 * math.sqrt(variance), n, stratum.total)
-
-    def _of(self, expected: Expected) -> Floats:
-        return expected.of(self.picture, self.row)
-
-    def expected_cells(self) -> Floats:
-        """Return what is expected of occluder k on pictures of class c, [K, K], within 0 … 1.
-
-        It is NaN where a class has no picture, and where this stratum has no pair: on the diagonal or off it. With all
-        pairs it is what they gave.
-        """
-        known = len(self) == self.stratum.total
-        found = self.unbiased_cells() if known else self._cells_of(self.ridge.fit())
-        return np.where(self.stratum.shares() > 0, np.clip(found, 0, 1), np.nan)
-
-    def unbiased_cells(self) -> Floats:
-        """Return the estimate's parts by occluder k and class c, [K, K]; weighted by `shares` they sum to it.
-
-        Each is unbiased, and rests on few pairs: it may lie outside of 0 … 1. It is 0 where there is no pair.
-        """
-        shares, n = self.stratum.shares(), len(self)
-        there = shares > 0
-        classes = self.stratum.population.own[self.picture]
-        left, means = np.zeros_like(shares), np.zeros_like(shares)
-        weights = self.stratum.weights(self.picture, self.row)
-        if n == self.stratum.total:
-            np.add.at(left, (self.row, classes), weights * self.correct / n)
-        else:
-            fold = np.arange(n) % FOLDS
-            for which in range(FOLDS):
-                expected, ours = self.ridge.fit(without=which), fold == which
-                means += ours.mean() * np.where(there, self._cells_of(expected), 0)
-                missed = (weights * (self.correct - self._of(expected)))[ours] / n
-                np.add.at(left, (self.row[ours], classes[ours]), missed)
-        return means + np.divide(left, shares, out=np.zeros_like(left), where=there)
-
-    def _cells_of(self, expected: Expected) -> Floats:
-        """Return the means of expectations by occluder and class, [K, K]; NaN where a class has no picture."""
-        population = self.stratum.population
-        with np.errstate(invalid="ignore"):
-            sums = np.bincount(population.own, expected.by_picture, population.rows) / population.counts
-        return expected.by_row[:, None] + sums[None, :]

@@ -9,12 +9,12 @@ import numpy as np
 from ...export.errors import InputError
 from ..evaluation.store import RunStore
 from ..evaluation.summary import Summary
+from .cell_estimates import CellEstimator
 from .cells import expected_matrix
-from .estimate import DifferenceEstimator
+from .drawing import orders, totals
 from .population import SAMPLE, population_of
-from .sampler import orders, totals
 from .store import PairStore
-from .strata import Floats, StratumName
+from .strata import STRATA, Floats, StratumName
 
 
 def sampled_matrix(run: Path, summary: Summary) -> tuple[Floats, list[int]]:
@@ -36,14 +36,15 @@ def sampled_matrix(run: Path, summary: Summary) -> tuple[Floats, list[int]]:
     assert summary.sample is not None
     store = RunStore.open(run / SAMPLE)
     population = population_of(store)
-    kept = PairStore(store.path.parent, totals(population), writable=False)
+    kept = PairStore(store.path.parent, totals(population, STRATA), writable=False)
     drawn = {cell.cell: cell.pairs for cell in summary.sample.cells}
-    estimators: dict[StratumName, DifferenceEstimator] = {}
-    for name, order in orders(population, summary.seed).items():
+    estimators: dict[StratumName, CellEstimator] = {}
+    placed = orders(population, summary.seed)
+    for name in STRATA:
         if name not in drawn:
             continue
-        estimators[name] = DifferenceEstimator(population.stratum(name))
-        picture, row = estimators[name].stratum.pairs(order.first(drawn[name]))
+        estimators[name] = CellEstimator(population.stratum(name))
+        picture, row = estimators[name].stratum.pairs(placed[name].first(drawn[name]))
         images = population.pictures[picture]
         found = kept.answers(name, 0, images, row)
         if found is None:

@@ -27,6 +27,9 @@ def population_of(store: RunStore) -> Population:
     pictures = np.flatnonzero((row_of >= 0) & store.readable())
     if not len(pictures):
         raise InputError(f"{store.run.data_root}: holds no readable picture of the bank's classes; check --data")
-    right = store.predictions(0, len(store))[pictures, 0] == store.labels[pictures]
-    margin = store.margins(0, len(store))[pictures, 0].astype(float)
-    return Population(pictures, row_of[pictures], right, margin, len(rows))
+    right, margin = np.zeros(len(store), dtype=bool), np.zeros(len(store))
+    for start in range(0, len(store), store.shard):  # a full run has a column for each occluder
+        part = slice(start, min(start + store.shard, len(store)))
+        right[part] = store.predictions(part.start, part.stop)[:, 0] == store.labels[part]
+        margin[part] = store.margins(part.start, part.stop)[:, 0]
+    return Population(pictures, row_of[pictures], right[pictures], margin[pictures], len(rows))

@@ -10,13 +10,10 @@ from typing import Final, get_args
 
 from ...export.errors import InputError
 from ..evaluation.sample import CellName
+from .drawing import LEAST
 from .strata import StratumName
 
 CELLS: Final[tuple[CellName, ...]] = get_args(CellName)
-LOOK: Final = 250
-"""Pairs of a cell between two looks at its interval."""
-LEAST: Final = 500
-"""Pairs of a cell before the first look that may end the sampling: a variance from fewer is not to be trusted."""
 _ROUNDING = 1e-9  # of a cell that is known
 _CLAIM = re.compile(r"([a-z/]+)\s*(<=|>=)\s*(\S+)")
 

@@ -7,7 +7,9 @@ pairs; chunks that were never drawn are no files.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -17,9 +19,9 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ...export.errors import InputError
 from ...export.files import atomic_folder, naming
+from .drawing import LOOK
 from .order import Ints
-from .spec import LOOK
-from .strata import STRATA, StratumName
+from .strata import StratumName
 
 if TYPE_CHECKING:  # answers are read without PyTorch
     from ...kernels.score import Score
@@ -44,6 +46,8 @@ class PairStore:
         That holds it.
     totals
         Pairs of each cell.
+    facts
+        What a new one is of: attributes of the group.
     writable
         Whether to create it if it is not there.
 
@@ -53,30 +57,45 @@ class PairStore:
         It is not there, is damaged, or was drawn from other pairs.
     """
 
-    def __init__(self, folder: Path, totals: dict[StratumName, int], *, writable: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        totals: Mapping[StratumName, int],
+        facts: Mapping[str, str | None] = MappingProxyType({}),
+        *,
+        writable: bool = True,
+    ) -> None:
         self.path = folder / PAIRS
         if writable and not self.path.exists():
             with atomic_folder(self.path) as partial:
-                _create(partial, totals)
+                _create(partial, totals, facts)
         try:
             self._group = zarr.open_group(self.path, mode="r+" if writable else "r")
-            found = {name: self._array(name, "prediction").shape[0] for name in STRATA}
+            found = {name: self._array(name, "prediction").shape[0] for name in totals}
         except (KeyError, ValueError, TypeError, RuntimeError, FileNotFoundError) as error:
-            raise self._damaged(error) from error
+            raise _damaged(self.path, error) from error
         if found != totals:
             raise InputError(
                 f"{self.path}: was drawn from {sum(found.values())} pairs, there are {sum(totals.values())} now, as "
                 "pictures have changed; remove it, and the same command draws again"
             )
 
+    @staticmethod
+    def facts(folder: Path) -> dict[str, Any] | None:
+        """Return what `folder / PAIRS` is of; None where there is none. Raises `InputError` where it is damaged."""
+        path = folder / PAIRS
+        if not path.exists():
+            return None
+        try:
+            return dict(zarr.open_group(path, mode="r").attrs)
+        except (KeyError, ValueError, TypeError, RuntimeError, FileNotFoundError) as error:
+            raise _damaged(path, error) from error
+
     def _array(self, stratum: str, name: str) -> zarr.Array[Any]:
         array = self._group[f"{stratum}/{name}"]
         if not isinstance(array, zarr.Array):
             raise KeyError(name)
         return array
-
-    def _damaged(self, error: object) -> InputError:
-        return InputError(f"{self.path}: is damaged ({error}); remove it, and the same command draws the same pairs")
 
     def answers(self, stratum: StratumName, start: int, images: Ints, rows: Ints) -> NDArray[np.int32] | None:
         """Return the predictions for pairs from the `start`-th drawn on, int32 [n]; None unless all are there, whole.
@@ -93,7 +112,7 @@ class PairStore:
         except (ValueError, RuntimeError):  # a chunk fails its checksum: it is evaluated and written again
             return None
         if not (np.array_equal(kept["image"], images) and np.array_equal(kept["row"], rows)):
-            raise self._damaged("it holds other pairs than are drawn")
+            raise _damaged(self.path, "it holds other pairs than are drawn")
         return predictions
 
     def write(self, stratum: StratumName, start: int, images: Ints, rows: Ints, scores: Score) -> None:
@@ -104,8 +123,12 @@ class PairStore:
                 self._array(stratum, name)[start : start + len(images)] = np.asarray(values[name])
 
 
-def _create(path: Path, totals: dict[StratumName, int]) -> None:
-    group = zarr.open_group(path, mode="w", zarr_format=3)
+def _damaged(path: Path, error: object) -> InputError:
+    return InputError(f"{path}: is damaged ({error}); remove it, and the same command draws the same pairs")
+
+
+def _create(path: Path, totals: Mapping[StratumName, int], facts: Mapping[str, str | None]) -> None:
+    group = zarr.open_group(path, mode="w", zarr_format=3, attributes=dict(facts))
     for stratum, total in totals.items():
         for name, (dtype, fill) in _ARRAYS.items():
             group.create_array(

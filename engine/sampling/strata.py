@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from .order import Ints
 
 Floats = NDArray[np.float64]
-StratumName = Literal["matched", "unmatched"]
+StratumName = Literal["matched", "unmatched", "clean"]
 STRATA: Final[tuple[StratumName, ...]] = ("matched", "unmatched")
+"""Those whose pairs are under an occluder."""
+NO_OCCLUDER: Final = -1
+"""Row of a pair that is a clean picture."""
 _HEAVY = 2.0
 _SPREAD = 3.0  # standard deviations beyond which a clean margin says no more than at them
 
@@ -72,7 +75,8 @@ class Population:
     @cached_property
     def strata(self) -> Mapping[StratumName, Stratum]:
         """The pairs of each cell."""
-        return {name: Stratum(name, self) for name in STRATA}
+        names: tuple[StratumName, ...] = (*STRATA, "clean")
+        return {name: Stratum(name, self) for name in names}
 
     def stratum(self, name: StratumName) -> Stratum:
         """Return the pairs of a cell."""
@@ -101,9 +105,9 @@ class Stratum:
         self.name: Final[StratumName] = name
         self.population = population
         rows, count = population.rows, len(population)
-        self.total = count if self.matched else count * (rows - 1)
+        self.total = count * self.of_picture
         self.by_picture, self.by_row = _shares(population), np.ones(rows)
-        if not self.matched:  # as in the summary, every occluder counts the same, whatever the number of its pairs
+        if name == "unmatched":  # as in the summary, every occluder counts the same, whatever the number of its pairs
             present = population.counts > 0
             self.by_row = 1 / np.maximum(present.sum() - present, 1)
         self.by_picture = self.by_picture * (self.total / max(self._sum_of_weights(), 1e-300))
@@ -117,6 +121,11 @@ class Stratum:
         """Whether each picture meets the occluder of its own class, and no other."""
         return self.name == "matched"
 
+    @property
+    def of_picture(self) -> int:
+        """Pairs of each picture."""
+        return self.population.rows - 1 if self.name == "unmatched" else 1
+
     def _sum_of_weights(self) -> float:
         return self.weighted(np.ones(len(self.population)), np.zeros(self.population.rows))
 
@@ -128,7 +137,7 @@ class Stratum:
     def weighted(self, by_picture: Floats, by_row: Floats) -> float:
         """Return the sum over all pairs of weight × (a of the picture [N] + b of the occluder [K])."""
         own = self.by_row[self.population.own] * (by_picture + by_row[self.population.own])
-        if self.matched:
+        if self.name != "unmatched":
             return float(self.by_picture @ own)
         every = self.by_row.sum() * by_picture + self.by_row @ by_row
         return float(self.by_picture @ (every - own))
@@ -136,7 +145,7 @@ class Stratum:
     def weighted_within(self, by_picture: Floats, by_row: Floats) -> float:
         """Return what `weighted` does of a + b brought within 0 … 1."""
         own = self.by_row[self.population.own] * np.clip(by_picture + by_row[self.population.own], 0, 1)
-        if self.matched:
+        if self.name != "unmatched":
             return float(self.by_picture @ own)
         order = np.argsort(by_row)
         b, u = by_row[order], self.by_row[order]
@@ -153,8 +162,8 @@ class Stratum:
 
     def pairs(self, numbers: Ints) -> tuple[Ints, Ints]:
         """Return the pictures, as places in the population, and the occluders' rows of some pairs, int64 [n] each."""
-        if self.matched:
-            return numbers, self.population.own[numbers]
+        if self.name != "unmatched":
+            return numbers, self.population.own[numbers] if self.matched else np.full_like(numbers, NO_OCCLUDER)
         picture, row = np.divmod(numbers, self.population.rows - 1)
         return picture, row + (row >= self.population.own[picture])
 

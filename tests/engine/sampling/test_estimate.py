@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gfo.engine.sampling.control import Ridge
-from gfo.engine.sampling.estimate import Z95, DifferenceEstimator
+from gfo.engine.sampling.cell_estimates import CellEstimator
+from gfo.engine.sampling.control import CleanRidge
+from gfo.engine.sampling.drawing import LEAST
+from gfo.engine.sampling.estimate import Z95
 from gfo.engine.sampling.order import Order
 from gfo.engine.sampling.sampler import Sampler
-from gfo.engine.sampling.spec import LEAST, SamplingSpec
+from gfo.engine.sampling.spec import SamplingSpec
 from gfo.engine.sampling.strata import STRATA, Stratum, StratumName
 
 # Sizes of classes, and shifts of the logits: rates in between, near 0 and near 1, a class that is unlike the others in
@@ -32,8 +34,8 @@ def truth(stratum: Stratum, right: np.ndarray) -> float:
     return float(stratum.weights(picture, row) @ right[picture, row] / stratum.total)
 
 
-def drawn(stratum: Stratum, right: np.ndarray, count: int, seed: int) -> DifferenceEstimator:
-    estimator = DifferenceEstimator(stratum)
+def drawn(stratum: Stratum, right: np.ndarray, count: int, seed: int) -> CellEstimator:
+    estimator = CellEstimator(stratum)
     picture, row = stratum.pairs(Order(stratum.total, seed).first(count))
     for part in np.array_split(np.arange(count), 3):
         estimator.add(picture[part], row[part], right[picture[part], row[part]].astype(float))
@@ -126,7 +128,7 @@ def test_the_ridge_is_that_of_least_squares_with_rows_for_its_penalty(
     stratum, n = population.stratum("unmatched"), 60
     picture, row = stratum.pairs(Order(stratum.total, 0).first(n))
     correct, fold = right[picture, row].astype(float), np.arange(n) % 2
-    ridge = Ridge(stratum)
+    ridge = CleanRidge(stratum)
     ridge.add(picture[:23], row[:23], correct[:23], fold[:23])
     ridge.add(picture[23:], row[23:], correct[23:], fold[23:])
     found = ridge.fit(without)

@@ -22,7 +22,7 @@ from gfo.engine.evaluation.store import RunStore
 from gfo.engine.evaluation.summary import Summary, read_summary
 from gfo.engine.progress import Silent, no_progress
 from gfo.engine.reporting import report
-from gfo.engine.sampling import evaluate as module
+from gfo.engine.sampling import draw as module
 from gfo.engine.sampling.evaluate import evaluate_sample
 from gfo.engine.sampling.matrix import sampled_matrix
 from gfo.engine.sampling.spec import Claim, SamplingSpec

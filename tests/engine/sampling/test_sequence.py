@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gfo.engine.sampling.control import Expected, Ridge
+from gfo.engine.sampling.control import CleanRidge, Expected
 from gfo.engine.sampling.order import Order
 from gfo.engine.sampling.sequence import ConfidenceSequence
 from gfo.engine.sampling.strata import STRATA, Stratum, StratumName
@@ -23,7 +23,7 @@ def bounds(
     stratum: Stratum, right: np.ndarray, seed: int, part: int, error: float = 0.05
 ) -> Iterator[tuple[float, float]]:
     """Draw all pairs, `part` between two looks, each with a regression on those before."""
-    sequence, ridge = ConfidenceSequence(stratum, error), Ridge(stratum)
+    sequence, ridge = ConfidenceSequence(stratum, error), CleanRidge(stratum)
     picture, row = stratum.pairs(Order(stratum.total, seed).first(stratum.total))
     for start in range(0, stratum.total, part):
         own = slice(start, start + part)
@@ -91,7 +91,7 @@ def test_the_control_variate_decides_earlier(made: Callable[..., Any]) -> None:
     stratum = population.stratum("unmatched")
     picture, row = stratum.pairs(Order(stratum.total, 0).first(2000))
     correct = right[picture, row].astype(float)
-    helped, plain, ridge = ConfidenceSequence(stratum), ConfidenceSequence(stratum), Ridge(stratum)
+    helped, plain, ridge = ConfidenceSequence(stratum), ConfidenceSequence(stratum), CleanRidge(stratum)
     for own in np.array_split(np.arange(2000), 8):
         helped.add(picture[own], row[own], correct[own], ridge.fit() if len(helped) else None)
         plain.add(picture[own], row[own], correct[own], None)
