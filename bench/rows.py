@@ -216,7 +216,7 @@ class ReplayFacts(Facts):
     Attributes
     ----------
     cell
-        `matched` or `unmatched`.
+        `clean` (of certificates), `matched` or `unmatched`.
     half_width
         Half-width of the 95% interval that ends a replay; of a confidence sequence None.
     coverage
@@ -250,8 +250,8 @@ class BenchRow(Generic[F_co]):
     stage
         `bare`, `pairs`, `end-to-end`, `baseline`, `loader`, `train`, `train-forward`, `train-baseline`, `train-reach`,
         `train-reach-baseline`, `kernel`, `kernel-check`, `loop`, `loop-waiting`, `store-create`, `store-write`,
-        `store-pending`, `store-read`, `store-summary`, `cluster-tasks`, `replay`, `replay-sequence`; of the suite
-        `device` also `memory-check` and `self-test`.
+        `store-pending`, `store-read`, `store-summary`, `cluster-tasks`, `replay`, `replay-sequence`,
+        `replay-certificate`; of the suite `device` also `memory-check` and `self-test`.
     engine
         What did the work; for a kernel `reference`, `triton`, or the straightforward formula in `eager` PyTorch or
         through torch's `compile`; for a loop `simulated`, for a store `zarr`, for a cluster `dask`, for

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .parity.checked_export import ParityConfig, export_checked
     from .progress import TerminalProgress
     from .reporting import ReportFiles, report
+    from .sampling.certify import CertificateSpec, certify, evaluate_certified
     from .sampling.evaluate import evaluate_sample
     from .sampling.spec import Claim, SamplingSpec
     from .training.config import TrainConfig
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .training.train import train
 
 __all__ = [
+    "CertificateSpec",
     "Claim",
     "DataSpec",
     "Engine",
@@ -33,8 +35,10 @@ __all__ = [
     "Summary",
     "TerminalProgress",
     "TrainConfig",
+    "certify",
     "choose_engine",
     "evaluate",
+    "evaluate_certified",
     "evaluate_sample",
     "evaluate_strengths",
     "export_checked",
@@ -45,6 +49,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CertificateSpec": "sampling.certify",
     "Claim": "sampling.spec",
     "DataSpec": "data.spec",
     "Engine": "engines.base",
@@ -57,8 +62,10 @@ _HOMES = {
     "Summary": "evaluation.summary",
     "TerminalProgress": "progress",
     "TrainConfig": "training.config",
+    "certify": "sampling.certify",
     "choose_engine": "engines.choice",
     "evaluate": "evaluation.evaluate",
+    "evaluate_certified": "sampling.certify",
     "evaluate_sample": "sampling.evaluate",
     "evaluate_strengths": "evaluation.evaluate",
     "export_checked": "parity.checked_export",

@@ -20,13 +20,20 @@ class Replay(TableSuite):
 
     Every replay draws pairs in an order of its own until the half-width is reached; `coverage` is the share of replays
     whose interval holds what all pairs give. Rows without a half-width are about the confidence sequence, over all
-    looks until every pair is drawn.
+    looks until every pair is drawn. With `--certified` certificates are replayed, and all pairs in fp32 are the truth.
     """
 
     title: ClassVar[str] = "Sampled evaluations against all pairs"
-    facts: ClassVar[Mapping[str, type[Facts]]] = {"replay": ReplayFacts, "replay-sequence": ReplayFacts}
+    facts: ClassVar[Mapping[str, type[Facts]]] = {
+        "replay": ReplayFacts,
+        "replay-sequence": ReplayFacts,
+        "replay-certificate": ReplayFacts,
+    }
 
     runs: Annotated[str, typer.Option(help="RUNs of all pairs, separated by commas.", rich_help_panel=DATA)] = ""
+    certified: Annotated[
+        str, typer.Option(help="RUNs in fp32 of the same pairs, in the order of --runs.", rich_help_panel=DATA)
+    ] = ""
     until: Annotated[
         str, typer.Option(help="Half-widths of 95%, separated by commas.", rich_help_panel=MEASUREMENT)
     ] = "0.01,0.02"
@@ -45,6 +52,10 @@ class Replay(TableSuite):
             raise InputError(f"--replays {self.replays}: must be at least 1")
         if self.classes is not None and self.classes < 2:
             raise InputError(f"--classes {self.classes}: must be at least 2")
+        if self.certified and len(self.certified.split(",")) != len(self.runs.split(",")):
+            raise InputError(f"--certified {self.certified}: name a RUN in fp32 for each of --runs")
+        if self.certified and self.classes is not None:
+            raise InputError(f"--classes {self.classes}: draws answers of a single RUN; leave it or --certified out")
         self._marks()
         super().check()
 
@@ -60,8 +71,14 @@ class Replay(TableSuite):
     def measure(self) -> Measured[BenchRow[Facts]]:
         """Replay."""
         from ...engine.progress import TerminalProgress
-        from ..replay import enlarged, read_answers, replay_rows
+        from ..replay import certificate_rows, enlarged, read_answers, read_certified, replay_rows
 
+        if self.certified:
+            places = zip(self.runs.split(","), self.certified.split(","), strict=True)
+            pairs = [read_certified(Path(run), Path(fp32)) for run, fp32 in places]
+            return Measured(
+                certificate_rows(pairs, self._marks(), self.replays, self.seed, TerminalProgress()), seed=self.seed
+            )
         every = [read_answers(Path(run)) for run in self.runs.split(",")]
         if self.classes is not None:
             every = [enlarged(answers, self.classes, 50, self.seed) for answers in every]

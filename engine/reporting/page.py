@@ -125,6 +125,12 @@ def notes(rows: Sequence[Row]) -> tuple[str, ...]:
                 "not drawn, and numbers of single classes are what a regression expects."
             )
             found += [f"{run.directory}: claim {one.claim}: {one.decision}." for one in sample.claims]
+        if (certificate := run.summary.certificate) is not None:
+            cells = [f"{cell.cell} {cell.value:.4f} ± {cell.half_width:.4f}" for cell in certificate.cells]
+            found.append(
+                f"{run.directory}: in fp32 its cells would be {', '.join(cells)}: 95% half-widths over the pairs that "
+                f"engine {certificate.engine} did not evaluate in fp32; the tables have {run.summary.precision}."
+            )
         used = run.summary.fit.used
         if run.summary.split == "val" and used:
             found.append(

@@ -193,6 +193,7 @@ def certify(
     """
     spec = spec or CertificateSpec()
     _check(config)
+    _check_reference(model)
     store, summary = RunStore.open(out), read_summary(out / SUMMARY_FILE)
     _check_precision(store.run.precision)
     if store.pending():
@@ -230,10 +231,16 @@ def evaluate_certified(
 ) -> Summary:
     """Do what `evaluate` does, then what `certify` does with `reference` for the model; errors are those of both."""
     _check(config)
+    _check_reference(reference)
     exported = model.exported_precision if isinstance(model, Artefact) else None
     _check_precision(config.engine.precision or exported or REFERENCE)  # before all pairs are evaluated
     evaluate(model, bank, data, out, config, progress)
     return certify(reference, bank, data, out, config, spec, progress)
+
+
+def _check_reference(model: ModelSpec | FrozenClassifier | Artefact) -> None:
+    if isinstance(model, Artefact) and model.exported_precision != REFERENCE:
+        raise InputError(f"--certify {model.folder}: is in {model.exported_precision}; export it again in fp32")
 
 
 def _check_precision(precision: str) -> None:
@@ -252,8 +259,6 @@ def _check(config: EvaluationConfig) -> None:
 
 def _check_same(store: RunStore, opened: Opened) -> None:
     """Raise `InputError` where what is open is not what the run evaluated."""
-    if opened.run.precision != REFERENCE:
-        raise InputError(f"--certify: {opened.engine.subject.name} is in {opened.run.precision}, not in fp32")
     strength = opened.job.config.strengths[0]
     stored, wanted = plain(store.run), plain(replace(opened.run, strength=strength))
     differing = [key for key in (*_SAME, "strength") if stored[key] != wanted[key]]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,38 @@ def test_coverage_is_counted(store: RunStore, run: Callable[..., Any]) -> None:
         assert sequence["drawn"] == pairs
 
 
+def test_certificates_are_judged_by_all_pairs_in_fp32(store: RunStore, run: Callable[..., Any], tmp_path: Path) -> None:
+    cheap = tmp_path / "bf16"
+    shutil.copytree(store.path.parent, cheap)
+    copy = RunStore.open(cheap, writable=True)
+    copy.update_run(replace(copy.run, precision="bf16"))
+    flips = np.random.default_rng(1).random((len(copy), CLASSES + 2)) < 0.02
+    for start in copy.starts():
+        own = slice(start, copy.end(start))
+        right = (copy.predictions(start, copy.end(start)) == copy.labels[own, None]) ^ flips[own]
+        margins = np.abs(copy.margins(start, copy.end(start))) * np.where(right, 1, -1)
+        scores = (np.where(right, copy.labels[own, None], 9), 1 - right, np.nan_to_num(margins))
+        flat = [torch.from_numpy(part).flatten() for part in scores]
+        broken = dict.fromkeys(range(3), "broken") if not start else {}
+        copy.write(start, Score(flat[0], flat[1], flat[2].float()), broken)
+    ended = run("replay", "--runs", cheap, "--certified", store.path.parent, "--replays", "40", "--until", "0.02")
+    assert ended.code == 0
+    total = CLASSES * PICTURES - 3
+    assert [(row["cell"], row["total"]) for row in ended.rows] == [
+        ("clean", total),
+        ("matched", total),
+        ("unmatched", total * (CLASSES - 1)),
+    ]
+    for row in ended.rows:
+        assert row["stage"] == "replay-certificate"
+        assert row["coverage"] >= 0.85  # of 38 expected, by chance once in a thousand
+        assert abs(row["bias"]) < 0.01
+        assert 500 <= row["drawn"] < row["total"]
+    refused = run("replay", "--runs", store.path.parent, "--certified", cheap)
+    assert refused.code == 2
+    assert "is in bf16, not in fp32" in refused.err
+
+
 def test_answers_are_read_as_they_are(store: RunStore) -> None:
     answers = read_answers(store.path.parent)
     predictions = store.predictions(0, len(store))[3:]
@@ -84,6 +118,8 @@ def test_more_classes_are_like_those_of_the_run(store: RunStore) -> None:
         (("--runs", "x", "--until", "a"), "--until a"),
         (("--runs", "x", "--until", "1"), "--until 1"),
         (("--runs", "x", "--classes", "1"), "--classes 1"),
+        (("--runs", "x,y", "--certified", "z"), "--certified z"),
+        (("--runs", "x", "--certified", "z", "--classes", "20"), "--classes 20"),
     ],
 )
 def test_bad_input(run: Callable[..., Any], words: tuple[str, ...], named: str) -> None:

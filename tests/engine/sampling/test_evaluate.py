@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,9 +14,7 @@ import zarr
 from PIL import Image
 
 from gfo.engine.data.spec import DataSpec
-from gfo.engine.engines.choice import EngineChoice
 from gfo.engine.evaluation.config import EvaluationConfig
-from gfo.engine.evaluation.evaluate import evaluate as evaluate_all
 from gfo.engine.evaluation.store import RunStore
 from gfo.engine.evaluation.summary import Summary, read_summary
 from gfo.engine.progress import Silent, no_progress
@@ -30,43 +27,14 @@ from gfo.export.bank import OccluderBank
 from gfo.export.classifier import FrozenClassifier
 from gfo.export.errors import InputError
 
-COUNTS = {"ant": 330, "bee": 240, "cat": 280}
-CONFIG = EvaluationConfig(EngineChoice("torch"), batch_size=32)
 WIDE = SamplingSpec({"matched": 0.03, "unmatched": 0.03})
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, bank: OccluderBank) -> DataSpec:
-    """Pictures of random colours, and one file that is no picture."""
-    root, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(0)
-    for folder, count in COUNTS.items():
-        (root / "val" / folder).mkdir(parents=True)
-        for i in range(count):
-            pixels = rng.integers(0, 256, 3) * 0.6 + rng.integers(0, 100, (18, 18, 3))
-            Image.fromarray(pixels.astype(np.uint8)).save(root / "val" / folder / f"{i:03d}.png")
-    (root / "val" / "bee" / "999.png").write_bytes(b"no picture")
-    classes = dict(zip(bank.header.folders, bank.class_ids, strict=True))
-    (root / "classes.json").write_text(json.dumps(classes))
-    return DataSpec(root)
-
-
-@pytest.fixture(scope="module")
-def bank(make_bank: Callable[..., OccluderBank]) -> OccluderBank:
-    made = make_bank()
-    return replace(made, occluders=made.occluders * 4, header=replace(made.header, epsilon=32.0))
-
-
-@pytest.fixture(scope="module")
-def full(
-    tiny_classifier: FrozenClassifier, bank: OccluderBank, data: DataSpec, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Summary]:
-    out = tmp_path_factory.mktemp("full") / "run"
-    return out, evaluate_all(tiny_classifier, bank, data, out, CONFIG)
-
-
 @pytest.fixture
-def sample(tiny_classifier: FrozenClassifier, bank: OccluderBank, data: DataSpec) -> Callable[..., Summary]:
-    def sample(out: Path, spec: SamplingSpec = WIDE, config: EvaluationConfig = CONFIG, **how: Any) -> Summary:
+def sample(
+    tiny_classifier: FrozenClassifier, bank: OccluderBank, data: DataSpec, config: EvaluationConfig
+) -> Callable[..., Summary]:
+    def sample(out: Path, spec: SamplingSpec = WIDE, config: EvaluationConfig = config, **how: Any) -> Summary:
         return evaluate_sample(tiny_classifier, bank, how.pop("data", data), out, config, spec, **how)
 
     return sample
@@ -173,7 +141,9 @@ def test_it_resumes_with_the_same_pairs(
     assert (again.sample, again.unmatched) == (whole.sample, whole.unmatched)
 
 
-def test_a_narrower_width_goes_on_and_another_seed_draws_others(sample: Callable[..., Summary], tmp_path: Path) -> None:
+def test_a_narrower_width_goes_on_and_another_seed_draws_others(
+    sample: Callable[..., Summary], tmp_path: Path, config: EvaluationConfig
+) -> None:
     sample(tmp_path / "run", SamplingSpec({"unmatched": 0.04}))
     wide = answers(tmp_path / "run", "unmatched")
     found = sample(tmp_path / "run", SamplingSpec({"unmatched": 1e-6}))
@@ -181,10 +151,10 @@ def test_a_narrower_width_goes_on_and_another_seed_draws_others(sample: Callable
     assert wide.items() < narrow.items()
     assert found.matched is None
     assert found.classes == ()
-    sample(tmp_path / "other", SamplingSpec({"unmatched": 0.04}), replace(CONFIG, seed=1))
+    sample(tmp_path / "other", SamplingSpec({"unmatched": 0.04}), replace(config, seed=1))
     assert answers(tmp_path / "other", "unmatched").keys() != wide.keys()
     with pytest.raises(InputError, match="seed 0, not 1"):
-        sample(tmp_path / "run", SamplingSpec({"unmatched": 0.04}), replace(CONFIG, seed=1))
+        sample(tmp_path / "run", SamplingSpec({"unmatched": 0.04}), replace(config, seed=1))
 
 
 def test_claims_are_decided_and_right(
@@ -262,14 +232,14 @@ def test_damaged_answers_are_evaluated_again(sample: Callable[..., Summary], tmp
 
 
 def test_what_a_sample_cannot_do_is_refused(
-    sample: Callable[..., Summary], full: tuple[Path, Summary], tmp_path: Path
+    sample: Callable[..., Summary], full: tuple[Path, Summary], tmp_path: Path, config: EvaluationConfig
 ) -> None:
-    for config, named in (
-        (replace(CONFIG, shard=(0, 2)), "--shard"),
-        (replace(CONFIG, strengths=(0.5, 1.0)), "--strength"),
+    for changed, named in (
+        (replace(config, shard=(0, 2)), "--shard"),
+        (replace(config, strengths=(0.5, 1.0)), "--strength"),
     ):
         with pytest.raises(InputError, match=named):
-            sample(tmp_path / "run", config=config)
+            sample(tmp_path / "run", config=changed)
     with pytest.raises(InputError, match="holds a RUN of all pairs"):
         sample(full[0])
     (tmp_path / "several" / "0.5" / "predictions.zarr").mkdir(parents=True)
