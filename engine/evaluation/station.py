@@ -63,6 +63,8 @@ class Opened:
         Description of the run, at strength 1.
     columns
         Columns of its store.
+    lines
+        What there is to say of all this, once nothing is refused any more.
     """
 
     job: Job
@@ -71,6 +73,7 @@ class Opened:
     run: Run
     pictures: Sequence[Picture]
     columns: Sequence[int]
+    lines: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -137,13 +140,15 @@ def open_station(job: Job, progress: Progress) -> Iterator[Station]:
     config = job.config
     check_out(job.out, config.strengths)
     places = run_folders(job.out, config.strengths)
-    with open_job(job, progress) as opened:
+    with open_job(job) as opened:
         stores = _open_stores(places, opened.run, opened.pictures, opened.columns)
+        for line in opened.lines:
+            progress.say(line)
         yield Station(opened.job, opened.engine, opened.source, stores, list(places.values()), progress)
 
 
 @contextlib.contextmanager
-def open_job(job: Job, progress: Progress) -> Iterator[Opened]:
+def open_job(job: Job) -> Iterator[Opened]:
     """Open all but the stores for a `with` block; errors are those of `evaluate`."""
     config = job.config
     places = run_folders(job.out, config.strengths)
@@ -167,12 +172,10 @@ def open_job(job: Job, progress: Progress) -> Iterator[Opened]:
         del rows
         of_model = (unchecked, subject.doubt, subject.preprocessing.doubt)
         of_data = (beside_the_classes(data), mapped_elsewhere(data, folders, subject.num_classes))
-        for line in filter(None, (*of_model, *of_data)):
-            progress.say(line)
         why = f"{engine.reason}; {engine.how}"
-        progress.say(f"engine {engine.name} on {engine.device}, {engine.precision}: {why}")
-        progress.say(f"loader {source.name}: {source.how}")
-        yield Opened(job, engine, source, run, pictures, columns)
+        of_engine = f"engine {engine.name} on {engine.device}, {engine.precision}: {why}"
+        lines = filter(None, (*of_model, *of_data, of_engine, f"loader {source.name}: {source.how}"))
+        yield Opened(job, engine, source, run, pictures, columns, list(lines))
 
 
 def _loader(data: DataSpec, places: Iterable[Path]) -> str:

@@ -199,8 +199,10 @@ def certify(
     if store.pending():
         raise InputError(f"--certify: {out} is not complete; the same gfo-eval without it completes it")
     config = replace(config, engine=replace(config.engine, precision=REFERENCE))
-    with open_job(Job(model, bank, data, out, config), progress) as opened:
+    with open_job(Job(model, bank, data, out, config)) as opened:
         _check_same(store, opened)
+        for line in opened.lines:
+            progress.say(line)
         population = population_of(store)
         answers = CheapAnswers(store, population)
         certifier = Certifier(population, answers, spec, store.run.seed)
