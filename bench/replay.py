@@ -75,7 +75,9 @@ def read_certified(run: Path, fp32: Path) -> Certified:
     if reference.run.precision != REFERENCE:
         raise InputError(f"--certified {fp32}: is in {reference.run.precision}, not in fp32")
     same = [getattr(store.run, name) == getattr(reference.run, name) for name in ("weights_hash", "bank_hash")]
-    if not all(same) or store.run.strength != reference.run.strength or store.paths != reference.paths:
+    same += [store.run.strength == reference.run.strength, store.paths == reference.paths]
+    same += [np.array_equal(store.labels, reference.labels), np.array_equal(store.readable(), reference.readable())]
+    if not all(same):
         raise InputError(f"--certified {fp32}: is of other pairs than {run}")
     population = population_of(store)
     return Certified(CheapAnswers(store, population), _answers(run, reference, population))

@@ -116,15 +116,15 @@ class SampleOptions(options.Group):
 
         return parse_certificate(self.until, self.max_pairs)
 
-    def reference(self, subject: ModelSpec | Artefact) -> ModelSpec | Artefact:
-        """Return what answers in fp32. Raises `InputError`."""
+    def reference(self) -> Artefact | None:
+        """Return what answers in fp32, None for the model. Raises `InputError`."""
         from ...export.artefact import Artefact
 
-        if self.certify != "fp32":
-            return Artefact.load(Path(str(self.certify)))
-        if isinstance(subject, Artefact):
-            raise InputError("--certify fp32: an artefact has one precision; pass the folder of its fp32 export here")
-        return subject
+        if self.certify is None or self.certify == "fp32":
+            return None
+        if not Path(self.certify).is_dir():
+            raise InputError(f"--certify {self.certify}: expected fp32, or the folder of an fp32 export")
+        return Artefact.load(Path(self.certify))
 
     def spec(self) -> SamplingSpec | None:
         """Return when the sampling ends; None where all pairs are evaluated. Raises `InputError`."""
@@ -170,16 +170,14 @@ def evaluate(
         if certificate is not None:
             from ..sampling.certify import evaluate_certified
 
-            reference = sample.reference(what[0])
-            summary = evaluate_certified(reference, *what, certificate, progress)
-            print("\n".join([*_lines(summary), *_certificate_lines(summary), f"{run.out / 'summary.json'}"]))
-            return
-        if sampling is not None:
+            summaries = evaluate_certified(sample.reference(), *what, certificate, progress)
+        elif sampling is not None:
             from ..sampling.evaluate import evaluate_sample
 
             print("\n".join(_sampled_lines(evaluate_sample(*what, sampling, progress), run.out)))
             return
-        summaries = evaluate_strengths(*what, progress)
+        else:
+            summaries = evaluate_strengths(*what, progress)
     if not all(summary.complete for summary in summaries.values()):
         most = max(summary.remaining for summary in summaries.values())
         left = f"{most} pictures belong to other workers or are not done"

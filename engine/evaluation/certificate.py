@@ -46,8 +46,6 @@ class Certificate(Record):
     """`cpu`, or the name of the GPU."""
     artefact: str | None
     """Key of the exported artefact that gave the fp32 answers; null for a model."""
-    seconds: float
-    """Wall-clock time of the fp32 answers that this call evaluated, reading pictures and looks at the interval."""
     cells: tuple[CertifiedCell, ...]
     """Clean, matched and unmatched accuracy, and the two ratios, as far as there are such pairs."""
 

@@ -22,7 +22,7 @@ from ..data.loading import open_source
 from ..data.source import PictureSource
 from ..data.spec import DataSpec
 from ..engines.base import Engine
-from ..engines.choice import open_engine
+from ..engines.choice import EngineChoice, choose_engine, open_engine
 from ..progress import Progress
 from .all_pairs import all_pairs
 from .config import EvaluationConfig, run_folders
@@ -176,6 +176,34 @@ def open_job(job: Job) -> Iterator[Opened]:
         of_engine = f"engine {engine.name} on {engine.device}, {engine.precision}: {why}"
         lines = filter(None, (*of_model, *of_data, of_engine, f"loader {source.name}: {source.how}"))
         yield Opened(job, engine, source, run, pictures, columns, list(lines))
+
+
+def choose_reference(job: Job, reference: Subject, choice: EngineChoice) -> OccluderBank | Path | None:
+    """Check that a model can stand in for a job's, and an engine for it, before anything is evaluated.
+
+    Returns
+    -------
+    OccluderBank, Path or None
+        The job's bank, as the reference takes it: None where it embeds the same one.
+
+    Raises
+    ------
+    InputError, EngineUnavailable
+        It has other weights, preprocessing or another bank; or the engine cannot run it.
+    """
+    assert not isinstance(job.model, ModelSpec)
+    _unchecked(reference)
+    bank = None if reference.embedded_bank() is not None else job.bank
+    if bank is None and reference.embedded_bank() is None:
+        raise InputError(f"{reference.name}: takes a bank, and {job.model.name} embeds one; export it with that bank")
+    held = [_bank(subject, own)[0].hash for subject, own in ((job.model, job.bank), (reference, bank))]
+    facts = [(subject.model, subject.weights_hash, subject.preprocessing) for subject in (job.model, reference)]
+    names = ("model", "weights", "preprocessing", "bank")
+    pairs = zip(names, *((*of, bank_hash) for of, bank_hash in zip(facts, held, strict=True)), strict=True)
+    if differing := [name for name, ours, other in pairs if ours != other]:
+        raise InputError(f"{reference.name}: has another {' and '.join(differing)} than {job.model.name}")
+    choose_engine(choice, reference)
+    return bank
 
 
 def _loader(data: DataSpec, places: Iterable[Path]) -> str:

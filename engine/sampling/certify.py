@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,18 +11,20 @@ from typing import Final
 
 from ...export.artefact import Artefact
 from ...export.bank import OccluderBank
-from ...export.classifier import FrozenClassifier
+from ...export.classifier import FrozenClassifier, load_classifier
 from ...export.errors import InputError
 from ...export.models.spec import ModelSpec
 from ..data.spec import DataSpec
+from ..engines.choice import EngineChoice
 from ..evaluation.certificate import Certificate, CertifiedCell
-from ..evaluation.config import EvaluationConfig
-from ..evaluation.evaluate import evaluate
+from ..evaluation.config import EvaluationConfig, run_folders
+from ..evaluation.evaluate import evaluate_strengths
 from ..evaluation.passes import choose_passes
 from ..evaluation.sample import CellName
-from ..evaluation.station import Job, Opened, open_job
+from ..evaluation.station import Job, Opened, choose_reference, open_job
 from ..evaluation.store import RunStore
 from ..evaluation.summary import SUMMARY_FILE, Run, Summary, plain, read_summary
+from ..evaluation.todo import to_do
 from ..progress import Progress, no_progress
 from .cheap import CheapAnswers, CheapRidge
 from .draw import draw
@@ -42,7 +43,7 @@ ESTIMATOR: Final = "model-assisted difference estimator; two-fold cross-fitted r
 CELLS: Final[tuple[StratumName, ...]] = ("clean", *STRATA)
 _MARK: Final = 0.005
 # What the two runs have in common; where they are, and what of the engine computes, they have not.
-_SAME: Final = ("model", "weights_hash", "bank_hash", "preprocessing", "class_ids", "seed", "split")
+_SAME: Final = ("model", "weights_hash", "bank_hash", "preprocessing", "class_ids", "seed", "split", "loader")
 _ENGINE: Final = ("engine", "engine_variant", "device", "artefact")
 
 
@@ -80,9 +81,11 @@ def parse_certificate(until: str | None, max_pairs: int | None) -> CertificateSp
     """Read the options of `gfo-eval --certify`. Raises `InputError`."""
     if until is None:
         return CertificateSpec(max_pairs=max_pairs)
-    marks = parse_until(until if "=" in until else ",".join(f"{cell}={until}" for cell in CELLS))
     found: dict[StratumName, float] = {}
-    for cell, mark in marks.items():
+    if "=" not in until:
+        mark = parse_until(until)["matched"]
+        return CertificateSpec(dict.fromkeys(CELLS, mark), max_pairs)
+    for cell, mark in parse_until(until).items():
         if "/" in cell:
             raise InputError(f"--until {until}: ratios follow from {', '.join(CELLS)} in a certificate; ask of these")
         found[cell] = mark  # type: ignore[index]
@@ -177,7 +180,7 @@ def certify(
     bank, data, out
         As of `evaluate`.
     config
-        As of the run; its engine evaluates in fp32.
+        As of the run, with a single strength; its engine evaluates in fp32.
     spec
         When to end; None means the defaults.
 
@@ -193,36 +196,40 @@ def certify(
     """
     spec = spec or CertificateSpec()
     _check(config)
-    _check_reference(model)
-    store, summary = RunStore.open(out), read_summary(out / SUMMARY_FILE)
+    store = RunStore.open(out)
     _check_precision(store.run.precision)
-    if store.pending():
+    if store.pending() or not (out / SUMMARY_FILE).is_file():
         raise InputError(f"--certify: {out} is not complete; the same gfo-eval without it completes it")
-    config = replace(config, engine=replace(config.engine, precision=REFERENCE))
-    with open_job(Job(model, bank, data, out, config)) as opened:
+    if changed := to_do(store, files=data.files).changed:
+        raise InputError(f"--certify: {changed} pictures have changed since {out} was evaluated; evaluate it again")
+    summary = read_summary(out / SUMMARY_FILE)
+    with open_job(Job(model, bank, data, out, replace(config, engine=_reference(config.engine)))) as opened:
         _check_same(store, opened)
         for line in opened.lines:
             progress.say(line)
         population = population_of(store)
-        answers = CheapAnswers(store, population)
+        answers = CheapAnswers(store, population, progress)
         certifier = Certifier(population, answers, spec, store.run.seed)
         kept = _pairs(out / CERTIFIED, certifier.totals, answers.digest, opened.run, progress)
         total = sum(certifier.totals.values())
         passes, why = choose_passes(opened.engine, 1, min(total, len(CELLS) * 2 * LEAST), config.batch_size)
         progress.say(f"{passes}: {why}")
-        started = time.perf_counter()
         draw(opened.engine, opened.source, store, certifier, kept, passes, progress)
-        seconds = time.perf_counter() - started
     run = opened.run
     facts = {name: getattr(run, name) for name in _ENGINE}
-    certificate = Certificate(design=DESIGN, estimator=ESTIMATOR, seconds=seconds, cells=certifier.cells(), **facts)
+    certificate = Certificate(design=DESIGN, estimator=ESTIMATOR, cells=certifier.cells(), **facts)
     summary = replace(summary, certificate=certificate)
     summary.write(out)
     return summary
 
 
+def _reference(choice: EngineChoice) -> EngineChoice:
+    """Return the choice in fp32, not resolved yet: its alternatives would be in the precision of the run."""
+    return replace(choice, precision=REFERENCE, reason="", alternatives=())
+
+
 def evaluate_certified(
-    reference: ModelSpec | FrozenClassifier | Artefact,
+    reference: Artefact | None,
     model: ModelSpec | FrozenClassifier | Artefact,
     bank: OccluderBank | Path | None,
     data: DataSpec,
@@ -230,19 +237,40 @@ def evaluate_certified(
     config: EvaluationConfig,
     spec: CertificateSpec | None = None,
     progress: Progress = no_progress,
-) -> Summary:
-    """Do what `evaluate` does, then what `certify` does with `reference` for the model; errors are those of both."""
+) -> dict[float, Summary]:
+    """Do what `evaluate_strengths` does, and then what `certify` does of each strength.
+
+    What is refused is so before any pair is evaluated.
+
+    Parameters
+    ----------
+    reference
+        What answers in fp32: an artefact, or None for the model.
+    model, bank, data, out, config
+        As of `evaluate_strengths`, without shard and cluster.
+    spec
+        As of `certify`.
+
+    Returns
+    -------
+    dict
+        The summary of each strength, with `certificate`. Errors are those of both.
+    """
     _check(config)
-    _check_reference(reference)
-    exported = model.exported_precision if isinstance(model, Artefact) else None
-    _check_precision(config.engine.precision or exported or REFERENCE)  # before all pairs are evaluated
-    evaluate(model, bank, data, out, config, progress)
-    return certify(reference, bank, data, out, config, spec, progress)
-
-
-def _check_reference(model: ModelSpec | FrozenClassifier | Artefact) -> None:
-    if isinstance(model, Artefact) and model.exported_precision != REFERENCE:
-        raise InputError(f"--certify {model.folder}: is in {model.exported_precision}; export it again in fp32")
+    subject = load_classifier(model) if isinstance(model, ModelSpec) else model
+    _check_precision(config.engine.precision or subject.exported_precision or REFERENCE)
+    other = subject if reference is None else reference
+    if reference is not None and reference.exported_precision != REFERENCE:
+        raise InputError(f"--certify {reference.folder}: is in {reference.exported_precision}; export it again in fp32")
+    if reference is None and subject.exported_precision is not None:
+        raise InputError("--certify fp32: an artefact has one precision; pass the folder of its fp32 export here")
+    own = choose_reference(Job(subject, bank, data, out, config), other, _reference(config.engine))
+    evaluate_strengths(subject, bank, data, out, config, progress)
+    places = run_folders(out, config.strengths)
+    return {
+        strength: certify(other, own, data, place, replace(config, strengths=(strength,)), spec, progress)
+        for strength, place in places.items()
+    }
 
 
 def _check_precision(precision: str) -> None:
@@ -255,12 +283,12 @@ def _check(config: EvaluationConfig) -> None:
     if config.shard is not None or config.cluster is not None:
         option = "--shard" if config.shard is not None else "--cluster"
         raise InputError(f"--certify: a sample is drawn by one process; once the RUN is complete, leave {option} out")
-    if len(config.strengths) > 1:
-        raise InputError("--certify: takes a single --strength; certify each with an --out of its own")
 
 
 def _check_same(store: RunStore, opened: Opened) -> None:
-    """Raise `InputError` where what is open is not what the run evaluated."""
+    """Raise `InputError` where what is open is not what the run evaluated, or not in fp32."""
+    if opened.engine.precision != REFERENCE:
+        raise InputError(f"--certify: {opened.engine.subject.name} is in {opened.engine.precision}, not in fp32")
     strength = opened.job.config.strengths[0]
     stored, wanted = plain(store.run), plain(replace(opened.run, strength=strength))
     differing = [key for key in (*_SAME, "strength") if stored[key] != wanted[key]]
@@ -274,7 +302,7 @@ def _check_same(store: RunStore, opened: Opened) -> None:
 
 def _pairs(folder: Path, there: Mapping[StratumName, int], digest: str, run: Run, progress: Progress) -> PairStore:
     """Open the fp32 answers, or begin anew where those of the run have changed since."""
-    of = {"answers": digest, **{name: getattr(run, name) for name in _ENGINE}}
+    of = {"answers": digest, "seed": str(run.seed), **{name: getattr(run, name) for name in _ENGINE}}
     before = PairStore.facts(folder)
     if before is not None and before != of:
         differing = [name for name in of if before.get(name) != of[name]]

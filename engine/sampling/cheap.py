@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation.store import RunStore
+from ..progress import Progress, no_progress
 from .control import Ridge
 from .order import Ints
 from .strata import Floats, Population, Stratum, StratumName
@@ -50,17 +51,19 @@ class CheapAnswers:
         A block is missing or damaged.
     """
 
-    def __init__(self, store: RunStore, population: Population) -> None:
+    def __init__(self, store: RunStore, population: Population, progress: Progress = no_progress) -> None:
         self._store, self._population = store, population
         self._scale = float(population.margin.std()) or 1.0
         self.means: dict[StratumName, Floats] = {name: np.zeros(_FEATURES) for name in population.strata}
         digest = hashlib.sha256()
         # Features of the pairs asked for so far, by number of picture and column, ascending.
         self._known, self._values = np.zeros(0, np.int64), np.zeros((0, _FEATURES))
-        for start in store.starts():
-            first, last = np.searchsorted(population.pictures, [start, store.end(start)])
-            if first < last:
-                self._count(np.arange(first, last), digest)
+        with progress.task("answers read", len(population)) as bar:
+            for start in store.starts():
+                first, last = np.searchsorted(population.pictures, [start, store.end(start)])
+                if first < last:
+                    self._count(np.arange(first, last), digest)
+                    bar.advance(int(last - first))
         for name, stratum in population.strata.items():
             self.means[name] /= max(stratum.total, 1)
         self.digest = f"sha256:{digest.hexdigest()}"

@@ -7,8 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Final, Generic, TypeAlias, TypeVar
 
-import numpy as np
-
 from .estimate import DifferenceEstimator, Estimate
 from .order import Ints, Order
 from .strata import Floats, Population, StratumName
@@ -18,9 +16,6 @@ LOOK: Final = 250
 LEAST: Final = 500
 """Pairs of a cell before the first look that may end the drawing: a variance from fewer is not to be trusted."""
 _GROWTH = 8  # a look takes at least this part of the pairs before it
-# Pairs of each class whose pairs weigh more than twice the mean, or all of them, before the drawing may end: they
-# decide the variance, and are few.
-_OF_HEAVY = 10
 
 Pairs: TypeAlias = tuple[Ints, Ints]
 """Pictures, as places in the population, and rows of the bank, int64 [n] each."""
@@ -109,14 +104,7 @@ class Drawing(ABC, Generic[E]):
         n = self.drawn(name)
         if n == self.estimators[name].stratum.total:
             return True
-        return n >= LEAST and self._heavy_seen(name) and self.enough_of(name)
-
-    def _heavy_seen(self, name: StratumName) -> bool:
-        """Return whether the variance can have seen the classes that weigh most."""
-        estimator, population = self.estimators[name], self.population
-        of_class = population.counts * estimator.stratum.of_picture
-        drawn = np.bincount(population.own[estimator.picture], minlength=population.rows)
-        return bool((drawn >= np.minimum(of_class, _OF_HEAVY))[estimator.stratum.heavy].all())
+        return n >= LEAST and self.enough_of(name)
 
     def add(self, name: StratumName, picture: Ints, row: Ints, correct: Floats) -> None:
         """Take the answers, 1.0 or 0.0, to the next pairs of a cell."""

@@ -18,8 +18,9 @@ from .order import Ints
 from .strata import Floats, Stratum
 
 Z95: Final = 1.959963984540054
-# Answers that the regression misses, added to those that were seen: where hardly any are, as with an accuracy near 0,
-# their number says little of the variance (Agresti and Coull, The American Statistician 52, 1998, add two of a kind).
+# Answers that the regression misses, added to those that were seen: where hardly any are, as with an accuracy near 0 or
+# beside a run in bf16, their number says little of the variance (Agresti and Coull, The American Statistician 52, 1998,
+# add two of a kind). They weigh as much as any pair: those that count most are drawn least.
 _ADDED = 2.0
 
 
@@ -79,7 +80,7 @@ class DifferenceEstimator:
             squares += share * float(left.var(ddof=1))
         # The folds are fitted on each other, which the variance within them leaves out: in replays with 100 classes,
         # and a coefficient for 11 pairs, it was a tenth too small.
-        squares = (squares + _ADDED / n) * (1 + self._ridge.degrees() / n)
+        squares = (squares + _ADDED * stratum.heaviest**2 / n) * (1 + self._ridge.degrees() / n)
         drawn = n / stratum.total
         # The two regressions differ, which does not vanish as the pairs run out: half of the difference of two means,
         # each over half of the sample.

@@ -27,10 +27,10 @@ if TYPE_CHECKING:  # answers are read without PyTorch
     from ...kernels.score import Score
 
 PAIRS: Final = "pairs.zarr"
-_NOT_DONE = -1
+_NOT_DONE, _NO_ROW = -1, -2  # row −1 is no occluder
 _ARRAYS: Final = {
     "image": ("int64", _NOT_DONE),
-    "row": ("int32", _NOT_DONE),
+    "row": ("int32", _NO_ROW),
     "rank": ("int32", _NOT_DONE),
     "margin": ("float32", np.nan),
     "prediction": ("int32", _NOT_DONE),  # the last one: it says that a chunk is done
@@ -71,13 +71,13 @@ class PairStore:
                 _create(partial, totals, facts)
         try:
             self._group = zarr.open_group(self.path, mode="r+" if writable else "r")
-            found = {name: self._array(name, "prediction").shape[0] for name in totals}
+            found = {name: {self._array(name, array).shape[0] for array in _ARRAYS} for name in totals}
         except (KeyError, ValueError, TypeError, RuntimeError, FileNotFoundError) as error:
             raise _damaged(self.path, error) from error
-        if found != totals:
+        if found != {name: {total} for name, total in totals.items()}:
             raise InputError(
-                f"{self.path}: was drawn from {sum(found.values())} pairs, there are {sum(totals.values())} now, as "
-                "pictures have changed; remove it, and the same command draws again"
+                f"{self.path}: was drawn from other pairs than there are now, as pictures have changed; remove it, and "
+                "the same command draws again"
             )
 
     @staticmethod
@@ -106,9 +106,11 @@ class PairStore:
         part = slice(start, start + len(images))
         try:
             predictions = np.asarray(self._array(stratum, "prediction")[part])
-            if bool((predictions == _NOT_DONE).any()):
-                return None
             kept = {name: np.asarray(self._array(stratum, name)[part]) for name in ("image", "row")}
+            if bool(
+                (predictions == _NOT_DONE).any() or (kept["image"] == _NOT_DONE).any() or (kept["row"] == _NO_ROW).any()
+            ):
+                return None
         except (ValueError, RuntimeError):  # a chunk fails its checksum: it is evaluated and written again
             return None
         if not (np.array_equal(kept["image"], images) and np.array_equal(kept["row"], rows)):

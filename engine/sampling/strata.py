@@ -18,7 +18,6 @@ STRATA: Final[tuple[StratumName, ...]] = ("matched", "unmatched")
 """Those whose pairs are under an occluder."""
 NO_OCCLUDER: Final = -1
 """Row of a pair that is a clean picture."""
-_HEAVY = 2.0
 _SPREAD = 3.0  # standard deviations beyond which a clean margin says no more than at them
 
 
@@ -97,8 +96,6 @@ class Stratum:
         The factors of the weights, [N] and [K].
     heaviest
         The largest weight.
-    heavy
-        Rows of the classes whose pairs weigh more than twice the mean, bool [K].
     """
 
     def __init__(self, name: StratumName, population: Population) -> None:
@@ -111,10 +108,7 @@ class Stratum:
             present = population.counts > 0
             self.by_row = 1 / np.maximum(present.sum() - present, 1)
         self.by_picture = self.by_picture * (self.total / max(self._sum_of_weights(), 1e-300))
-        of_class, most = np.zeros(rows), float(self.by_row.max(initial=0))
-        of_class[population.own] = self.by_picture * most
-        self.heavy = of_class > _HEAVY
-        self.heaviest = float(self.by_picture.max(initial=0) * most)
+        self.heaviest = float(self.by_picture.max(initial=0) * self.by_row.max(initial=0))
 
     @property
     def matched(self) -> bool:

@@ -373,7 +373,7 @@ def test_real_weights_and_pictures(tmp_path: Path) -> None:
     assert {engine["engine"]: engine["pairs"] for engine in engines} == {"onnxruntime": 300, "openvino": 300}
     assert all(engine["enough"] for engine in engines)
     summaries = [
-        evaluate_pairs(what, rows, DataSpec(data), tmp_path / name, EvaluationConfig(EngineChoice(name)))
+        evaluate_pairs(what, rows, DataSpec(data), tmp_path / name, EvaluationConfig(EngineChoice(name), per_class=15))
         for name, what, rows in (("torch", model, bank), *((name, made, None) for name in ENGINES))
     ]
     for cell in ("clean", "matched", "unmatched"):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gfo.engine.data.spec import DataSpec
@@ -19,6 +20,7 @@ from gfo.engine.evaluation.summary import Summary
 from gfo.engine.sampling.strata import Population
 from gfo.export.bank import OccluderBank
 from gfo.export.classifier import FrozenClassifier
+from gfo.export.preprocessing import Preprocessing
 
 COUNTS = {"ant": 330, "bee": 240, "cat": 280}
 Made = tuple[Population, np.ndarray]
@@ -49,25 +51,37 @@ def config() -> EvaluationConfig:
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory, bank: OccluderBank) -> DataSpec:
-    """Pictures of random colours, and one file that is no picture."""
+def bank(make_bank: Callable[..., OccluderBank]) -> OccluderBank:
+    """Occluders that change answers, of the classes that the network tells apart."""
+    made = make_bank(class_ids=(2, 1, 3), epsilon=32.0)
+    return replace(made, occluders=made.occluders * 4)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory, tiny_classifier: FrozenClassifier, bank: OccluderBank) -> DataSpec:
+    """Pictures of random colours, three of four with the label that the network gives them; one is no picture."""
     root, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(0)
-    for folder, count in COUNTS.items():
-        (root / "val" / folder).mkdir(parents=True)
-        for i in range(count):
-            pixels = rng.integers(0, 256, 3) * 0.6 + rng.integers(0, 100, (18, 18, 3))
-            Image.fromarray(pixels.astype(np.uint8)).save(root / "val" / folder / f"{i:03d}.png")
-    (root / "val" / "bee" / "999.png").write_bytes(b"no picture")
     classes = dict(zip(bank.header.folders, bank.class_ids, strict=True))
+    left = dict(COUNTS)
+    for folder in COUNTS:
+        (root / "val" / folder).mkdir(parents=True)
+    while any(left.values()):
+        pixels = (rng.integers(0, 256, 3) * 0.9 + rng.integers(0, 25, (18, 18, 3))).astype(np.uint8)
+        seen = int(tiny_classifier.network(normalised(pixels, tiny_classifier.preprocessing)).argmax())
+        alike = [folder for folder, class_id in classes.items() if class_id == seen and rng.random() < 0.75]
+        folder = alike[0] if alike else str(rng.choice(list(classes)))
+        if left[folder]:
+            left[folder] -= 1
+            Image.fromarray(pixels).save(root / "val" / folder / f"{left[folder]:03d}.png")
+    (root / "val" / "bee" / "999.png").write_bytes(b"no picture")
     (root / "classes.json").write_text(json.dumps(classes))
     return DataSpec(root)
 
 
-@pytest.fixture(scope="session")
-def bank(make_bank: Callable[..., OccluderBank]) -> OccluderBank:
-    """Occluders that change answers."""
-    made = make_bank()
-    return replace(made, occluders=made.occluders * 4, header=replace(made.header, epsilon=32.0))
+def normalised(pixels: np.ndarray, preprocessing: Preprocessing) -> torch.Tensor:
+    """Crop a picture of 18 × 18 and normalise it, float32 [1, 3, 16, 16]."""
+    x = torch.from_numpy(pixels[1:17, 1:17]).float() / 255
+    return ((x - torch.tensor(preprocessing.mean)) / torch.tensor(preprocessing.std)).permute(2, 0, 1)[None]
 
 
 @pytest.fixture(scope="session")

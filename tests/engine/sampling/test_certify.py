@@ -6,26 +6,33 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from gfo.engine.data.spec import DataSpec
-from gfo.engine.engines.choice import EngineChoice
+from gfo.engine.engines.choice import EngineChoice, choose_engine
 from gfo.engine.evaluation.config import EvaluationConfig
-from gfo.engine.evaluation.evaluate import evaluate
+from gfo.engine.evaluation.evaluate import evaluate, evaluate_strengths
 from gfo.engine.evaluation.store import RunStore
 from gfo.engine.evaluation.summary import Summary, read_summary
 from gfo.engine.progress import Silent
 from gfo.engine.reporting import report
 from gfo.engine.sampling import draw as draw_module
-from gfo.engine.sampling.certify import CELLS, CertificateSpec, certify, evaluate_certified, parse_certificate
-from gfo.engine.sampling.control import Ridge
-from gfo.engine.sampling.estimate import DifferenceEstimator
-from gfo.engine.sampling.order import Ints, Order
-from gfo.engine.sampling.strata import Floats, Stratum, StratumName
+from gfo.engine.sampling.certify import (
+    CELLS,
+    CertificateSpec,
+    Certifier,
+    _reference,
+    certify,
+    evaluate_certified,
+    parse_certificate,
+)
+from gfo.engine.sampling.cheap import _features as features_of
+from gfo.engine.sampling.order import Ints
+from gfo.engine.sampling.strata import Floats, Population, StratumName
 from gfo.export import ExportConfig, export
 from gfo.export.artefact import Artefact
 from gfo.export.bank import OccluderBank
@@ -160,9 +167,69 @@ def test_a_run_that_is_resumed_keeps_its_certificate_until_a_picture_changes(
         assert cell.value == pytest.approx(number(fp32, name))
 
 
+def test_answers_that_may_be_others_lose_their_certificate(
+    certified: Callable[..., Summary],
+    tiny_classifier: FrozenClassifier,
+    bank: OccluderBank,
+    data: DataSpec,
+    config: EvaluationConfig,
+    tmp_path: Path,
+) -> None:
+    cheap, out = replace(config, engine=EngineChoice("torch", "bf16")), tmp_path / "run"
+    found = certified(out)
+    assert found.clean is not None
+    replace(found, clean=replace(found.clean, accuracy=0.5)).write(out)  # the summary of other answers
+    assert evaluate(tiny_classifier, bank, data, out, cheap).certificate is None
+    found.write(out)
+    chunk = next((out / "predictions.zarr" / "margin").glob("c.*"))
+    content = bytearray(chunk.read_bytes())
+    content[20] ^= 1
+    chunk.write_bytes(bytes(content))
+    mended = evaluate(tiny_classifier, bank, data, out, cheap)
+    assert mended.clean == found.clean
+    assert mended.certificate is None
+
+
+def test_answers_of_another_engine_are_drawn_again(
+    certified: Callable[..., Summary], config: EvaluationConfig, tmp_path: Path
+) -> None:
+    first, said = certified(tmp_path / "run"), Said()
+    found = certified(tmp_path / "run", config=replace(config, engine=EngineChoice("onnxruntime")), progress=said)
+    assert any("the engine of the fp32 answers changed since" in line for line in said.lines)
+    assert found.certificate is not None
+    assert found.certificate.engine == "onnxruntime"
+    for name, cell in cells(found).items():
+        assert cell.value == pytest.approx(cells(first)[name].value, abs=1e-6)
+
+
+def test_each_of_several_strengths_is_certified(
+    tiny_classifier: FrozenClassifier,
+    bank: OccluderBank,
+    data: DataSpec,
+    config: EvaluationConfig,
+    tmp_path: Path,
+) -> None:
+    few = replace(config, strengths=(0.25, 1.0), per_class=40)
+    cheap = replace(few, engine=EngineChoice("torch", "bf16"))
+    found = evaluate_certified(None, tiny_classifier, bank, data, tmp_path / "run", cheap, ALL)
+    truth = evaluate_strengths(tiny_classifier, bank, data, tmp_path / "fp32", few)
+    for strength in (0.25, 1.0):
+        assert found[strength] == read_summary(tmp_path / "run" / f"{strength:g}" / "summary.json")
+        for name, cell in cells(found[strength]).items():
+            assert cell.value == pytest.approx(number(truth[strength], name))
+    assert cells(found[0.25])["matched"].value > cells(found[1.0])["matched"].value > 0.1
+
+
+def test_fp32_is_fp32_whatever_was_chosen_before(tiny_classifier: FrozenClassifier) -> None:
+    chosen = choose_engine(EngineChoice("auto", "bf16"), tiny_classifier)
+    assert chosen.alternatives
+    again = choose_engine(_reference(chosen), tiny_classifier)
+    assert {again.precision, *(other.precision for other in again.alternatives)} == {"fp32"}
+
+
 def test_what_cannot_be_certified_is_refused(
     certified: Callable[..., Summary],
-    make_bank: Callable[..., OccluderBank],
+    bank: OccluderBank,
     tiny_classifier: FrozenClassifier,
     data: DataSpec,
     config: EvaluationConfig,
@@ -172,7 +239,7 @@ def test_what_cannot_be_certified_is_refused(
 ) -> None:
     for changed, named in (
         (replace(config, shard=(0, 2)), "--shard"),
-        (replace(config, strengths=(0.5, 1.0)), "--strength"),
+        (replace(config, seed=1), "seed 1, the RUN 0"),
         (replace(config, strengths=(0.5,)), "strength 0.5, the RUN 1.0"),
         (replace(config, per_class=3), "other pictures"),
     ):
@@ -181,12 +248,30 @@ def test_what_cannot_be_certified_is_refused(
     with pytest.raises(InputError, match="is in fp32 itself"):
         certified(full[0])
     with pytest.raises(InputError, match="no such store"):
-        certify(tiny_classifier, make_bank(), data, tmp_path / "none", config)
+        certify(tiny_classifier, bank, data, tmp_path / "none", config)
     with pytest.raises(InputError, match="bank_hash"):
-        certify(tiny_classifier, make_bank(), data, bf16, config)
+        certify(tiny_classifier, replace(bank, occluders=-bank.occluders), data, bf16, config)
     with pytest.raises(InputError, match="is in fp32 itself"):  # before anything is evaluated
-        evaluate_certified(tiny_classifier, tiny_classifier, make_bank(), data, tmp_path / "new", config)
+        evaluate_certified(None, tiny_classifier, bank, data, tmp_path / "new", config)
     assert not (tmp_path / "new").exists()
+    half = replace(config, engine=EngineChoice("torch", "bf16"), shard=(0, 2))
+    evaluate(tiny_classifier, bank, data, tmp_path / "half", half)
+    with pytest.raises(InputError, match="is not complete"):
+        certify(tiny_classifier, bank, data, tmp_path / "half", config)
+
+
+def test_changed_pictures_are_refused(
+    tiny_classifier: FrozenClassifier,
+    make_bank: Callable[..., OccluderBank],
+    own_data: Path,
+    config: EvaluationConfig,
+    tmp_path: Path,
+) -> None:
+    own, cheap = DataSpec(own_data), replace(config, engine=EngineChoice("torch", "bf16"))
+    evaluate(tiny_classifier, make_bank(), own, tmp_path / "run", cheap)
+    Image.new("RGB", (18, 18), (255, 0, 0)).save(next((own_data / "val").glob("*/*.*")), format="png")
+    with pytest.raises(InputError, match="1 pictures have changed since"):
+        certify(tiny_classifier, make_bank(), own, tmp_path / "run", config)
 
 
 @pytest.mark.parametrize(
@@ -209,52 +294,49 @@ def test_specifications_are_read() -> None:
     assert parse_certificate("clean=0.01", None).until == {"clean": 0.01}
 
 
-class Known(Ridge[Any]):
-    """A regression on answers that are an array, bool [N, K + 1]."""
+class Margins:
+    """`CheapAnswers` of margins [N, K + 1] that are an array."""
 
-    def __init__(self, stratum: Stratum, cheap: np.ndarray) -> None:
-        super().__init__(np.array([1e-6, 1.0]))
-        self._stratum, self._cheap = stratum, cheap
+    def __init__(self, population: Population, margin: Floats) -> None:
+        self._known, self.means = features_of(margin > 0, margin / margin[:, 0].std()), dict[str, Floats]()
+        for name, stratum in population.strata.items():
+            picture, row = stratum.pairs(np.arange(stratum.total))
+            self.means[name] = stratum.weights(picture, row) @ self.features(picture, row) / stratum.total
 
-    def design(self, picture: Ints, row: Ints) -> Floats:
-        return np.stack([np.ones(len(row)), self._cheap[picture, row + 1]], axis=1)
-
-    def expectation(self, coefficients: Floats) -> Any:
-        ridge = self
-
-        class Expected:
-            def of(self, picture: Ints, row: Ints) -> Floats:
-                return ridge.design(picture, row) @ coefficients
-
-            def mean(self, stratum: Stratum) -> float:
-                picture, row = stratum.pairs(np.arange(stratum.total))
-                return float(stratum.weights(picture, row) @ self.of(picture, row) / stratum.total)
-
-        return Expected()
+    def features(self, picture: Ints, row: Ints) -> Floats:
+        return self._known[picture, row + 1]
 
 
-@pytest.mark.parametrize("name", get_args(StratumName))
-@pytest.mark.parametrize(("sizes", "flips"), [([150] * 6, 0.015), ([150] * 6, 0.1), ([400, *[40] * 9], 0.015)])
-def test_intervals_hold_where_few_answers_change(
-    made: Callable[..., Any], name: StratumName, sizes: list[int], flips: float
-) -> None:
-    """Of 400 intervals of 95 %, at least 92 %: below, by chance once in a thousand."""
-    population, right = made(sizes)
-    generator, stratum = np.random.default_rng(1), population.stratum(name)
-    cheap = np.concatenate([population.right[:, None], right], axis=1)
-    dear = cheap ^ (generator.random(cheap.shape) < flips)
-    picture, row = stratum.pairs(np.arange(stratum.total))
-    wanted = float(stratum.weights(picture, row) @ dear[picture, row + 1] / stratum.total)
-    held, errors = 0, list[float]()
-    for seed in range(400):
-        estimator = DifferenceEstimator(stratum, Known(stratum, cheap))
-        drawn = Order(stratum.total, seed).first(min(500, stratum.total // 2))
-        estimator.add(picture[drawn], row[drawn], dear[picture[drawn], row[drawn] + 1].astype(float))
-        found = estimator.estimate()
-        held += abs(found.value - wanted) <= found.half_width
-        errors.append(found.value - wanted)
-    assert held >= 0.92 * 400
-    assert abs(np.mean(errors)) < 4 * np.std(errors) / 20
+SIZES = {"alike": [700] * 6, "a rare class": [1500] * 4 + [60], "two classes": [1500, 500]}
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("kind", ["noise", "one way", "in the last class"])
+def test_intervals_hold_at_the_width_that_ends_it(sizes: str, kind: str) -> None:
+    """Of 60 intervals of 95 %, at least 85 %: below, by chance once in a thousand."""
+    generator, own = np.random.default_rng(0), np.repeat(np.arange(len(SIZES[sizes])), SIZES[sizes])
+    margin = generator.normal(1.5, 2, (len(own), len(SIZES[sizes]) + 1))
+    population = Population(np.arange(len(own)), own, margin[:, 0] > 0, margin[:, 0], len(SIZES[sizes]))
+    wrong = generator.random(margin.shape) < 0.03
+    if kind == "noise":
+        fp32 = margin + generator.normal(0, 0.1, margin.shape) > 0
+    else:
+        fp32 = (margin > 0) & ~(wrong & ((kind == "one way") | (own == own[-1]))[:, None])
+    answers: Any = Margins(population, margin)
+    names: tuple[StratumName, ...] = ("clean", "unmatched") if sizes == "alike" else ("clean",)
+    held = dict.fromkeys(names, 0)
+    for seed in range(60):
+        certifier = Certifier(population, answers, CertificateSpec(dict.fromkeys(names, 0.01)), seed)
+        while looks := certifier.next_look():
+            for name, (picture, row) in looks.items():
+                certifier.add(name, picture, row, fp32[picture, row + 1].astype(float))
+        for name in names:
+            stratum, found = population.stratum(name), certifier.estimates[name]
+            picture, row = stratum.pairs(np.arange(stratum.total))
+            truth = float(stratum.weights(picture, row) @ fp32[picture, row + 1] / stratum.total)
+            held[name] += abs(found.value - truth) <= found.half_width + 1e-9
+            assert found.half_width <= 0.01
+    assert min(held.values()) >= 0.85 * 60
 
 
 def test_the_command_and_the_report_say_it(
@@ -269,6 +351,7 @@ def test_the_command_and_the_report_say_it(
     refused(words, "--certify", "is in fp32 itself")
     assert not (tmp_path / "run").exists()
     words += ["--precision", "bf16"]
+    refused([*words[:-4], "--certify", "bf16", *words[-2:]], "--certify bf16", "expected fp32")
     refused([*words, "--claim", "matched<=0.5"], "--claim", "leave it out")
     refused([*words, "--shard", "0/2"], "--certify", "leave --shard out")
     refused([*words[:-4], "--certify", tmp_path / "none", *words[-2:]], tmp_path / "none")
@@ -297,6 +380,11 @@ def test_an_artefact_is_certified_by_its_fp32_export(
     words = ["gfo-eval", "--artefact", tmp_path / "fp16", "--data", tiny_data, "--split", "val"]
     words += ["--out", tmp_path / "run", "--certify"]
     refused([*words, "fp32"], "--certify fp32", "fp32 export")
+    export(tiny_classifier, make_bank(seed=1), tmp_path / "other", ExportConfig("onnx", "fp32"))
+    refused([*words, tmp_path / "other"], "has another bank")
+    export(tiny_classifier, make_bank(), tmp_path / "input", ExportConfig("onnx", "fp32", bank_input=True))
+    refused([*words, tmp_path / "input"], "takes a bank", "embeds one")
+    assert not (tmp_path / "run").exists()
     refused([*words, tmp_path / "fp16"], "--certify", "is in fp16; export it again in fp32")
     code, _, _ = run(*words, tmp_path / "fp32")
     assert code == 0

@@ -40,6 +40,19 @@ def sample(
     return sample
 
 
+@pytest.fixture(scope="module")
+def wide(
+    tiny_classifier: FrozenClassifier,
+    bank: OccluderBank,
+    data: DataSpec,
+    config: EvaluationConfig,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, Summary]:
+    """A sampled RUN; copy it to write into it."""
+    out = tmp_path_factory.mktemp("wide") / "run"
+    return out, evaluate_sample(tiny_classifier, bank, data, out, config, WIDE)
+
+
 def answers(out: Path, stratum: str) -> dict[tuple[int, int], tuple[int, int, float]]:
     group = zarr.open_group(out / "sample" / "pairs.zarr", mode="r")
     arrays = [np.asarray(group[f"{stratum}/{name}"]) for name in ("image", "row", "prediction", "rank", "margin")]
@@ -47,11 +60,11 @@ def answers(out: Path, stratum: str) -> dict[tuple[int, int], tuple[int, int, fl
 
 
 def test_cells_are_those_of_all_pairs_within_their_intervals(
-    sample: Callable[..., Summary], full: tuple[Path, Summary], tmp_path: Path
+    wide: tuple[Path, Summary], full: tuple[Path, Summary]
 ) -> None:
     place, whole = full
-    found = sample(tmp_path / "run")
-    assert found == read_summary(tmp_path / "run" / "summary.json")
+    out, found = wide
+    assert found == read_summary(out / "summary.json")
     assert found.sample is not None
     assert found.clean is not None
     assert whole.clean is not None
@@ -72,7 +85,7 @@ def test_cells_are_those_of_all_pairs_within_their_intervals(
     store = RunStore.open(place)
     margins = store.margins(0, len(store))
     for name in ("matched", "unmatched"):
-        drawn = answers(tmp_path / "run", name)
+        drawn = answers(out, name)
         assert len(drawn) >= 500
         for (image, row), (prediction, rank, margin) in drawn.items():
             assert (prediction, margin) == (
@@ -196,11 +209,15 @@ def test_the_most_pairs_leave_a_claim_undecided(sample: Callable[..., Summary], 
 
 
 def test_a_decoded_cache_gives_the_same_answers(
-    sample: Callable[..., Summary], data: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sample: Callable[..., Summary],
+    wide: tuple[Path, Summary],
+    data: DataSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("GFO_CACHE", str(tmp_path / "cache"))
     found = sample(tmp_path / "cached", data=replace(data, decoded_cache=True))
-    assert found.sample == sample(tmp_path / "read").sample
+    assert found.sample == wide[1].sample
     assert len(list((tmp_path / "cache" / "pictures").iterdir())) == 1
 
 
@@ -218,8 +235,11 @@ def test_changed_pictures_are_drawn_again(sample: Callable[..., Summary], data: 
     assert before.sample is not None
 
 
-def test_damaged_answers_are_evaluated_again(sample: Callable[..., Summary], tmp_path: Path) -> None:
-    whole = sample(tmp_path / "run")
+def test_damaged_answers_are_evaluated_again(
+    sample: Callable[..., Summary], wide: tuple[Path, Summary], tmp_path: Path
+) -> None:
+    shutil.copytree(wide[0], tmp_path / "run")
+    whole = wide[1]
     kept = answers(tmp_path / "run", "matched")
     chunk = tmp_path / "run" / "sample" / "pairs.zarr" / "matched" / "prediction" / "c.0"
     content = bytearray(chunk.read_bytes())
@@ -248,17 +268,17 @@ def test_what_a_sample_cannot_do_is_refused(
 
 
 def test_the_report_marks_what_is_estimated(
-    sample: Callable[..., Summary], full: tuple[Path, Summary], tmp_path: Path
+    wide: tuple[Path, Summary], full: tuple[Path, Summary], tmp_path: Path
 ) -> None:
-    found = sample(tmp_path / "run")
+    out, found = wide
     assert found.matched is not None
     assert found.matched.half_width is not None
-    written = report([tmp_path / "run"], tmp_path / "report")
+    written = report([out], tmp_path / "report")
     page = written.page.read_text()
     assert f"{found.matched.accuracy:.4f} ±{found.matched.half_width:.4f}" in page
     assert any("pairs were drawn at random" in note for note in written.notes)
     assert any("Figure S1" in note and "left out" in note for note in written.notes)
-    matrix, ids = sampled_matrix(tmp_path / "run", found)
+    matrix, ids = sampled_matrix(out, found)
     store = RunStore.open(full[0])
     right = store.predictions(0, len(store)) == store.labels[:, None]
     assert ids == list(store.run.class_ids)

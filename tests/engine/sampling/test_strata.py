@@ -44,16 +44,6 @@ def test_sums_are_those_of_a_loop(made: Callable[..., Any], sizes: list[int], na
     assert sum(shares_of[k, c] * value for (k, c), value in accuracy.items()) == pytest.approx(cell)
 
 
-@pytest.mark.parametrize("name", STRATA)
-def test_heavy_classes_weigh_more_than_twice_the_mean(made: Callable[..., Any], name: StratumName) -> None:
-    stratum = made([100] * 9 + [20])[0].stratum(name)
-    picture, row = stratum.pairs(np.arange(stratum.total))
-    weights = stratum.weights(picture, row)
-    mean = np.bincount(stratum.population.own[picture], weights) / np.bincount(stratum.population.own[picture])
-    assert (mean > 2).tolist() == stratum.heavy.tolist() == [False] * 9 + [True]
-    assert not made([100] * 10)[0].stratum(name).heavy.any()
-
-
 def test_clean_is_a_mean_over_classes(made: Callable[..., Any]) -> None:
     population, _ = made([5, 1, 0, 9])
     means = [population.right[population.own == c].mean() for c in (0, 1, 3)]
