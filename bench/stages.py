@@ -40,7 +40,7 @@ _CALL_SHARE = 0.12
 # The engine's own benchmark runs beside, for this share of the seconds.
 _OWN_SHARE = 0.2
 # Between two alternatives: threads that spin for some time after a call would do so beside the next one's.
-_REST = 0.1
+REST = 0.1
 # Seconds a picture within this factor of the fewest are worth a second look.
 _NEAR = 1.1
 # Files that a call of the plain loop reads.
@@ -48,7 +48,7 @@ _PLAIN_PICTURES = 32
 
 
 @dataclass(frozen=True)
-class _Alternative:
+class Alternative:
     """What takes its turn: a call, its pairs, and its row without rates."""
 
     call: Call
@@ -83,7 +83,7 @@ def _stage_rows(run: OpenRun, stages: Sequence[str]) -> list[PairsRow]:
     bound = convolution(run.engine.precision, run.engine.torch_device) if "bare" in chosen else None
     if bound is not None:
         calls["ceiling"] = bound[0]
-    times = measure(calls, seconds=run.seconds, timer=timer(run.engine.torch_device.type), rest=_REST)
+    times = measure(calls, seconds=run.seconds, timer=timer(run.engine.torch_device.type), rest=REST)
     rates = {name: one.pairs / times[name] for name, one in chosen.items()}
     rows = [_measured(name, one.row, rates) for name, one in chosen.items()]
     if bound is not None:
@@ -112,11 +112,11 @@ def _against(stage: str, own: Rates, rates: dict[str, Rates]) -> Ratio | None:
 # ---- what takes turns
 
 
-def _alternatives(run: OpenRun, stages: Sequence[str]) -> dict[str, _Alternative]:
+def _alternatives(run: OpenRun, stages: Sequence[str]) -> dict[str, Alternative]:
     """Return what takes turns for the stages, by name."""
-    work, chosen = run.work, dict[str, _Alternative]()
+    work, chosen = run.work, dict[str, Alternative]()
     if "bare" in stages:
-        chosen["bare"] = _bare(run)
+        chosen["bare"] = best_alternative(run)
     if set(stages) & {"pairs", "end-to-end"}:
         passes, rate = best_passes(run)
         if "pairs" in stages:
@@ -128,10 +128,11 @@ def _alternatives(run: OpenRun, stages: Sequence[str]) -> dict[str, _Alternative
     return chosen
 
 
-def _bare(run: OpenRun) -> _Alternative:
+def best_alternative(run: OpenRun) -> Alternative:
+    """Return the network alone, in its best batch and layout."""
     call, pairs, how = _best_bare(run.engine)
     run.progress.say(f"bare: {how}")
-    return _Alternative(call, pairs, run.row("bare", sizes=how))
+    return Alternative(call, pairs, run.row("bare", sizes=how))
 
 
 def _best_bare(engine: Engine) -> tuple[Call, int, str]:
@@ -154,14 +155,14 @@ def _best_bare(engine: Engine) -> tuple[Call, int, str]:
     return calls[batch, layout], batch, f"batch {batch}, {layout}"
 
 
-def _pairs(run: OpenRun, passes: Passes) -> _Alternative:
+def _pairs(run: OpenRun, passes: Passes) -> Alternative:
     work, block, parts = run.work, run.block, 1
     if run.engine.runs_ahead:  # as an evaluation has them: large, and one queued behind the other
         places = torch.arange(_part(run, passes)) % len(block.images)
         block, parts = Block(0, block.images[places]), 2
     pictures = parts * len(block.images)
     row = run.row("pairs", pictures=pictures, occluders=len(work.occluders), sizes=str(passes))
-    return _Alternative(partial(_score_all, run.engine, [block] * parts, work.rows, passes), pictures * work.rows, row)
+    return Alternative(partial(_score_all, run.engine, [block] * parts, work.rows, passes), pictures * work.rows, row)
 
 
 def _part(run: OpenRun, passes: Passes) -> int:
@@ -169,27 +170,27 @@ def _part(run: OpenRun, passes: Passes) -> int:
     return part_size(run.engine, passes, block_size(run.work.rows), run.work.rows)
 
 
-def _end_to_end(run: OpenRun, passes: Passes, pictures: int) -> dict[str, _Alternative]:
+def _end_to_end(run: OpenRun, passes: Passes, pictures: int) -> dict[str, Alternative]:
     """Return an alternative for each number of decoding threads."""
-    work, found = run.work, dict[str, _Alternative]()
+    work, found = run.work, dict[str, Alternative]()
     for workers in work.workers or (worker_count(),):
         name = f"end-to-end {workers}" if len(work.workers) > 1 else "end-to-end"
         call = partial(end_to_end, run.engine, work, pictures, passes, workers)
         facts, sizes = PairsFacts(workers=workers), str(passes)
         row = run.row("end-to-end", facts, pictures=pictures, occluders=len(work.occluders), sizes=sizes)
-        found[name] = _Alternative(call, pictures * work.rows, row)
+        found[name] = Alternative(call, pictures * work.rows, row)
     return found
 
 
-def _baselines(run: OpenRun, pictures: int) -> dict[str, _Alternative]:
+def _baselines(run: OpenRun, pictures: int) -> dict[str, Alternative]:
     """Return an alternative for each meaning of float32; what others are compared with is PyTorch's default."""
     work, device = run.work, run.engine.torch_device
-    sizes, found = f"batch {BATCH}, one pass of {work.rows}", dict[str, _Alternative]()
+    sizes, found = f"batch {BATCH}, one pass of {work.rows}", dict[str, Alternative]()
     for precision in plain_precisions(device):
         plain = PlainLoop(work, pictures, device, precision)
         facts = {"pictures": len(plain), "occluders": len(work.occluders), "sizes": sizes, "device": device.type}
         row = blank_row(work, "baseline", "torch", precision, **facts)
-        found[f"baseline {precision}" if found else "baseline"] = _Alternative(plain, len(plain), row)
+        found[f"baseline {precision}" if found else "baseline"] = Alternative(plain, len(plain), row)
     return found
 
 

@@ -20,6 +20,7 @@ SUITES: Table[Suite[Any]] = Table(
     {
         "pairs": ".pairs:Pairs",
         "scaling": ".scaling:Scaling",
+        "versus": ".versus:Versus",
         "loaders": ".loaders:Loaders",
         "train": ".train:Train",
         "kernels": ".kernels:Kernels",

@@ -43,6 +43,22 @@ class PairsOptions(TimedSuite, ModelOptions, ImageOptions, EngineOptions):
 
         return PairsConfig(self.choices(), self.seconds)
 
+    def ready(self, folder: Path, paths: Sequence[str], bank: Tensor) -> FrozenClassifier:
+        """Return the classifier, for int8 calibrated on what it will be given: speed does not depend on ranges."""
+        from ...export.classifier import INT8
+
+        if INT8 not in self.precisions:
+            return self.classifier
+        from ...engine.machine import worker_count
+        from ...export.calibration import Calibration
+        from ...export.quantise import quantise
+        from ..pictures import open_pictures
+
+        source = open_pictures("pillow", folder, self.classifier.preprocessing, worker_count())
+        chosen = list(paths[:_CALIBRATED])
+        block = next(iter(source.blocks(chosen, len(chosen))))
+        return quantise(self.classifier, Calibration.draw(block.images, bank, str(folder), self.seed))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(PairsOptions):
@@ -149,22 +165,6 @@ class Pairs(PairsOptions):
                 pairs=self.batch_size,
                 workers=workers,
             )
-
-    def ready(self, folder: Path, paths: Sequence[str], bank: Tensor) -> FrozenClassifier:
-        """Return the classifier, for int8 calibrated on what it will be given: speed does not depend on ranges."""
-        from ...export.classifier import INT8
-
-        if INT8 not in self.precisions:
-            return self.classifier
-        from ...engine.machine import worker_count
-        from ...export.calibration import Calibration
-        from ...export.quantise import quantise
-        from ..pictures import open_pictures
-
-        source = open_pictures("pillow", folder, self.classifier.preprocessing, worker_count())
-        chosen = list(paths[:_CALIBRATED])
-        block = next(iter(source.blocks(chosen, len(chosen))))
-        return quantise(self.classifier, Calibration.draw(block.images, bank, str(folder), self.seed))
 
     def chosen_stages(self) -> list[str]:
         """Return the stages that the options name."""

@@ -69,7 +69,7 @@ class Scaling(PairsOptions):
             raise InputError(f"--points: {most} occluders are more than the bank's {len(bank)}; use fewer")
         with picture_folder(self.images) as folder:
             paths, data = picture_paths(folder), self.data(folder)
-            yield Workload(self.classifier, bank, folder, paths, data, pairs=self.batch_size)
+            yield Workload(self.ready(folder, paths, bank), bank, folder, paths, data, pairs=self.batch_size)
 
     def chosen_points(self) -> Points:
         """Return `10x100,1000x10` as [(10, 100), (1000, 10)]."""

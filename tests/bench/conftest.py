@@ -29,7 +29,7 @@ class Ended(NamedTuple):
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time two rounds without a rest: for tests that do not look at how true a rate is."""
-    monkeypatch.setattr(stages, "_REST", 0.0)
+    monkeypatch.setattr(stages, "REST", 0.0)
     monkeypatch.setattr(measure, "MIN_ROUNDS", 2)
 
 
