@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -85,6 +86,7 @@ def engine_rows(
     stages: Sequence[str],
     measured: Callable[[OpenRun], list[PairsRow]],
     progress: Progress,
+    stack: contextlib.ExitStack | None = None,
 ) -> list[PairsRow]:
     """Measure every engine that is chosen.
 
@@ -94,6 +96,8 @@ def engine_rows(
         The stages of an engine's rows, for one whose answers are wrong.
     measured
         What measures an engine whose answers are right.
+    stack
+        Keeps all engines open until it is closed; without one, each is closed before the next one is opened.
 
     Raises
     ------
@@ -101,12 +105,13 @@ def engine_rows(
         The only engine cannot be opened, or a picture cannot be read.
     """
     rows: list[PairsRow] = []
-    block = first_block(work)
+    block = _first_block(work)
     for choice in config.engines:
         precision = choice.precision or "fp32"
         progress.say(f"engine {choice.name} at {precision}")
         try:
-            with open_engine(replace(choice, pairs=work.pairs), work.classifier) as engine:
+            with contextlib.ExitStack() as own:
+                engine = (stack or own).enter_context(open_engine(replace(choice, pairs=work.pairs), work.classifier))
                 rows += _checked(OpenRun(work, engine, block, config.seconds, progress), stages, measured)
         except (EngineUnavailable, InputError, RuntimeError) as error:
             # What the others measured is not lost; a RuntimeError is a library's, as of an operation that it lacks.
@@ -119,9 +124,12 @@ def engine_rows(
 
 def _checked(run: OpenRun, stages: Sequence[str], measured: Callable[[OpenRun], list[PairsRow]]) -> list[PairsRow]:
     """Return the rows of an engine if its answers are right, else rows that say what is wrong."""
-    refused, telling = _judged(run, stages)
-    if refused:
-        return refused
+    run.progress.say(f"{run.engine.name} on {run.engine.device}: {run.engine.reason}; {run.engine.how}")
+    run.engine.load_bank(run.work.occluders)
+    wrong, telling = check_engine(run.engine, run.work, run.block.images)
+    if wrong:
+        return [run.row(stage, available=False, passed=False, reason=wrong) for stage in stages]
+    run.progress.say("logits match PyTorch; selecting batch sizes")
     rows = measured(run)
     if telling:
         return rows
@@ -129,23 +137,7 @@ def _checked(run: OpenRun, stages: Sequence[str], measured: Callable[[OpenRun], 
     return [replace(row, reason=BLIND) if row.available and row.stage != "baseline" else row for row in rows]
 
 
-def refused_rows(run: OpenRun, stages: Sequence[str]) -> list[PairsRow]:
-    """Load the bank; return rows that say what is wrong with an engine's answers, none where they are right."""
-    return _judged(run, stages)[0]
-
-
-def _judged(run: OpenRun, stages: Sequence[str]) -> tuple[list[PairsRow], bool]:
-    """Return `refused_rows`, and whether the answers can tell right from wrong."""
-    run.progress.say(f"{run.engine.name} on {run.engine.device}: {run.engine.reason}; {run.engine.how}")
-    run.engine.load_bank(run.work.occluders)
-    wrong, telling = check_engine(run.engine, run.work, run.block.images)
-    if wrong:
-        return [run.row(stage, available=False, passed=False, reason=wrong) for stage in stages], telling
-    run.progress.say("logits match PyTorch; selecting batch sizes")
-    return [], telling
-
-
-def first_block(work: Workload) -> Block:
+def _first_block(work: Workload) -> Block:
     """Read the first pictures into memory."""
     source = open_pictures("pillow", work.folder, work.classifier.preprocessing, worker_count())
     count = min(READ_TOGETHER, work.pictures or READ_TOGETHER)

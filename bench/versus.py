@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 
-from ..engine.engines.choice import open_engine
 from ..engine.progress import Progress
-from ..export.errors import EngineUnavailable, InputError
 from . import stages
-from .measure import measure, ratio, timer, with_rates
-from .throughput import OpenRun, PairsConfig, PairsRow, blank_row, first_block, refused_rows
+from .measure import Rates, measure, ratio, timer, with_rates
+from .throughput import OpenRun, PairsConfig, PairsRow, engine_rows
 from .workload import Workload
 
 
@@ -29,32 +26,27 @@ def versus_rows(work: Workload, config: PairsConfig, progress: Progress) -> list
     InputError, EngineUnavailable
         The only engine cannot be opened, or a picture cannot be read.
     """
-    rows: list[PairsRow] = []
-    chosen: dict[str, stages.Alternative] = {}
-    block, devices = first_block(work), set[str]()
+    chosen: list[stages.Alternative] = []
+
+    def choose(run: OpenRun) -> list[PairsRow]:
+        chosen.append(stages.best_alternative(run))
+        return [chosen[-1].row]
+
     with contextlib.ExitStack() as stack:
-        for choice in config.engines:
-            precision = choice.precision or "fp32"
-            progress.say(f"engine {choice.name} at {precision}")
-            try:
-                engine = stack.enter_context(open_engine(replace(choice, pairs=work.pairs), work.classifier))
-                run = OpenRun(work, engine, block, config.seconds, progress)
-                if refused := refused_rows(run, ["bare"]):
-                    rows += refused
-                    continue
-                chosen[f"{engine.name} {precision}"] = stages.best_alternative(run)
-                devices.add(engine.torch_device.type)
-            except (EngineUnavailable, InputError, RuntimeError) as error:
-                if len(config.engines) == 1:
-                    raise
-                reason = str(error).splitlines()[0]
-                rows.append(blank_row(work, "bare", choice.name, precision, available=False, reason=reason))
+        rows = engine_rows(work, config, ["bare"], choose, progress, stack)
         if not chosen:
             return rows
-        clock = timer("cuda" if "cuda" in devices else "cpu")
-        calls = {name: one.call for name, one in chosen.items()}
+        clock = timer("cuda" if any(one.row.device == "cuda" for one in chosen) else "cpu")
+        calls = {str(i): one.call for i, one in enumerate(chosen)}
         times = measure(calls, seconds=config.seconds * len(calls), timer=clock, rest=stages.REST)
-    rates = {name: one.pairs / times[name] for name, one in chosen.items()}
-    first = next(iter(rates))
-    against = {name: None if name == first else ratio(rates[name], first, rates[first]) for name in rates}
-    return [*(with_rates(one.row, rates[name], against[name]) for name, one in chosen.items()), *rows]
+    rates = iter([one.pairs / seconds for one, seconds in zip(chosen, times.values(), strict=True)])
+    measured: list[PairsRow] = []
+    first: tuple[str, Rates] | None = None
+    for row in rows:
+        if not row.available:
+            measured.append(row)
+            continue
+        own = next(rates)
+        measured.append(with_rates(row, own, None if first is None else ratio(own, *first)))
+        first = first or (f"{row.engine} {row.precision}", own)
+    return measured

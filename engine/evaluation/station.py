@@ -22,7 +22,7 @@ from ..data.loading import open_source
 from ..data.source import PictureSource
 from ..data.spec import DataSpec
 from ..engines.base import Engine
-from ..engines.choice import EngineChoice, choose_engine, open_engine
+from ..engines.choice import open_engine
 from ..progress import Progress
 from .all_pairs import all_pairs
 from .config import EvaluationConfig, run_folders
@@ -178,32 +178,32 @@ def open_job(job: Job) -> Iterator[Opened]:
         yield Opened(job, engine, source, run, pictures, columns, list(lines))
 
 
-def choose_reference(job: Job, reference: Subject, choice: EngineChoice) -> OccluderBank | Path | None:
-    """Check that a model can stand in for a job's, and an engine for it, before anything is evaluated.
-
-    Returns
-    -------
-    OccluderBank, Path or None
-        The job's bank, as the reference takes it: None where it embeds the same one.
+def bank_of_reference(
+    subject: Subject, bank: OccluderBank | Path | None, reference: Subject
+) -> OccluderBank | Path | None:
+    """Return the bank as another export of a model takes it: None where that embeds the same one.
 
     Raises
     ------
-    InputError, EngineUnavailable
-        It has other weights, preprocessing or another bank; or the engine cannot run it.
+    InputError
+        The other export has other weights, preprocessing or another bank, or failed its check.
     """
-    assert not isinstance(job.model, ModelSpec)
     _unchecked(reference)
-    bank = None if reference.embedded_bank() is not None else job.bank
-    if bank is None and reference.embedded_bank() is None:
-        raise InputError(f"{reference.name}: takes a bank, and {job.model.name} embeds one; export it with that bank")
-    held = [_bank(subject, own)[0].hash for subject, own in ((job.model, job.bank), (reference, bank))]
-    facts = [(subject.model, subject.weights_hash, subject.preprocessing) for subject in (job.model, reference)]
-    names = ("model", "weights", "preprocessing", "bank")
-    pairs = zip(names, *((*of, bank_hash) for of, bank_hash in zip(facts, held, strict=True)), strict=True)
-    if differing := [name for name, ours, other in pairs if ours != other]:
-        raise InputError(f"{reference.name}: has another {' and '.join(differing)} than {job.model.name}")
-    choose_engine(choice, reference)
-    return bank
+    own = bank if reference.embedded_bank() is None else None
+    if own is None and reference.embedded_bank() is None:
+        raise InputError(f"{reference.name}: takes a bank, and {subject.name} embeds one; export it with that bank")
+    ours, others = (
+        {
+            "model": one.model,
+            "weights": one.weights_hash,
+            "preprocessing": one.preprocessing,
+            "bank": _bank(one, of_one)[0].hash,
+        }
+        for one, of_one in ((subject, bank), (reference, own))
+    )
+    if differing := [name for name in ours if ours[name] != others[name]]:
+        raise InputError(f"{reference.name}: has another {' and '.join(differing)} than {subject.name}")
+    return own
 
 
 def _loader(data: DataSpec, places: Iterable[Path]) -> str:

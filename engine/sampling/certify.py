@@ -15,13 +15,13 @@ from ...export.classifier import FrozenClassifier, load_classifier
 from ...export.errors import InputError
 from ...export.models.spec import ModelSpec
 from ..data.spec import DataSpec
-from ..engines.choice import EngineChoice
+from ..engines.choice import EngineChoice, choose_engine
 from ..evaluation.certificate import Certificate, CertifiedCell
 from ..evaluation.config import EvaluationConfig, run_folders
 from ..evaluation.evaluate import evaluate_strengths
 from ..evaluation.passes import choose_passes
 from ..evaluation.sample import CellName
-from ..evaluation.station import Job, Opened, choose_reference, open_job
+from ..evaluation.station import Job, Opened, bank_of_reference, open_job
 from ..evaluation.store import RunStore
 from ..evaluation.summary import SUMMARY_FILE, Run, Summary, plain, read_summary
 from ..evaluation.todo import to_do
@@ -31,7 +31,7 @@ from .draw import draw
 from .drawing import LEAST, Drawing, orders, totals
 from .estimate import DifferenceEstimator
 from .population import population_of
-from .spec import parse_until
+from .spec import check_width, parse_until
 from .store import PAIRS, PairStore
 from .strata import STRATA, Population, StratumName
 
@@ -42,7 +42,7 @@ DESIGN: Final = "clean pictures, matched and unmatched pairs each in a seeded, u
 ESTIMATOR: Final = "model-assisted difference estimator; two-fold cross-fitted ridge regression on the run's answers"
 CELLS: Final[tuple[StratumName, ...]] = ("clean", *STRATA)
 _MARK: Final = 0.005
-# What the two runs have in common; where they are, and what of the engine computes, they have not.
+# What the run and its fp32 answers must have in common. They differ in the engine, and in where things lie.
 _SAME: Final = ("model", "weights_hash", "bank_hash", "preprocessing", "class_ids", "seed", "split", "loader")
 _ENGINE: Final = ("engine", "engine_variant", "device", "artefact")
 
@@ -70,8 +70,7 @@ class CertificateSpec:
 
     def __post_init__(self) -> None:
         for cell, mark in self.until.items():
-            if not 0 < mark < 1:
-                raise InputError(f"--until {cell}={mark:g}: a half-width is above 0 and below 1, as 0.005 for ±½ point")
+            check_width(cell, mark)
         if self.max_pairs is not None and self.max_pairs < len(CELLS) * LEAST:
             least = f"{len(CELLS) * LEAST}, {LEAST} of each cell"
             raise InputError(f"--max-pairs {self.max_pairs}: must be at least {least}")
@@ -259,12 +258,15 @@ def evaluate_certified(
     _check(config)
     subject = load_classifier(model) if isinstance(model, ModelSpec) else model
     _check_precision(config.engine.precision or subject.exported_precision or REFERENCE)
-    other = subject if reference is None else reference
-    if reference is not None and reference.exported_precision != REFERENCE:
-        raise InputError(f"--certify {reference.folder}: is in {reference.exported_precision}; export it again in fp32")
-    if reference is None and subject.exported_precision is not None:
+    other, own = subject, bank
+    if reference is not None:
+        if reference.exported_precision != REFERENCE:
+            named = f"--certify {reference.folder}: is in {reference.exported_precision}"
+            raise InputError(f"{named}; export it again in fp32")
+        other, own = reference, bank_of_reference(subject, bank, reference)
+    elif subject.exported_precision is not None:
         raise InputError("--certify fp32: an artefact has one precision; pass the folder of its fp32 export here")
-    own = choose_reference(Job(subject, bank, data, out, config), other, _reference(config.engine))
+    choose_engine(_reference(config.engine), other)
     evaluate_strengths(subject, bank, data, out, config, progress)
     places = run_folders(out, config.strengths)
     return {
@@ -275,7 +277,7 @@ def evaluate_certified(
 
 def _check_precision(precision: str) -> None:
     if precision == REFERENCE:
-        raise InputError("--certify: the RUN is in fp32 itself; it is for one in bf16, fp16 or int8 (--precision)")
+        raise InputError("--certify: the RUN is in fp32 itself; certify one in bf16, fp16 or int8 (--precision)")
 
 
 def _check(config: EvaluationConfig) -> None:
@@ -301,7 +303,7 @@ def _check_same(store: RunStore, opened: Opened) -> None:
 
 
 def _pairs(folder: Path, there: Mapping[StratumName, int], digest: str, run: Run, progress: Progress) -> PairStore:
-    """Open the fp32 answers, or begin anew where those of the run have changed since."""
+    """Open the fp32 answers, or begin anew where the run's answers, the seed or the engine have changed since."""
     of = {"answers": digest, "seed": str(run.seed), **{name: getattr(run, name) for name in _ENGINE}}
     before = PairStore.facts(folder)
     if before is not None and before != of:

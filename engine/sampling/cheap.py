@@ -1,4 +1,4 @@
-"""The control variate of a certificate: what the cheap answers of a full run say of the dear ones, pair by pair."""
+"""The control variate of a certificate: what the answers of a full run say of those in fp32, pair by pair."""
 
 from __future__ import annotations
 

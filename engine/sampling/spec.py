@@ -42,6 +42,12 @@ def stratum_of(cell: CellName) -> StratumName | None:
     return None if name == "clean" else name  # type: ignore[return-value]
 
 
+def check_width(cell: CellName, mark: float) -> None:
+    """Raise `InputError` for a half-width that no cell can have."""
+    if not 0 < mark < 1:
+        raise InputError(f"--until {cell}={mark:g}: a half-width is above 0 and below 1, as 0.01 for ±1 point")
+
+
 @dataclass(frozen=True)
 class SamplingSpec:
     """When a sampled evaluation ends: every width is reached and every claim decided.
@@ -87,8 +93,7 @@ class SamplingSpec:
         if "clean" in self.until:
             raise InputError("--until clean: every picture is evaluated clean, so that it is exact; leave it out")
         for cell, mark in self.until.items():
-            if not 0 < mark < 1:
-                raise InputError(f"--until {cell}={mark:g}: a half-width is above 0 and below 1, as 0.01 for ±1 point")
+            check_width(cell, mark)
         for claim in self.claims:
             if not 0 <= claim.bound < math.inf or (claim.bound > 1 and "/" not in claim.cell):
                 raise InputError(f"--claim {claim}: accuracies are from 0 to 1, and ratios from 0 on")
